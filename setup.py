@@ -1,0 +1,47 @@
+"""Installs drifting_jax; the ranges are the ones its tests have run with."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+JAX = ">=0.10.2,<0.11"
+
+setup(
+    name="drifting_jax",
+    version="0.1.0",
+    description="Drifting Models (arXiv 2602.04770) in JAX: one-pass generators, tested and fast",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["drifting_jax", "drifting_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        f"jax{JAX}",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources>=6",  # tensorflow-datasets imports it without asking for it
+        "clu>=0.0.12,<0.1",
+        "ml_collections>=1.1,<2",
+        "absl-py>=2.1",
+        "numpy>=2.1,<3",
+        "scikit-learn>=1.5,<2",  # the digits that ship inside it
+        "tensorboardX>=2.6,<3",  # event files without TensorFlow
+        "tqdm>=4.66,<5",
+        "pillow>=10",
+        "matplotlib>=3.9,<4",
+    ],
+    extras_require={
+        "tpu": [f"jax[tpu]{JAX}"],
+        "cuda": [f"jax[cuda12]{JAX}"],
+        "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.14"],
+    },
+    entry_points={
+        "console_scripts": [
+            "drifting-sample=drifting_jax.sample:cli",
+            "drifting-evaluate=drifting_jax.evaluate:cli",
+        ]
+    },
+)
