@@ -1,0 +1,90 @@
+"""Features of the loss at several scales: {name: [b, t, d]} of named feature maps (3.4, A.5)."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+_EPSILON = 1e-6
+
+
+def location_features(feature_map: jax.Array) -> jax.Array:
+    """Every location by itself: [b, h, w, d] -> [b, h·w, d]."""
+    b, h, w, d = feature_map.shape
+    return feature_map.reshape(b, h * w, d)
+
+
+def root_mean_square(feature_map: jax.Array) -> jax.Array:
+    """Root mean square of each channel over the map: [b, h, w, d] -> [b, 1, d] float32."""
+    x = _at_least_float32(location_features(feature_map))
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=1, keepdims=True) + _EPSILON)
+
+
+def patch_mean_and_std(feature_map: jax.Array, patch_size: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and population std over non-overlapping patches.
+
+    Rows and columns that do not fill a patch are left out.
+
+    Args:
+      feature_map: [b, h, w, d], patch_size <= h, w.
+
+    Returns:
+      Two [b, (h // patch_size)·(w // patch_size), d], at least float32.
+    """
+    b, h, w, d = feature_map.shape
+    rows, columns = h // patch_size, w // patch_size
+    x = feature_map[:, : rows * patch_size, : columns * patch_size]
+    x = _at_least_float32(x).reshape(b, rows, patch_size, columns, patch_size, d)
+    mean = jnp.mean(x, axis=(2, 4), keepdims=True)
+    std = jnp.sqrt(jnp.mean(jnp.square(x - mean), axis=(2, 4)) + _EPSILON)
+    return mean.reshape(b, rows * columns, d), std.reshape(b, rows * columns, d)
+
+
+def global_mean_and_std(feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and population std over the whole map: [b, h, w, d] -> two [b, 1, d]."""
+    x = _at_least_float32(location_features(feature_map))
+    mean = jnp.mean(x, axis=1, keepdims=True)
+    return mean, jnp.sqrt(jnp.mean(jnp.square(x - mean), axis=1, keepdims=True) + _EPSILON)
+
+
+def multiscale_features(
+    maps: Mapping[str, jax.Array], *, patch_sizes: Sequence[int] = (2, 4)
+) -> dict[str, jax.Array]:
+    """All features of an encoder's maps (A.5).
+
+    For a map `stage1`: its locations `stage1`, `stage1/mean`, `stage1/std`, and for each patch size
+    that fits the map `stage1/mean_2x2`, `stage1/std_2x2`. The map `input` (what the encoder sees,
+    patchified) gives `input/rms` alone. A map of one location has no std.
+
+    Args:
+      maps: {name: [b, h, w, d]}.
+      patch_sizes: sides of the square patches.
+
+    Returns:
+      {name: [b, t, d]}; means and stds at least float32.
+    """
+    features = {}
+    for name, feature_map in maps.items():
+        if name == "input":
+            features["input/rms"] = root_mean_square(feature_map)
+            continue
+        features[name] = location_features(feature_map)
+        mean, std = global_mean_and_std(feature_map)
+        features[f"{name}/mean"] = mean
+        if features[name].shape[1] > 1:
+            features[f"{name}/std"] = std
+        for size in patch_sizes:
+            if size <= min(feature_map.shape[1:3]):
+                mean, std = patch_mean_and_std(feature_map, size)
+                features[f"{name}/mean_{size}x{size}"] = mean
+                features[f"{name}/std_{size}x{size}"] = std
+    return features
+
+
+def raw_features(images: jax.Array) -> dict[str, jax.Array]:
+    """The sample itself as one vector: {"raw": [b, 1, h·w·c]}."""
+    return {"raw": images.reshape(images.shape[0], 1, -1)}
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

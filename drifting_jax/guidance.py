@@ -1,0 +1,56 @@
+"""Classifier-free guidance at training time: how α is drawn, and what it weighs (3.5, A.7)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def cfg_scale_from_uniform(
+    uniform: jax.Array, *, minimum: float, maximum: float, power: float
+) -> jax.Array:
+    """Inverse CDF of the density ∝ α^-power on [minimum, maximum]; log-uniform at power 1.
+
+    Args:
+      uniform: [...] float in [0, 1].
+      minimum, maximum: 0 < minimum <= maximum.
+
+    Returns:
+      α [...] float32.
+
+    Raises:
+      ValueError: for an empty range.
+    """
+    if not 0 < minimum <= maximum:
+        raise ValueError(f"need 0 < minimum <= maximum of α; found {minimum} and {maximum}")
+    if power == 1:
+        scale = minimum * (maximum / minimum) ** uniform
+    else:
+        low, high = minimum ** (1 - power), maximum ** (1 - power)
+        scale = (low + uniform * (high - low)) ** (1 / (1 - power))
+    return jnp.clip(scale, minimum, maximum)
+
+
+def sample_cfg_scale(
+    key: jax.Array,
+    shape: tuple[int, ...],
+    *,
+    minimum: float,
+    maximum: float,
+    power: float,
+    probability_of_one: float = 0.0,
+) -> jax.Array:
+    """Draws the guidance scale α of each class row: [...] float32 in [minimum, maximum], or 1."""
+    scale_key, one_key = jax.random.split(key)
+    scale = cfg_scale_from_uniform(
+        jax.random.uniform(scale_key, shape), minimum=minimum, maximum=maximum, power=power
+    )
+    return jnp.where(jax.random.bernoulli(one_key, probability_of_one, shape), 1.0, scale)
+
+
+def unconditional_weight(
+    cfg_scale: jax.Array, *, generated_per_label: int, unconditional_per_label: int
+) -> jax.Array:
+    """Weight w = (α-1)(g-1)/max(u, 1) of each unconditional negative: [...] as `cfg_scale`.
+
+    With it the unconditional samples carry γ = 1 - 1/α of the negative mass, self excluded.
+    """
+    return (cfg_scale - 1) * (generated_per_label - 1) / max(unconditional_per_label, 1)
