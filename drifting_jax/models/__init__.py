@@ -1,0 +1,1 @@
+"""Networks: mathematics only; no mesh, and no key is drawn inside."""

@@ -1,0 +1,332 @@
+"""The generator (A.2): a Diffusion Transformer that maps noise to an image in one pass."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from drifting_jax.models import layers
+
+_NORMAL_02 = nn.initializers.normal(0.02)
+_ZEROS = nn.initializers.zeros
+_SINUSOID_WIDTH = 256
+_SCALE_EMBEDDING_GAIN = 0.02  # weight of the CFG scale's embedding in the condition (A.2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over tokens [b, t, width] with optional QK-norm and RoPE."""
+
+    num_heads: int
+    qk_norm: bool
+    rms_norm: bool
+    dtype: jnp.dtype
+    attention_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+        b, t, width = x.shape
+        head_width = width // self.num_heads
+        qkv = layers.linear(3 * width, dtype=self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(b, t, 3, self.num_heads, head_width)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [b, t, heads, head_width]
+        if self.qk_norm:
+            q = layers.token_norm(rms=self.rms_norm, affine=True, dtype=self.dtype, name="q_norm")(
+                q
+            )
+            k = layers.token_norm(rms=self.rms_norm, affine=True, dtype=self.dtype, name="k_norm")(
+                k
+            )
+        q, k, v = (a.astype(self.attention_dtype) for a in (q, k, v))
+        if rotation is not None:
+            q = layers.apply_rotary(q, *rotation)
+            k = layers.apply_rotary(k, *rotation)
+        logits = jnp.einsum("bqnd,bknd->bnqk", q * head_width**-0.5, k)
+        weights = nn.softmax(logits, axis=-1)
+        y = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(b, t, width).astype(self.dtype)
+        return layers.linear(width, dtype=self.dtype, name="out")(y)
+
+
+class FeedForward(nn.Module):
+    """Per-token network: SwiGLU, or two layers with a GELU between them.
+
+    SwiGLU's three matrices hold as many weights as the two of the GELU network: its hidden width is
+    2/3 of `mlp_ratio * width`, rounded up to a multiple of 32.
+    """
+
+    mlp_ratio: float
+    swiglu: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        hidden = int(width * self.mlp_ratio)
+        if self.swiglu:
+            hidden = -(-int(hidden * 2 / 3) // 32) * 32
+            gate = layers.linear(hidden, dtype=self.dtype, name="gate")(x)
+            up = layers.linear(hidden, dtype=self.dtype, name="up")(x)
+            y = nn.silu(gate) * up
+        else:
+            y = nn.gelu(layers.linear(hidden, dtype=self.dtype, name="up")(x), approximate=False)
+        return layers.linear(width, dtype=self.dtype, name="down")(y)
+
+
+def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    return x * (1 + scale) + shift
+
+
+class Modulation(nn.Module):
+    """adaLN-zero: condition [b, condition_width] -> `parts` arrays [b, 1, width], 0 at first."""
+
+    width: int
+    parts: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, condition: jax.Array) -> list[jax.Array]:
+        y = layers.linear(
+            self.parts * self.width, dtype=self.dtype, kernel_init=_ZEROS, name="linear"
+        )(nn.silu(condition))
+        return jnp.split(y[:, None], self.parts, axis=-1)
+
+
+class Block(nn.Module):
+    """Transformer block with adaLN-zero: attention, then the per-token network."""
+
+    num_heads: int
+    mlp_ratio: float
+    qk_norm: bool
+    swiglu: bool
+    rms_norm: bool
+    dtype: jnp.dtype
+    attention_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        condition: jax.Array,
+        rotation: tuple[jax.Array, jax.Array] | None,
+    ) -> jax.Array:
+        norm = {"rms": self.rms_norm, "affine": False, "dtype": self.dtype}
+        shift1, scale1, gate1, shift2, scale2, gate2 = Modulation(
+            x.shape[-1], 6, self.dtype, name="modulation"
+        )(condition)
+        y = _modulate(layers.token_norm(**norm, name="attention_norm")(x), shift1, scale1)
+        x = x + gate1 * SelfAttention(
+            self.num_heads,
+            self.qk_norm,
+            self.rms_norm,
+            self.dtype,
+            self.attention_dtype,
+            name="attention",
+        )(y, rotation)
+        y = _modulate(layers.token_norm(**norm, name="feed_forward_norm")(x), shift2, scale2)
+        return x + gate2 * FeedForward(
+            self.mlp_ratio, self.swiglu, self.dtype, name="feed_forward"
+        )(y)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and the zero-initialised map from tokens to patches of the image."""
+
+    features: int
+    rms_norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        shift, scale = Modulation(x.shape[-1], 2, self.dtype, name="modulation")(condition)
+        norm = layers.token_norm(rms=self.rms_norm, affine=False, dtype=self.dtype, name="norm")
+        return layers.linear(self.features, dtype=self.dtype, kernel_init=_ZEROS, name="output")(
+            _modulate(norm(x), shift, scale)
+        )
+
+
+class ScaleEmbedding(nn.Module):
+    """Embeds the CFG scale alpha: RMSNorm(MLP(sinusoid(alpha))), [b] -> [b, width]."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, cfg_scale: jax.Array) -> jax.Array:
+        init = {"dtype": self.dtype, "kernel_init": _NORMAL_02}
+        x = layers.sinusoid(cfg_scale, _SINUSOID_WIDTH)
+        x = nn.silu(layers.linear(self.width, **init, name="hidden")(x))
+        x = layers.linear(self.width, **init, name="out")(x)
+        return layers.token_norm(rms=True, affine=True, dtype=self.dtype, name="norm")(x)
+
+
+class DiT(nn.Module):
+    """Generator `x = f(noise, label, styles, alpha)` (A.2), one evaluation per image.
+
+    The noise is cut into patches of `patch_size`; `num_context_tokens` tokens made from the
+    condition stand before them; learned positions, RoPE over all tokens, adaLN-zero blocks. Every
+    output channel starts at zero.
+
+    Attributes:
+      image_size: side of the square image (or latent).
+      in_channels: channels of the noise.
+      out_channels: channels of the image.
+      patch_size: side of a patch; divides `image_size`.
+      width: channels of a token; `num_heads` divides it.
+      depth: number of blocks.
+      num_heads: heads of an attention.
+      num_classes: labels run from 0 to `num_classes - 1`.
+      mlp_ratio: width of a block's feed-forward network over `width`.
+      condition_width: channels of the condition; None means `width`.
+      num_context_tokens: in-context tokens; 0 for none.
+      num_style_books: k, independent style codes of an image.
+      styles_per_book: number of codes of a style book; 0 for no style embeddings.
+      qk_norm: normalise queries and keys per head.
+      swiglu: SwiGLU feed-forward networks instead of GELU.
+      rope: rotary positions over all tokens, context tokens first.
+      rms_norm: RMSNorm instead of LayerNorm without parameters.
+      dtype: compute dtype; parameters are float32 always.
+      attention_dtype: dtype of queries, keys, values and softmax; None means `dtype`.
+    """
+
+    image_size: int
+    in_channels: int
+    out_channels: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    mlp_ratio: float = 4.0
+    condition_width: int | None = None
+    num_context_tokens: int = 16
+    num_style_books: int = 32
+    styles_per_book: int = 64
+    qk_norm: bool = True
+    swiglu: bool = True
+    rope: bool = True
+    rms_norm: bool = True
+    dtype: jnp.dtype = jnp.float32
+    attention_dtype: jnp.dtype | None = None
+
+    def setup(self):
+        self._check_fields()
+        condition_width = self.condition_width or self.width
+        self.class_embedding = nn.Embed(
+            self.num_classes, condition_width, embedding_init=_NORMAL_02, dtype=self.dtype
+        )
+        if self.styles_per_book:
+            self.style_books = self.param(
+                "style_books",
+                _NORMAL_02,
+                (self.num_style_books, self.styles_per_book, condition_width),
+            )
+        self.scale_embedding = ScaleEmbedding(condition_width, self.dtype)
+        self.patch_embedding = layers.linear(self.width, dtype=self.dtype)
+        self.position_embedding = self.param(
+            "position_embedding",
+            lambda _: jnp.asarray(layers.sincos_2d(self.image_size // self.patch_size, self.width)),
+        )
+        if self.num_context_tokens:
+            self.context_projection = layers.linear(self.width, dtype=self.dtype)
+            self.context_embedding = self.param(
+                "context_embedding", _NORMAL_02, (self.num_context_tokens, self.width)
+            )
+        attention_dtype = self.attention_dtype or self.dtype
+        self.blocks = [
+            Block(
+                self.num_heads,
+                self.mlp_ratio,
+                self.qk_norm,
+                self.swiglu,
+                self.rms_norm,
+                self.dtype,
+                attention_dtype,
+                name=f"block_{i}",
+            )
+            for i in range(self.depth)
+        ]
+        self.final = FinalLayer(self.patch_size**2 * self.out_channels, self.rms_norm, self.dtype)
+
+    def __call__(
+        self, noise: jax.Array, labels: jax.Array, styles: jax.Array, cfg_scale: jax.Array
+    ) -> jax.Array:
+        """Generates images from noise.
+
+        Args:
+          noise: [b, h, w, in_channels] float32, standard normal.
+          labels: [b] int32 in [0, num_classes).
+          styles: [b, k] int32 in [0, styles_per_book); ignored where `styles_per_book` is 0.
+          cfg_scale: [b] float32, alpha >= 1.
+
+        Returns:
+          Images [b, h, w, out_channels] float32, nominally in [-1, 1] (not clipped).
+
+        Raises:
+          ValueError: shapes do not fit the fields.
+        """
+        expected = (labels.shape[0], self.image_size, self.image_size, self.in_channels)
+        if noise.shape != expected:
+            raise ValueError(
+                f"noise must have shape {expected} (labels, image_size, in_channels), "
+                f"found {noise.shape}"
+            )
+        condition = self.condition(labels, styles, cfg_scale)
+        patches = layers.patchify(noise.astype(self.dtype), self.patch_size)
+        b, rows, columns, _ = patches.shape
+        x = self.patch_embedding(patches.reshape(b, rows * columns, -1))
+        x = x + self.position_embedding[None].astype(self.dtype)  # [b, t, width]
+        if self.num_context_tokens:
+            context = self.context_projection(condition)[:, None]
+            context = context + self.context_embedding[None].astype(self.dtype)
+            x = jnp.concatenate([context, x], axis=1)
+        rotation = self._rotation(x.shape[1]) if self.rope else None
+        for block in self.blocks:
+            x = block(x, condition, rotation)
+        x = self.final(x[:, self.num_context_tokens :], condition)
+        images = layers.unpatchify(x.reshape(b, rows, columns, -1), self.patch_size)
+        return images.astype(jnp.float32)
+
+    def condition(self, labels: jax.Array, styles: jax.Array, cfg_scale: jax.Array) -> jax.Array:
+        """Class embedding + sum of style embeddings + 0.02 * embedding of alpha (A.2).
+
+        Args:
+          labels: [b] int32.
+          styles: [b, k] int32; ignored where `styles_per_book` is 0.
+          cfg_scale: [b] float32.
+
+        Returns:
+          [b, condition_width] in `dtype`.
+
+        Raises:
+          ValueError: shapes do not fit the fields.
+        """
+        b = labels.shape[0]
+        if cfg_scale.shape != (b,):
+            raise ValueError(
+                f"cfg_scale must have shape ({b},) like labels, found {cfg_scale.shape}"
+            )
+        y = self.class_embedding(labels)
+        if self.styles_per_book:
+            if styles.shape != (b, self.num_style_books):
+                raise ValueError(
+                    f"styles must have shape {(b, self.num_style_books)} "
+                    f"(labels, num_style_books), found {styles.shape}"
+                )
+            books = jnp.arange(self.num_style_books)[None]
+            y = y + self.style_books[books, styles].sum(1).astype(self.dtype)
+        return y + _SCALE_EMBEDDING_GAIN * self.scale_embedding(cfg_scale)
+
+    def _rotation(self, num_tokens: int) -> tuple[jax.Array, jax.Array]:
+        dtype = self.attention_dtype or self.dtype
+        return layers.rotary_angles(num_tokens, self.width // self.num_heads, dtype=dtype)
+
+    def _check_fields(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"patch_size must divide image_size {self.image_size}, found {self.patch_size}"
+            )
+        if self.width % self.num_heads or (self.rope and self.width // self.num_heads % 2):
+            raise ValueError(
+                f"width {self.width} must be num_heads times an even head width, "
+                f"found {self.num_heads} heads"
+            )

@@ -1,0 +1,206 @@
+"""Layers that several networks share: linear maps, convolutions, norms, embeddings, patches.
+
+Parameters are float32; `dtype` is the compute dtype. Norm statistics and angles of the sinusoid are
+always float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+xavier_uniform = nn.initializers.xavier_uniform()
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """Moves every patch of `patch_size` x `patch_size` pixels into the channels.
+
+    Args:
+      images: [b, h, w, c], any dtype.
+      patch_size: side of a patch; must divide h and w.
+
+    Returns:
+      [b, h / patch_size, w / patch_size, patch_size * patch_size * c]; channels vary fastest, then
+      columns, then rows of the patch.
+
+    Raises:
+      ValueError: `patch_size` does not divide the image's sides.
+    """
+    if patch_size == 1:
+        return images
+    b, h, w, c = images.shape
+    if h % patch_size or w % patch_size:
+        raise ValueError(
+            f"patch_size {patch_size} must divide the image's sides, found {h}x{w}: "
+            "change the patch size or the image size"
+        )
+    rows, columns = h // patch_size, w // patch_size
+    patches = images.reshape(b, rows, patch_size, columns, patch_size, c)
+    return patches.swapaxes(2, 3).reshape(b, rows, columns, patch_size * patch_size * c)
+
+
+def unpatchify(patches: jax.Array, patch_size: int) -> jax.Array:
+    """Inverse of `patchify`: [b, h', w', ps * ps * c] -> [b, h' * ps, w' * ps, c]."""
+    if patch_size == 1:
+        return patches
+    b, rows, columns, width = patches.shape
+    channels = width // (patch_size * patch_size)
+    pixels = patches.reshape(b, rows, columns, patch_size, patch_size, channels)
+    return pixels.swapaxes(2, 3).reshape(b, rows * patch_size, columns * patch_size, channels)
+
+
+def sincos_1d(positions: np.ndarray, width: int) -> np.ndarray:
+    """Fixed sine-cosine embedding: positions [n] -> float32 [n, width], sines first."""
+    frequencies = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width // 2))
+    angles = np.outer(positions, frequencies)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def sincos_2d(side: int, width: int) -> np.ndarray:
+    """2-D sine-cosine embedding of a square grid, row-major: float32 [side * side, width].
+
+    Half of the channels embed the column, half the row (the usual start of a ViT's or DiT's
+    learned positions).
+
+    Raises:
+      ValueError: `width` is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(
+            f"width must be a multiple of 4 for 2-D sine-cosine positions, got {width}"
+        )
+    row, column = np.divmod(np.arange(side * side), side)
+    return np.concatenate([sincos_1d(column, width // 2), sincos_1d(row, width // 2)], axis=1)
+
+
+def sinusoid(values: jax.Array, width: int, *, max_period: float = 10000.0) -> jax.Array:
+    """Sinusoidal embedding of a scalar: values [b] -> float32 [b, width], cosines first."""
+    half = width // 2
+    frequencies = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float32) / half)
+    angles = values.astype(jnp.float32)[:, None] * frequencies[None].astype(np.float32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rotary_angles(
+    num_tokens: int, head_width: int, *, dtype: jnp.dtype, base: float = 10000.0
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of 1-D rotary positions (RoPE), each [num_tokens, head_width / 2].
+
+    Positions, frequencies and angles are all computed in `dtype`. In bfloat16 positions above 256
+    are no longer distinct; that is how the paper's networks ran, so weights trained that way
+    need it.
+    """
+    positions = jnp.arange(num_tokens, dtype=dtype)
+    exponents = jnp.arange(0, head_width, 2, dtype=dtype) / head_width
+    angles = jnp.outer(positions, 1.0 / base**exponents)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
+    """Rotates pairs of channels (i, i + d/2) by the token's angles: x [b, t, heads, d] -> same."""
+    cosines, sines = cosines[None, :, None, :], sines[None, :, None, :]
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate(
+        [first * cosines - second * sines, second * cosines + first * sines], axis=-1
+    )
+
+
+def linear(
+    features: int,
+    *,
+    dtype: jnp.dtype,
+    kernel_init: Callable[..., jax.Array] = xavier_uniform,
+    name: str | None = None,
+) -> nn.Dense:
+    """Affine map of the last axis: zero bias, Xavier-uniform kernel unless told otherwise."""
+    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
+
+
+def token_norm(*, rms: bool, affine: bool, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
+    """Norm over the last axis, epsilon 1e-6: RMSNorm (with a scale), or LayerNorm."""
+    if rms:
+        return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
+    return nn.LayerNorm(
+        epsilon=1e-6,
+        dtype=dtype,
+        use_scale=affine,
+        use_bias=affine,
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+class Conv(nn.Module):
+    """Convolution of [b, h, w, c] without bias; padding is half of an odd kernel, as in a ResNet.
+
+    Maps of at most 2x2 positions go through patches and one matrix product: the same sums, which
+    XLA's CPU convolution takes over ten times longer for at that size.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size, stride, pad = self.kernel_size, self.stride, self.kernel_size // 2
+        shape = (size, size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        b, h, w, c = x.shape
+        rows, columns = -(-h // stride), -(-w // stride)
+        if rows * columns > 4:
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (stride, stride),
+                [(pad, pad), (pad, pad)],
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        taps = [
+            x[:, i : i + h : stride, j : j + w : stride] for i in range(size) for j in range(size)
+        ]
+        patches = jnp.concatenate(taps, axis=-1).reshape(b * rows * columns, size * size * c)
+        return (patches @ kernel.reshape(-1, self.features)).reshape(b, rows, columns, -1)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of [b, h, w, d], epsilon 1e-6, statistics in float32.
+
+    Reduces space first and the group's channels second, so that channels stay the fastest axis.
+
+    Raises:
+      ValueError: `groups` does not divide the channels.
+    """
+
+    groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, d = x.shape
+        if d % self.groups:
+            raise ValueError(
+                f"groups must divide the {d} channels that are normalised, got {self.groups}: "
+                "choose fewer groups or another width"
+            )
+        scale = self.param("scale", nn.initializers.ones, (d,))
+        bias = self.param("bias", nn.initializers.zeros, (d,))
+        x = x.reshape(b, h * w, d).astype(jnp.float32)
+        centred = x - self._per_group(x.mean(1))[:, None]
+        variance = self._per_group(jnp.square(centred).mean(1))  # [b, d]
+        factor = jax.lax.rsqrt(variance + 1e-6) * scale[None]
+        y = centred * factor[:, None] + bias[None, None]
+        return y.reshape(b, h, w, d).astype(self.dtype)
+
+    def _per_group(self, statistic: jax.Array) -> jax.Array:
+        """Replaces a per-channel statistic [b, d] by its mean over the channel's group."""
+        b, d = statistic.shape
+        grouped = statistic.reshape(b, self.groups, d // self.groups).mean(-1, keepdims=True)
+        return jnp.broadcast_to(grouped, (b, self.groups, d // self.groups)).reshape(b, d)

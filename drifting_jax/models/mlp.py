@@ -1,0 +1,47 @@
+"""A small multilayer perceptron: the generator of the two-dimensional toys (5.1)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from drifting_jax.models import layers
+
+
+class MLP(nn.Module):
+    """Maps noise [b, n] to points [b, out_features] in one pass.
+
+    Unlike the image generator's, the output layer does not start at zero: a toy starts from a
+    distribution that is spread out, which the first steps can be seen to move.
+
+    Attributes:
+      widths: hidden layers' widths, each followed by SiLU.
+      out_features: coordinates of a point.
+      dtype: compute dtype; parameters are float32 always.
+    """
+
+    widths: tuple[int, ...] = (256, 256, 256)
+    out_features: int = 2
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, noise: jax.Array) -> jax.Array:
+        """Generates points.
+
+        Args:
+          noise: [b, n] float32, standard normal.
+
+        Returns:
+          [b, out_features] float32.
+
+        Raises:
+          ValueError: noise is not of rank 2.
+        """
+        if noise.ndim != 2:
+            raise ValueError(f"noise must be [b, n], found shape {noise.shape}")
+        x = noise
+        for i, width in enumerate(self.widths):
+            x = nn.silu(layers.linear(width, dtype=self.dtype, name=f"hidden_{i}")(x))
+        x = layers.linear(self.out_features, dtype=self.dtype, name="output")(x)
+        return x.astype(jnp.float32)
