@@ -1,0 +1,312 @@
+"""Devices: the mesh, sharding rules, and host arrays to and from global arrays.
+
+The only file that knows how many devices and processes there are. Everything else takes a mesh of
+two axes, `data` and `fsdp`: batches are split over both, parameters over `fsdp` by rules. One
+device is a mesh of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH_AXES = ("data", "fsdp")
+LARGE = 2**20  # elements: a tensor that is worth a warning where it is not sharded
+
+PyTree = Any
+Rules = Sequence[tuple[str, Sequence[str | Sequence[str] | None]]]
+
+logger = logging.getLogger(__name__)
+
+
+def initialize(
+    *,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the processes of a run, before any other use of JAX; no-op where there is one.
+
+    What is not given is read from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`; what is still missing is known to JAX where a SLURM step of several tasks or
+    a TPU slice of several hosts started this process.
+
+    Args:
+        coordinator_address: `host:port` of process 0.
+        num_processes: processes of the run.
+        process_id: this process, `0 … num_processes - 1`.
+
+    Raises:
+        ValueError: some of the three are known, others not and nothing tells them.
+    """
+    if jax.distributed.is_initialized():
+        return
+    env = os.environ
+    count = env.get("JAX_NUM_PROCESSES") if num_processes is None else num_processes
+    index = env.get("JAX_PROCESS_ID") if process_id is None else process_id
+    told = {
+        "coordinator_address": coordinator_address or env.get("JAX_COORDINATOR_ADDRESS"),
+        "num_processes": None if count is None else int(count),
+        "process_id": None if index is None else int(index),
+    }
+    missing = [name for name, value in told.items() if value is None]
+    if told["num_processes"] == 1:
+        return
+    if not missing or _launched_as_several(env):
+        jax.distributed.initialize(**told)
+    elif len(missing) < len(told):
+        raise ValueError(
+            f"expected {', '.join(told)} for a run of several processes, found no "
+            f"{' and no '.join(missing)}; set {', '.join(f'JAX_{x.upper()}' for x in missing)} or "
+            "the flags of these names"
+        )
+
+
+def _launched_as_several(env: Mapping[str, str]) -> bool:
+    """Whether a SLURM step or a TPU slice of several hosts started this process."""
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1:
+        return True
+    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+    # JAX sets TPU_ML_PLATFORM when imported where TPU chips are; there, the virtual machine's
+    # metadata server names the hosts of the slice.
+    if not hosts and "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env:
+        server = env.get("GCE_METADATA_IP", "metadata.google.internal")
+        request = urllib.request.Request(
+            f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints",
+            headers={"Metadata-Flavor": "Google"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                hosts = reply.read().decode()
+        except OSError:
+            hosts = ""  # a TPU outside of a Cloud slice
+    return "," in (hosts or "")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """Mesh with axes `("data", "fsdp")`, of automatically sharded (`AxisType.Auto`) arrays.
+
+    Devices stand in the order of their processes, so that each process holds one contiguous part
+    of every batch. One process may use its first devices only; several use all of theirs.
+
+    Args:
+        data: devices over which batches are split; -1 for all that `fsdp` leaves.
+        fsdp: devices over which parameters, and batches too, are split; -1 as above.
+
+    Raises:
+        ValueError: the sizes do not fit the devices.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    n = len(devices)
+    sizes = {"data": data, "fsdp": fsdp}
+    fits = f"with {n} devices, data x fsdp may be " + ", ".join(
+        f"{n // k}x{k}" for k in range(1, n + 1) if n % k == 0
+    )
+    if any(size < 1 and size != -1 for size in sizes.values()) or data == fsdp == -1:
+        raise ValueError(
+            f"expected mesh sizes of at least 1, one of them -1 for the rest, found data={data} "
+            f"fsdp={fsdp}; {fits}"
+        )
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if -1 in sizes.values() and n % known == 0:
+        sizes = {name: n // known if size == -1 else size for name, size in sizes.items()}
+    shape = tuple(sizes.values())
+    size = math.prod(shape)
+    if size < 1 or size > n or (jax.process_count() > 1 and size != n):
+        raise ValueError(
+            f"expected a mesh that fits the devices, found data={data} fsdp={fsdp}; {fits}"
+        )
+    return Mesh(
+        np.array(devices[:size]).reshape(shape), BATCH_AXES, axis_types=(AxisType.Auto,) * 2
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds everything."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis over all devices."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def row_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
+    """Sharding of `[c, g, …]` arrays over all devices, whichever axes divide.
+
+    Class rows over both mesh axes; else rows over `data` and samples of a row over `fsdp`; else
+    samples over both.
+
+    Args:
+        mesh: see `make_mesh`.
+        rows: class rows `c`.
+        per_row: samples of each row `g`.
+
+    Raises:
+        ValueError: none divides.
+    """
+    data, fsdp = (mesh.shape[name] for name in BATCH_AXES)
+    n = data * fsdp
+    if rows % n == 0:
+        return NamedSharding(mesh, P(BATCH_AXES))
+    if rows % data == 0 and per_row % fsdp == 0:
+        return NamedSharding(mesh, P(*BATCH_AXES))
+    if per_row % n == 0:
+        return NamedSharding(mesh, P(None, BATCH_AXES))
+    raise ValueError(
+        f"expected class rows and samples per row that split over a mesh of data={data} x "
+        f"fsdp={fsdp}, found {rows} rows of {per_row}; make the rows {_nearest(rows, n)}, or the "
+        f"samples per row {_nearest(per_row, n)}, or the rows {_nearest(rows, data)} and the "
+        f"samples per row {_nearest(per_row, fsdp)}"
+    )
+
+
+def _nearest(value: int, divisor: int) -> str:
+    """The multiples of `divisor` next to `value`, in words."""
+    below, above = value // divisor * divisor, -(-value // divisor) * divisor
+    return " or ".join(str(fit) for fit in sorted({below, above}) if fit > 0)
+
+
+def sharding_for_tree(shapes: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+    """A sharding for each leaf, by the first rule whose pattern is found in its path.
+
+    An axis of a spec that does not divide its dimension, or has none, is dropped. A leaf that no
+    rule matches is replicated. Large leaves (`LARGE` elements) that end up unsharded on a mesh
+    with `fsdp > 1` are logged.
+
+    Args:
+        shapes: tree of arrays or `jax.ShapeDtypeStruct`.
+        mesh: see `make_mesh`.
+        rules: ordered (pattern, spec) pairs: a regular expression searched in a path such as
+            `params/block_0/kernel`, and for each dimension from the first a mesh axis, several,
+            or None.
+
+    Returns:
+        The same tree of `NamedSharding`.
+
+    Raises:
+        ValueError: a pattern that is no regular expression, an unknown mesh axis, or one used
+            twice in a spec.
+    """
+    compiled = [_compile(pattern, spec, mesh) for pattern, spec in rules]
+
+    def one(path: tuple, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = next((spec for pattern, spec in compiled if pattern.search(name)), ())
+        kept = [
+            axes if dimension % _size(mesh, axes) == 0 else ()
+            for dimension, axes in zip(leaf.shape, spec, strict=False)
+        ]
+        parts = math.prod(_size(mesh, axes) for axes in kept)
+        if parts == 1 and mesh.shape["fsdp"] > 1 and math.prod(leaf.shape) >= LARGE:
+            logger.warning("not sharded: %s %s (spec %s)", name, leaf.shape, spec or "of no rule")
+        return NamedSharding(mesh, P(*(axes or None for axes in kept)))
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def _compile(
+    pattern: str, spec: Sequence[str | Sequence[str] | None], mesh: Mesh
+) -> tuple[re.Pattern, tuple[tuple[str, ...], ...]]:
+    """A rule with its pattern compiled and each entry of its spec a tuple of mesh axes."""
+    entries = tuple((entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec)
+    names = [name for entry in entries for name in entry]
+    if not set(names) <= set(mesh.axis_names) or len(names) != len(set(names)):
+        raise ValueError(
+            f"expected mesh axes of {mesh.axis_names} in a sharding rule, each once at most, "
+            f"found {tuple(spec)} for {pattern!r}"
+        )
+    try:
+        return re.compile(pattern), entries
+    except re.error as error:
+        raise ValueError(
+            f"expected a regular expression in a sharding rule, found {pattern!r}: {error}"
+        ) from error
+
+
+def _size(mesh: Mesh, axes: Sequence[str]) -> int:
+    return math.prod(mesh.shape[name] for name in axes)
+
+
+def init_sharded(
+    init_fn: Callable[..., PyTree], *args: Any, shardings: Callable[[PyTree], PyTree]
+) -> PyTree:
+    """Runs `init_fn(*args)` so that each device makes its own part: no full copy ever exists.
+
+    Args:
+        init_fn: a jittable function.
+        *args: its arguments.
+        shardings: from the tree of shapes of its result to a tree of shardings, such as
+            `functools.partial(sharding_for_tree, mesh=mesh, rules=rules)`.
+    """
+    shapes = jax.eval_shape(init_fn, *args)
+    return jax.jit(init_fn, out_shardings=shardings(shapes))(*args)
+
+
+def global_batch(mesh: Mesh, local: PyTree) -> PyTree:
+    """Host arrays to global arrays split over all devices on their first axis.
+
+    Args:
+        mesh: see `make_mesh`.
+        local: tree of NumPy arrays `[n, …]`. Process r of w gives rows `r·n … (r+1)·n` of the
+            global batch, the same n everywhere.
+
+    Returns:
+        Tree of `jax.Array` `[w·n, …]`; the same values for every split into processes.
+
+    Raises:
+        ValueError: rows that do not divide over the devices.
+    """
+    processes = jax.process_count()
+    sharding = batch_sharding(mesh)
+
+    def one(path: tuple, leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        rows = leaf.shape[0] * processes if leaf.ndim else 0
+        if rows == 0 or rows % mesh.size:
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or "batch"
+            raise ValueError(
+                f"expected a global batch that splits over {mesh.size} devices, found {rows} rows "
+                f"of {name!r} ({processes} processes); make it {_nearest(rows, mesh.size)}"
+            )
+        return jax.make_array_from_process_local_data(sharding, leaf, (rows, *leaf.shape[1:]))
+
+    return jax.tree_util.tree_map_with_path(one, local)
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """Global arrays to NumPy arrays, whole, on every process.
+
+    With several processes, all of them must call it, in the same order.
+    """
+
+    def one(leaf: Any) -> np.ndarray:
+        whole = not isinstance(leaf, jax.Array) or (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        )
+        return np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(one, tree)
+
+
+def template(
+    init_fn: Callable[..., PyTree], *args: Any, shardings: Callable[[PyTree], PyTree]
+) -> PyTree:
+    """What `init_sharded` would make, as `jax.ShapeDtypeStruct`s with shardings."""
+    shapes = jax.eval_shape(init_fn, *args)
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes),
+    )
