@@ -1,0 +1,1 @@
+"""Sources of real samples and the grain pipeline: NumPy in, NumPy out."""

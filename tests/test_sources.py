@@ -1,0 +1,172 @@
+import io
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from drifting_jax.data.sources import DigitsSource, TfdsSource, as_arrays, make_source
+from drifting_jax.errors import UserError
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def write_tfds(folder, name, *, version, shape, class_names, labels, file_format="array_record"):
+    """Writes a data set as tfds does, PNG images whose every pixel is the record's number."""
+    with tfds.core.registered.skip_registration():
+
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version(version)
+
+            def _info(self):
+                features = {
+                    "image": tfds.features.Image(shape=shape),
+                    "label": tfds.features.ClassLabel(names=class_names),
+                }
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+
+            def _split_generators(self, dl_manager):
+                return {split: self._generate_examples(split) for split in labels}
+
+            def _generate_examples(self, split):
+                height, width, channels = shape
+                pixels = (height, width) if channels == 1 else shape
+                for number, label in enumerate(labels[split]):
+                    png = io.BytesIO()
+                    Image.fromarray(np.full(pixels, number, np.uint8)).save(png, "PNG")
+                    yield number, {"image": png.getvalue(), "label": label}
+
+    Tiny.name = name
+    Tiny(data_dir=str(folder), file_format=file_format).download_and_prepare()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with tiny data sets that stand where MNIST and CIFAR-10 would."""
+    folder = tmp_path_factory.mktemp("tfds")
+    digits = [str(i) for i in range(10)]
+    splits = {"train": [(3 * i) % 10 for i in range(40)], "test": [0, 5, 9]}
+    write_tfds(
+        folder, "mnist", version="3.0.1", shape=(28, 28, 1), class_names=digits, labels=splits
+    )
+    splits = {"train": [3, 0, 9], "test": [0, -1, 1]}
+    write_tfds(
+        folder,
+        "cifar10",
+        version="3.0.2",
+        shape=(32, 32, 3),
+        class_names=CIFAR10,
+        labels=splits,
+    )
+    return str(folder)
+
+
+def test_digits_are_the_stratified_split():
+    train, test = DigitsSource("train"), DigitsSource("test")
+    assert (len(train), len(test)) == (1347, 450)
+    assert train.image_shape == (8, 8, 1) and train.num_classes == 10
+    assert train.class_names == list("0123456789")
+    images, labels = as_arrays(train)
+    assert images.shape == (1347, 8, 8, 1) and images.dtype == np.uint8
+    assert labels.dtype == np.int32
+    # v·255/16 at v = 8 is 127.5, which goes to the even neighbour.
+    assert np.unique(images).tolist() == [round(v * 255 / 16) for v in range(17)]
+    whole = np.bincount(load_digits().target)
+    np.testing.assert_allclose(np.bincount(test.labels), whole / 4, atol=1)
+    np.testing.assert_array_equal(np.bincount(train.labels) + np.bincount(test.labels), whole)
+
+
+def test_digits_splits_are_disjoint_and_complete():
+    both = np.concatenate([as_arrays(DigitsSource(split))[0] for split in ("train", "test")])
+    levels = load_digits().data
+    found = sorted(map(bytes, both.reshape(-1, 64)))
+    expected = sorted(map(bytes, np.rint(levels * 255 / 16).astype(np.uint8)))
+    assert found == expected
+
+
+def test_digits_record_and_unknown_split():
+    source = DigitsSource("test")
+    record = source[7]
+    assert record["image"].shape == (8, 8, 1) and record["label"].dtype == np.int32
+    assert record["label"] == source.labels[7]
+    with pytest.raises(UserError, match="found 'validation'"):
+        DigitsSource("validation")
+
+
+def test_tfds_reads_what_was_written(prepared):
+    source = make_source(SimpleNamespace(source="mnist", path=prepared), "train")
+    assert len(source) == 40 and source.image_shape == (28, 28, 1)
+    assert source.num_classes == 10 and source.class_names[9] == "9"
+    numbers = []
+    for i in range(40):
+        record = source[i]
+        assert record["image"].shape == (28, 28, 1) and record["image"].dtype == np.uint8
+        number = int(record["image"][0, 0, 0])
+        assert np.all(record["image"] == number)
+        assert record["label"] == (3 * number) % 10 and record["label"].dtype == np.int32
+        assert source.labels[i] == record["label"]
+        numbers.append(number)
+    assert sorted(numbers) == list(range(40)) and source.labels.dtype == np.int32
+
+
+def test_tfds_colour_and_class_names(prepared):
+    source = make_source(SimpleNamespace(source="cifar10", path=prepared), "train")
+    assert source.class_names == CIFAR10 and source.num_classes == 10
+    images, labels = as_arrays(source)
+    assert images.shape == (3, 32, 32, 3)
+    np.testing.assert_array_equal(labels, [[3, 0, 9][i] for i in images[:, 0, 0, 0]])
+
+
+def test_tfds_source_travels_to_a_worker(prepared):
+    source = TfdsSource("mnist", "test", prepared)
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy[1]["image"], source[1]["image"])
+    np.testing.assert_array_equal(copy.labels, source.labels)
+
+
+def test_label_out_of_range_is_refused(prepared):
+    source = TfdsSource("cifar10", "test", prepared)
+    with pytest.raises(
+        UserError, match=r"cifar10 split 'test' holds the label -1; expected 0 to 9"
+    ):
+        _ = source.labels
+    with pytest.raises(UserError, match="label -1"):
+        as_arrays(source)
+
+
+def test_missing_data_says_what_to_run(tmp_path):
+    with pytest.raises(UserError) as caught:
+        make_source(SimpleNamespace(source="mnist", path=str(tmp_path)), "train")
+    command = f"tfds build mnist --file_format=array_record --data_dir={tmp_path}"
+    assert command in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_format_without_random_access_is_refused(tmp_path):
+    labels = {"train": [0, 1]}
+    shape = (28, 28, 1)
+    write_tfds(
+        tmp_path, "mnist", version="3.0.1", shape=shape, class_names=["a", "b"], labels=labels
+    )
+    info = tmp_path / "mnist" / "3.0.1" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match="stored as tfrecord"):
+        TfdsSource("mnist", "train", str(tmp_path))
+
+
+def test_unknown_names_are_refused(prepared):
+    with pytest.raises(UserError, match=r"no split 'validation'; it has .*train"):
+        TfdsSource("mnist", "validation", prepared)
+    with pytest.raises(UserError, match="no data set named 'no_such_thing'"):
+        TfdsSource("no_such_thing", "train", prepared)
+    with pytest.raises(UserError, match="digits, mnist, cifar10; found 'imagenot'"):
+        make_source(SimpleNamespace(source="imagenot", path=None), "train")
+
+
+def test_dispatch_of_the_digits():
+    source = make_source(SimpleNamespace(source="digits", path=None), "test")
+    assert isinstance(source, DigitsSource) and len(source) == 450
