@@ -1,0 +1,320 @@
+"""Checkpoints of a run: written beside the training, whole or not at all, checked when read.
+
+A directory holds one subdirectory a step, each with several named trees of arrays ("items") that
+belong together. Every array is saved with a checksum of its bits, because a damaged block of a
+file often decodes without an error. Typed PRNG keys are not saved: they follow from seed and step.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from drifting_jax.checksums import leaf_path, named_checksums, named_leaves
+from drifting_jax.errors import UserError
+
+Tree = Any
+
+_CHECKSUMS = "checksums"  # the item that holds the checksums of all others
+# What running out of memory raises: it says nothing about the files.
+_NOT_DAMAGE = (UserError, MemoryError, jax.errors.JaxRuntimeError)
+
+
+class Checkpoints:
+    """The checkpoints of one directory; a context manager that waits for the last save.
+
+    A save copies the arrays to the host and returns; the files are written by a thread. The step
+    appears in the directory when all of it is written, so a process killed at any moment leaves the
+    steps before whole. Reading never changes the directory: others may read while a run writes.
+    With several processes, all of them call every method, in the same order.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep: int,
+        max_failures: int = 3,
+        read_only: bool = False,
+    ) -> None:
+        """Names the directory; it is made by the first save.
+
+        Args:
+          directory: Where the steps are, or will be.
+          keep: Newest steps kept; older ones are deleted once a newer one is whole.
+          max_failures: Failed saves in a row after which `save` and `wait` raise.
+          read_only: Refuse to save, where another process may be the one that writes.
+        """
+        self._read_only = read_only
+        self._directory = Path(directory).absolute()
+        self._keep = keep
+        self._max_failures = max_failures
+        self._failures = 0
+        self._pending: int | None = None
+        self._newest: int | None = None  # known to be whole
+        self._damaged: list[int] = []
+        self._manager: ocp.CheckpointManager | None = None
+
+    def steps(self) -> list[int]:
+        """Returns the steps on disk in order, without those found damaged."""
+        if not self._directory.exists():
+            return []
+        found = ocp.path.step.standard_name_format().find_all(self._directory)
+        return sorted({metadata.step for metadata in found} - set(self._damaged))
+
+    def save(self, step: int, items: Mapping[str, Tree]) -> None:
+        """Starts saving trees under a step, after waiting for the save before; once per step.
+
+        A save that fails (a full disk) is logged as an error and forgotten. Steps found damaged by
+        `restore_latest` are moved to <directory>/damaged first, so that they can be saved again.
+
+        Args:
+          step: Steps done; larger than any step on disk, but for damaged ones.
+          items: Trees of arrays by name. JAX arrays of one item lie on one mesh and may be donated
+            after the call; numbers count as NumPy arrays.
+
+        Raises:
+          ValueError: An item holds a PRNG key or no array, or has a reserved name.
+          RuntimeError: `max_failures` saves in a row have failed, or this is read-only.
+        """
+        if self._read_only:
+            raise RuntimeError(f"{self._directory} was opened to be read, not to save step {step}")
+        items = {name: _arrays(name, tree) for name, tree in items.items()}
+        self.wait()
+        try:
+            self._set_damaged_aside()
+            if step in self.steps():
+                return
+            sums = {name: named_checksums(tree) for name, tree in items.items()}
+            arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            arguments[_CHECKSUMS] = ocp.args.JsonSave(sums)
+            if self._manager is None:
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
+                )
+                self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+            self._pending = step
+        except Exception as error:
+            self._failed(step, error)
+
+    def wait(self) -> bool:
+        """Waits for the save under way; returns whether the last save is whole on disk.
+
+        Raises:
+          RuntimeError: `max_failures` saves in a row have failed.
+        """
+        if self._pending is not None:
+            step, self._pending = self._pending, None
+            try:
+                _on_all_processes(self._finish, step)
+                self._failures, self._newest = 0, step
+            except Exception as error:
+                self._failed(step, error)
+        return self._failures == 0
+
+    def restore_latest(
+        self, templates: Mapping[str, Tree], *, padded: Collection[str] = ()
+    ) -> tuple[int, dict[str, Tree]] | None:
+        """Restores the newest step that can be read, onto any mesh.
+
+        A damaged step is left for the one before, with a warning.
+
+        Args:
+          templates: The items wanted, each a tree of `jax.ShapeDtypeStruct` with shardings, of JAX
+            arrays, or of NumPy arrays and numbers, which come back as NumPy arrays.
+          padded: Items whose first axes end in rows of zeros, as many as a mesh needs: their
+            templates may have more or fewer of them than were saved.
+
+        Returns:
+          The step and its items, or None if there is no step.
+
+        Raises:
+          UserError: An array differs from its template in name, shape or dtype, or there are steps
+            and none can be read.
+          ValueError: A template has no sharding.
+        """
+        self.wait()
+        templates = {name: _arrays(name, tree) for name, tree in templates.items()}
+        reasons: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                items = _on_all_processes(self._read, step, templates, padded)
+                _on_all_processes(_verify, items)
+            except _NOT_DAMAGE:
+                raise
+            except Exception as error:  # a damaged file can raise anything
+                reasons[step] = _first_line(error)
+                logging.warning(
+                    f"THE CHECKPOINT OF STEP {step} IS DAMAGED ({reasons[step]}); "
+                    f"trying the one before: {self._directory / str(step)}"
+                )
+                continue
+            self._damaged += reasons
+            self._newest = step
+            return step, {name: items[name] for name in templates}
+        if reasons:
+            listed = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
+            raise UserError(
+                f"no checkpoint in {self._directory} can be read ({listed}); "
+                "delete the directory to start from the first step"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the save under way and frees what saving holds."""
+        try:
+            self.wait()
+        finally:
+            self._close_manager()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _close_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is None:
+            return
+        try:
+            manager.close()
+        except Exception as error:  # a failed save, told again
+            logging.info("While closing %s: %s", self._directory, _first_line(error))
+
+    def _finish(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        if not (self._directory / str(step)).is_dir():
+            raise OSError("it is not in the directory")
+
+    def _failed(self, step: int, error: Exception) -> None:
+        self._failures += 1
+        logging.error(
+            f"THE CHECKPOINT OF STEP {step} WAS NOT SAVED ({_first_line(error)}). Failed in a row: "
+            f"{self._failures}; the run stops at {self._max_failures}. "
+            f"The newest whole step: {self._newest}, in {self._directory}"
+        )
+        self._close_manager()
+        if self._failures >= self._max_failures:
+            raise RuntimeError(
+                f"{self._failures} checkpoints in a row could not be saved in {self._directory}; "
+                f"the last error: {_first_line(error)}"
+            ) from error
+
+    def _read(
+        self, step: int, templates: Mapping[str, Tree], padded: Collection[str]
+    ) -> dict[str, Tree]:
+        # The handlers and not the manager: its restore ends with a barrier, at which the others
+        # would wait for a process that could not read its part.
+        directory = epath.Path(self._directory / str(step))
+        handler = ocp.StandardCheckpointHandler()
+        items = {_CHECKSUMS: ocp.JsonCheckpointHandler().restore(directory / _CHECKSUMS)}
+        for name, template in templates.items():
+            self._check_fits(step, name, template, padded=name in padded)
+            arguments = ocp.args.StandardRestore(template, strict=name not in padded)
+            items[name] = handler.restore(directory / name, args=arguments)
+        return items
+
+    def _check_fits(self, step: int, name: str, template: Tree, *, padded: bool) -> None:
+        """Compares names, shapes and dtypes: Orbax would cast without a word."""
+        handler = ocp.StandardCheckpointHandler()
+        saved = named_leaves(handler.metadata(epath.Path(self._directory / str(step) / name)).tree)
+        wanted = named_leaves(template)
+        where = f"{name!r} of the checkpoint {self._directory / str(step)}"
+        advice = "use the config it was saved with, or another --workdir"
+        for path in sorted(saved.keys() ^ wanted.keys()):
+            here, there = ("has", "lacks") if path in saved else ("lacks", "has")
+            raise UserError(f"{where} {here} {path}, which this run {there}; {advice}")
+        for path, leaf in wanted.items():
+            stored, first = saved[path], int(padded)
+            same = tuple(stored.shape)[first:] == leaf.shape[first:]
+            if not same or len(stored.shape) != leaf.ndim or stored.dtype != leaf.dtype:
+                raise UserError(
+                    f"{where} holds {path} as {stored.dtype}{list(stored.shape)}; "
+                    f"this run needs {leaf.dtype}{list(leaf.shape)}; {advice}"
+                )
+
+    def _set_damaged_aside(self) -> None:
+        if not self._damaged:
+            return
+        if jax.process_index() == 0:
+            for step in self._damaged:
+                target = self._directory / "damaged" / str(step)
+                shutil.rmtree(target, ignore_errors=True)
+                target.parent.mkdir(exist_ok=True)
+                os.replace(self._directory / str(step), target)
+                logging.warning("Moved the damaged checkpoint of step %d to %s", step, target)
+        multihost_utils.sync_global_devices("drifting_jax: damaged checkpoints moved")
+        self._close_manager()  # its list of steps is no longer right
+        self._damaged = []
+
+
+def _on_all_processes(action: Callable[..., Any], *arguments: Any) -> Any:
+    """Does what every process must do; where it fails on one it fails on all, so none waits."""
+    result, error = None, None
+    try:
+        result = action(*arguments)
+    except Exception as raised:
+        error = raised
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(error is not None)).any()
+        if failed and error is None:
+            error = OSError("another process failed")
+    if error is not None:
+        raise error
+    return result
+
+
+def _verify(restored: Mapping[str, Tree]) -> None:
+    """Compares the checksums of restored items with those saved beside them."""
+    for name, tree in restored.items():
+        if name == _CHECKSUMS:
+            continue
+        for path, found in named_checksums(tree).items():
+            if found != restored[_CHECKSUMS][name][path]:
+                raise OSError(f"the bits of {name}/{path} are not those that were saved")
+
+
+def _arrays(name: str, tree: Tree) -> Tree:
+    """The tree with numbers as NumPy arrays.
+
+    Raises:
+      ValueError: It cannot be saved or restored as it is.
+    """
+    if name == _CHECKSUMS:
+        raise ValueError(f"an item cannot be called {name!r}: the name is taken")
+    if not jax.tree.leaves(tree):
+        raise ValueError(f"the item {name!r} holds no array: leave it out")
+
+    def array(path, leaf):
+        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+            return np.asarray(leaf)
+        where = f"{name}/{leaf_path(path)}"
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ValueError(f"{where} is a PRNG key: derive it from the seed and the step instead")
+        if leaf.sharding is None:
+            raise ValueError(f"the template of {where} has no sharding: say where it shall lie")
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(array, tree)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0].partition(" See full TensorStore")[0][:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

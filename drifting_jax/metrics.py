@@ -1,0 +1,290 @@
+"""Scalars and pictures of a run: metrics.jsonl, TensorBoard, PNG files and the progress bar.
+
+Writing metrics never stops a run: a full disk is logged, and what did not fit is not written.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from absl import logging
+from PIL import Image
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tqdm import tqdm
+
+_file_number = itertools.count()  # two event files of one second and process need two names
+
+
+class MetricWriter:
+    """Appends metrics to <workdir>/metrics.jsonl, <workdir>/tensorboard and <workdir>/samples.
+
+    Each line of metrics.jsonl is one JSON object: "stage", "step", then the scalars, not rounded.
+    JSON has no numbers that are not finite: they stand as the strings "NaN", "Infinity" and
+    "-Infinity", which `float` reads back. A last line that a killed process left half written is
+    cut when the file is opened. Each stage is a run of its own in TensorBoard.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, enabled: bool = True) -> None:
+        """Opens the files of a workdir; with `enabled` False (all processes but 0) does nothing."""
+        self._workdir = Path(workdir)
+        self._enabled = enabled
+        self._events: dict[str, EventsWriter] = {}
+        if enabled:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._open_lines()
+
+    def write_scalars(self, stage: str, step: int, scalars: Mapping[str, Any]) -> None:
+        """Writes one line, and a TensorBoard scalar for each number.
+
+        Args:
+          stage: "encoder", "generator", …
+          step: Steps done.
+          scalars: Numbers by name: Python's, NumPy's or JAX's of one element.
+
+        Raises:
+          ValueError: A scalar is called "stage" or "step", or has more than one element.
+        """
+        if clash := {"stage", "step"} & scalars.keys():
+            raise ValueError(f"a scalar cannot be called {clash.pop()!r}: each line has its own")
+        values = {name: _number(name, value) for name, value in scalars.items()}
+        if not self._enabled:
+            return
+        line = {"stage": stage, "step": int(step)} | {n: _jsonable(v) for n, v in values.items()}
+        self._append((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        self._add_events(stage, step, [summary.scalar(n, v) for n, v in values.items()])
+
+    def write_image(self, stage: str, step: int, name: str, image: np.ndarray) -> None:
+        """Writes <workdir>/samples/<stage>_<name>_<step>.png and a TensorBoard image.
+
+        Args:
+          stage: As in `write_scalars`.
+          step: Steps done.
+          name: What the picture shows.
+          image: [height, width, 1 or 3] uint8.
+        """
+        _check_image(image)
+        if not self._enabled:
+            return
+        file_name = f"{stage}_{name}_{step:08d}.png".replace("/", "_")
+        try:
+            save_png(self._workdir / "samples" / file_name, image)
+        except OSError as error:
+            logging.error("Could not write the picture %s: %s", file_name, error)
+        self._add_events(stage, step, [summary.image(name, image, dataformats="HWC")])
+
+    def truncate(self, stage: str, step: int) -> None:
+        """Cuts the lines of a stage after a step, so that a resumed run writes no step twice.
+
+        TensorBoard is told to forget them too.
+        """
+        if not self._enabled:
+            return
+        path = self._workdir / "metrics.jsonl"
+        kept = []
+        for line in path.read_bytes().splitlines(keepends=True):
+            record = _parse(line)
+            if record is None:
+                logging.warning("Dropped a line of %s that is not a JSON object: %r", path, line)
+            elif record.get("stage") != stage or record.get("step", 0) <= step:
+                kept.append(line)
+        partial = path.with_name("metrics.jsonl.partial")
+        partial.write_bytes(b"".join(kept))
+        self._lines.close()
+        os.replace(partial, path)
+        self._open_lines()
+        if stage in self._events:
+            self._events.pop(stage).close()
+        restart = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._write_events(stage, [restart])
+
+    def close(self) -> None:
+        """Closes the files."""
+        if not self._enabled:
+            return
+        self._enabled = False
+        self._lines.close()
+        for events in self._events.values():
+            try:
+                events.close()
+            except OSError as error:
+                logging.error("Could not close a TensorBoard file: %s", error)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open_lines(self) -> None:
+        """Opens metrics.jsonl to append, whole lines only."""
+        path = self._workdir / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
+            if lines and not lines[-1].endswith(b"\n"):
+                whole = _parse(lines[-1]) is not None
+                path.write_bytes(b"".join(lines if whole else lines[:-1]) + b"\n" * whole)
+        self._lines = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+
+    def _append(self, line: bytes) -> None:
+        """Appends one line, or nothing of it."""
+        end = self._lines.seek(0, os.SEEK_END)
+        try:
+            if self._lines.write(line) == len(line):
+                return
+            problem: Any = "written in part"
+        except OSError as error:
+            problem = error
+        logging.error("Could not write a line of metrics to %s: %s", self._lines.name, problem)
+        with contextlib.suppress(OSError):
+            self._lines.truncate(end)
+
+    def _add_events(self, stage: str, step: int, summaries: list[Any]) -> None:
+        now = time.time()
+        self._write_events(
+            stage, [Event(step=step, wall_time=now, summary=entry) for entry in summaries]
+        )
+
+    def _write_events(self, stage: str, events: list[Event]) -> None:
+        # tensorboardX's SummaryWriter hands events to a thread through a bounded queue: on a full
+        # disk the thread dies and the training step would wait for it forever. So: no thread.
+        try:
+            if stage not in self._events:
+                directory = self._workdir / "tensorboard" / stage
+                directory.mkdir(parents=True, exist_ok=True)
+                suffix = f".{os.getpid()}.{next(_file_number)}"
+                self._events[stage] = EventsWriter(str(directory / "events"), suffix)
+            for event in events:
+                self._events[stage].write_event(event)
+            self._events[stage].flush()
+        except OSError as error:
+            logging.error("Could not write to TensorBoard: %s", error)
+
+
+def read_metrics(workdir: str | os.PathLike, *, stage: str | None = None) -> list[dict[str, Any]]:
+    """Returns the lines of <workdir>/metrics.jsonl, of one stage if named; half lines left out.
+
+    Numbers that are not finite come back as floats.
+    """
+    records = []
+    for line in (Path(workdir) / "metrics.jsonl").read_bytes().splitlines():
+        record = _parse(line)
+        if record is not None and stage in (None, record.get("stage")):
+            numbers = {n: v for n, v in record.items() if n != "stage"}
+            records.append(
+                {"stage": record.get("stage")}
+                | {n: float(v) if isinstance(v, str) else v for n, v in numbers.items()}
+            )
+    return records
+
+
+def progress_bar(
+    total: int, *, initial: int = 0, description: str = "", enabled: bool = True
+) -> tqdm:
+    """Returns a tqdm bar with the time left; silent where stderr is not a terminal.
+
+    Args:
+      total: Steps of the whole run.
+      initial: Steps already done.
+      description: What is being done.
+      enabled: False on all processes but 0.
+    """
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        disable=None if enabled else True,
+        dynamic_ncols=True,
+        smoothing=0.05,
+    )
+
+
+def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Lays images out in rows of `columns`, in reading order; the last row is filled with black.
+
+    Args:
+      images: [n, h, w, c] uint8.
+      columns: Images a row.
+
+    Returns:
+      [⌈n / columns⌉·h, columns·w, c] uint8.
+
+    Raises:
+      ValueError: The images are not uint8 of rank 4, there are none, or columns is not positive.
+    """
+    if images.ndim != 4 or images.dtype != np.uint8 or not len(images) or columns < 1:
+        raise ValueError(
+            "image_grid needs images [n, h, w, c] uint8 and a positive number of columns; found "
+            f"{images.shape} {images.dtype} and {columns}"
+        )
+    n, h, w, c = images.shape
+    rows = math.ceil(n / columns)
+    black = np.zeros((rows * columns - n, h, w, c), np.uint8)
+    tiles = np.concatenate([images, black]).reshape(rows, columns, h, w, c)
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, c)
+
+
+def enlarged(image: np.ndarray, least: int) -> np.ndarray:
+    """Repeats pixels a whole number of times, until the shorter side has at least `least`.
+
+    Args:
+      image: [h, w, c].
+      least: pixels.
+    """
+    factor = max(1, math.ceil(least / min(image.shape[:2])))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes an image [h, w, 1 or 3] uint8 as a PNG file, with the directories above it.
+
+    Raises:
+      ValueError: The image has another shape or dtype.
+    """
+    _check_image(image)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = image[:, :, 0] if image.shape[-1] == 1 else image
+    Image.fromarray(pixels).save(path, format="PNG")
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[-1] not in (1, 3) or image.dtype != np.uint8:
+        raise ValueError(
+            f"an image must be [h, w, 1 or 3] uint8; found {image.shape} {image.dtype}"
+        )
+
+
+def _number(name: str, value: Any) -> int | float:
+    array = np.asarray(value)
+    if array.size != 1:
+        raise ValueError(f"the scalar {name!r} must have one element; found shape {array.shape}")
+    return int(array.item()) if array.dtype.kind in "biu" else float(array.item())
+
+
+def _jsonable(value: int | float) -> int | float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # also of bytes that are not UTF-8
+        return None
+    return record if isinstance(record, dict) else None
