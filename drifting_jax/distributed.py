@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from drifting_jax.errors import UserError
+
 BATCH_AXES = ("data", "fsdp")
 LARGE = 2**20  # elements: a tensor that is worth a warning where it is not sharded
 
@@ -48,7 +50,7 @@ def initialize(
         process_id: this process, `0 … num_processes - 1`.
 
     Raises:
-        ValueError: some of the three are known, others not and nothing tells them.
+        UserError: some of the three are known, others not and nothing tells them.
     """
     if jax.distributed.is_initialized():
         return
@@ -66,7 +68,7 @@ def initialize(
     if not missing or _launched_as_several(env):
         jax.distributed.initialize(**told)
     elif len(missing) < len(told):
-        raise ValueError(
+        raise UserError(
             f"expected {', '.join(told)} for a run of several processes, found no "
             f"{' and no '.join(missing)}; set {', '.join(f'JAX_{x.upper()}' for x in missing)} or "
             "the flags of these names"

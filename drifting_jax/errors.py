@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """A mistake in a config, a path or an argument: one line, what was expected, found, and to do."""
+    """A mistake in a config, a path or an argument: what was expected, what found, what to do."""

@@ -55,8 +55,8 @@ def pairwise_distance(x: jax.Array, y: jax.Array, *, squared_minimum: float = 0.
     """Euclidean distances ‖x_i - y_j‖.
 
     Few channels are subtracted directly, which is exact for near duplicates. Many go through
-    ‖x‖² + ‖y‖² - 2x·y at the highest matmul precision, after the mean of `y` is taken off both sets:
-    a common offset would otherwise cancel only after it had eaten the digits.
+    ‖x‖² + ‖y‖² - 2x·y at the highest matmul precision, after the mean of `y` is taken off both
+    sets: a common offset would otherwise cancel only after it had eaten the digits.
 
     Args:
       x: [g, d] float.
@@ -115,7 +115,7 @@ def drift(
     a_pos: jax.Array,
     a_neg: jax.Array,
     *,
-    options: FieldOptions = FieldOptions(),  # noqa: B008 (frozen)
+    options: FieldOptions = FieldOptions(),
 ) -> jax.Array:
     """Attraction minus repulsion for given affinities (Algorithm 2; (8)-(11)).
 
@@ -150,7 +150,7 @@ def drifting_field(
     temperature: float | jax.Array,
     exclude_self: bool = False,
     affinity_floor: float = 0.0,
-    options: FieldOptions = FieldOptions(),  # noqa: B008 (frozen)
+    options: FieldOptions = FieldOptions(),
 ) -> jax.Array:
     """The drifting field V(x), Algorithm 2 (appendix A.1).
 

@@ -6,6 +6,7 @@ computed here, between the passes, and never inside the `vmap`. A batch that com
 class rows) sums `distance_sums`, then `drift_sums`, then averages `drifted_loss` over the pieces.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import flax.struct
@@ -18,6 +19,7 @@ from drifting_jax.fields import FieldOptions
 SQUARED_DISTANCE_MINIMUM = 1e-8
 SCALE_MINIMUM = 1e-3
 DRIFT_MEAN_SQUARE_MINIMUM = 1e-8
+_STACKED_ELEMENTS = 2**15  # of a feature's generated samples, up to which equal shapes are stacked
 # Added to a sample's scaled distance to itself: what the release does, and out of reach of any τ.
 SELF_DISTANCE = 100.0
 
@@ -312,18 +314,36 @@ def feature_drifting_loss(
             )
     if not generated:
         raise ValueError("at least one feature is needed; found none")
+    if negative is None:
+        negative = dict.fromkeys(generated)
+    one_feature = functools.partial(
+        drifting_loss,
+        generated_weight=generated_weight,
+        positive_weight=positive_weight,
+        negative_weight=negative_weight,
+        temperatures=temperatures,
+        affinity_floor=affinity_floor,
+        options=options,
+    )
     total, statistics = 0.0, {}
-    for name in sorted(generated):
-        loss, statistics[name] = drifting_loss(
-            generated[name],
-            positive[name],
-            None if negative is None else negative[name],
-            generated_weight=generated_weight,
-            positive_weight=positive_weight,
-            negative_weight=negative_weight,
-            temperatures=temperatures,
-            affinity_floor=affinity_floor,
-            options=options,
-        )
-        total += jnp.where(statistics[name].is_degenerate, 0.0, loss)
+    for names in _groups(generated):
+        sets = [[features[name] for name in names] for features in (generated, positive, negative)]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *zip(*sets, strict=True))
+        values, found = jax.vmap(one_feature)(*stacked)
+        total += jnp.sum(jnp.where(found.is_degenerate, 0.0, values))
+        statistics |= {n: jax.tree.map(lambda x, i=i: x[i], found) for i, n in enumerate(names)}
     return total, statistics
+
+
+def _groups(features: Mapping[str, jax.Array]) -> list[list[str]]:
+    """Names by shape and dtype, small features together, large ones each alone.
+
+    Many small kernels cost more than their work: one for all of a shape takes 0.8 of the time and a
+    third of the compilation (benchmarks/feature_loss.py). Large features would only be copied.
+    """
+    groups: dict[tuple, list[str]] = {}
+    for name in sorted(features):
+        x = features[name]
+        alone = name if x.size > _STACKED_ELEMENTS else ""
+        groups.setdefault((x.shape, x.dtype, alone), []).append(name)
+    return list(groups.values())

@@ -30,7 +30,7 @@ def softmax(a, axis):
 
 def expected_loss(gen, pos, neg=None, w_gen=None, w_pos=None, w_neg=None, floor=1e-6):
     """[c, g, t, d] in float64: loss, S, raw drift mean squares, and V summed over temperatures."""
-    c, g, t, d = gen.shape
+    _, g, _, d = gen.shape
     neg = gen[:, :0] if neg is None else neg
     sets = [gen, neg, pos]
     weights = [

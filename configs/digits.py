@@ -1,0 +1,54 @@
+"""Class-conditional handwritten digits, 8x8, from scikit-learn: no download.
+
+    python main.py --config=configs/digits.py
+
+Six minutes on two CPU cores: half a minute for the encoder, the rest for the generator.
+docs/reading_a_run.md says what to expect of each figure. Chosen by trial on this data:
+
+* the encoder sees single pixels (an 8x8 grid). With 2x2 patches a step costs 0.6 as much, but recall
+  stays about 0.05 lower;
+* each side of the field is divided by its own sum (`combine = "separate"`), which reaches the same
+  Fréchet distance in about two thirds of the steps that Algorithm 2's crossed sums take;
+* half of the rows train at α = 1, the rest up to 2: less guidance than on ImageNet, since the classes
+  hardly overlap.
+"""
+
+from drifting_jax.config import base_config
+
+
+def get_config():
+    """The config; every field and its default is in drifting_jax/defaults.py."""
+    config = base_config("generator")
+    config.log_every = 20
+
+    config.encoder.width = 16
+    config.encoder.blocks = (1, 1, 1)  # maps of 8x8, 4x4 and 2x2
+    config.encoder.groups = 4
+    config.encoder.every_k_block = 2
+    config.encoder.train.num_steps = 400
+    config.encoder.train.classifier_steps = 100
+    config.encoder.train.learning_rate = 4e-3
+    config.encoder.train.schedule = "cosine"
+
+    config.model.patch_size = 4
+    config.model.width = 96
+    config.model.depth = 4
+    config.model.num_context_tokens = 2
+
+    config.drift.combine = "separate"
+    config.guidance.maximum = 2.0
+    config.guidance.probability_of_one = 0.5
+    config.queue.per_class = 128
+    config.optim.learning_rate = 2e-3
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 100
+    config.train.num_steps = 1000
+    config.train.generated_per_label = 32
+    config.train.positives_per_label = 64
+    config.train.unconditional_per_label = 8
+    config.train.ema_decays = (0.99, 0.998)
+    config.train.save_every = 200
+    config.train.sample_every = 100
+    config.eval.ema_decay = 0.99
+    config.eval.samples_per_class = 144
+    return config

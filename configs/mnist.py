@@ -1,0 +1,58 @@
+"""MNIST, 28x28, class-conditional, for one GPU.
+
+    pip install tensorflow && tfds build mnist --file_format=array_record   # once; see the README
+    python main.py --config=configs/mnist.py
+
+TensorFlow is needed for the preparation alone. `--config.data.path=DIR` reads a data set that was
+prepared with `--data_dir=DIR`.
+"""
+
+from drifting_jax.config import base_config
+
+
+def get_config():
+    """The config; every field and its default is in drifting_jax/defaults.py."""
+    config = base_config("generator")
+    config.data.source = "mnist"
+    config.data.num_workers = 2
+
+    config.encoder.width = 64
+    config.encoder.blocks = (2, 2, 2)
+    config.encoder.groups = 16
+    config.encoder.input_patch_size = 2  # a grid of 14x14
+    config.encoder.mask_patch_size = 2
+    config.encoder.every_k_block = 2
+    config.encoder.train.num_steps = 6000
+    config.encoder.train.batch_size = 512
+    config.encoder.train.learning_rate = 4e-3
+    config.encoder.train.warmup_steps = 200
+    config.encoder.train.schedule = "cosine"
+    config.encoder.train.ema_decay = 0.999
+    config.encoder.train.classifier_steps = 1000
+
+    config.model.patch_size = 4
+    config.model.width = 384
+    config.model.depth = 6
+    config.model.num_heads = 6
+    config.model.num_context_tokens = 4
+    config.model.num_style_books = 16
+    config.model.styles_per_book = 32
+    config.model.dtype = "bfloat16"
+
+    config.guidance.probability_of_one = 0.5
+    config.queue.per_class = 128
+    config.queue.unconditional = 1000
+    config.queue.push_per_step = 128
+    config.optim.learning_rate = 4e-4
+    config.optim.warmup_steps = 1000
+    config.train.num_steps = 20000
+    config.train.labels_per_step = 10
+    config.train.generated_per_label = 64
+    config.train.positives_per_label = 64
+    config.train.unconditional_per_label = 16
+    config.train.ema_decays = (0.999, 0.9995)
+    config.train.save_every = 2000
+    config.train.sample_every = 1000
+    config.eval.samples_per_class = 1000
+    config.log_every = 100
+    return config

@@ -1,0 +1,235 @@
+"""From a config to the objects that it describes."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from drifting_jax import distributed, sample_queue, sampling
+from drifting_jax.config import ConfigDict
+from drifting_jax.data import pipeline
+from drifting_jax.data.sources import Source
+from drifting_jax.errors import UserError
+from drifting_jax.fields import FieldOptions
+from drifting_jax.models import layers
+from drifting_jax.models.dit import DiT
+from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
+from drifting_jax.optim import learning_rate_schedule, make_optimizer
+from drifting_jax.sample_queue import SampleQueue
+from drifting_jax.train_step import EncoderStep, GeneratorStep
+
+# Streams of a run's root key: fold_in(key(seed), stream).
+STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generator_steps": 3,
+           "classifier": 4, "pictures": 5, "toy_init": 6, "toy_steps": 7}  # fmt: skip
+
+
+def stream_key(config: ConfigDict, name: str) -> jax.Array:
+    """The root key of one named use of randomness in a run."""
+    return jax.random.fold_in(jax.random.key(config.seed), STREAMS[name])
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    """The mesh of config.mesh.
+
+    Raises:
+      UserError: it does not fit the devices.
+    """
+    try:
+        return distributed.make_mesh(config.mesh.data, config.mesh.fsdp)
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from None
+
+
+def make_generator(config: ConfigDict, source: Source) -> DiT:
+    """The generator for a source's image shape and classes."""
+    height, width, channels = source.image_shape
+    if height != width:
+        raise UserError(f"the generator makes square images; found {height}x{width}")
+    m = config.model
+    return DiT(
+        image_size=height,
+        in_channels=channels,
+        out_channels=channels,
+        patch_size=m.patch_size,
+        width=m.width,
+        depth=m.depth,
+        num_heads=m.num_heads,
+        num_classes=source.num_classes,
+        mlp_ratio=m.mlp_ratio,
+        num_context_tokens=m.num_context_tokens,
+        num_style_books=m.num_style_books,
+        styles_per_book=m.styles_per_book,
+        dtype=jnp.dtype(m.dtype),
+    )
+
+
+def make_encoder(config: ConfigDict, source: Source) -> ResNetMAE:
+    """The masked autoencoder for a source's channels and classes."""
+    e = config.encoder
+    return ResNetMAE(
+        in_channels=source.image_shape[-1],
+        width=e.width,
+        blocks=tuple(e.blocks),
+        groups=e.groups,
+        input_patch_size=e.input_patch_size,
+        mask_patch_size=e.mask_patch_size,
+        every_k_block=e.every_k_block,
+        num_classes=source.num_classes,
+    )
+
+
+def check_models(config: ConfigDict, source: Source) -> None:
+    """Makes sure that both networks fit the images, before anything is trained.
+
+    Raises:
+      UserError: naming the section, config.model or config.encoder.
+    """
+    model, encoder = make_generator(config, source), make_encoder(config, source)
+    image, one = jnp.zeros((1, *source.image_shape)), jnp.ones(1)
+    key = stream_key(config, "generator_init")
+
+    def init_generator() -> None:
+        noise, styles = sampling.draw_inputs(key, model)
+        model.init(key, noise[None], jnp.zeros(1, jnp.int32), styles[None], one)
+
+    def init_encoder() -> None:
+        grid = layers.patchify(image, encoder.input_patch_size).shape[:3]
+        mask = draw_mask(key, *grid, mask_patch_size=encoder.mask_patch_size)
+        encoder.init(key, image, mask)
+
+    for section, init in (("model", init_generator), ("encoder", init_encoder)):
+        try:
+            jax.eval_shape(init)
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"config.{section} does not fit the data: {reason}") from None
+
+
+def field_options(config: ConfigDict) -> FieldOptions:
+    d = config.drift
+    return FieldOptions(
+        kernel=d.kernel,
+        normalize=d.normalize,
+        combine=d.combine,
+        attraction=d.attraction,
+        repulsion=d.repulsion,
+    )
+
+
+def make_generator_step(config: ConfigDict) -> GeneratorStep:
+    t, g = config.train, config.guidance
+    return GeneratorStep(
+        labels=t.labels_per_step,
+        generated=t.generated_per_label,
+        positives=t.positives_per_label,
+        unconditional=t.unconditional_per_label,
+        temperatures=tuple(config.drift.temperatures),
+        affinity_floor=config.drift.affinity_floor,
+        options=field_options(config),
+        cfg_minimum=g.minimum,
+        cfg_maximum=g.maximum,
+        cfg_power=g.power,
+        cfg_probability_of_one=g.probability_of_one,
+        ema_decays=tuple(t.ema_decays),
+    )
+
+
+def make_encoder_step(config: ConfigDict) -> EncoderStep:
+    t = config.encoder.train
+    return EncoderStep(
+        mask_ratio_min=t.mask_ratio_min,
+        mask_ratio_max=t.mask_ratio_max,
+        classifier_start=t.num_steps - t.classifier_steps,
+        classifier_warmup=t.classifier_steps // 3,
+        classifier_weight=t.classifier_weight,
+        ema_decays=(t.ema_decay,),
+    )
+
+
+def generator_schedule(config: ConfigDict) -> optax.Schedule:
+    o = config.optim
+    return learning_rate_schedule(
+        o.learning_rate,
+        warmup_steps=o.warmup_steps,
+        num_steps=config.train.num_steps,
+        schedule=o.schedule,
+    )
+
+
+def generator_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    o = config.optim
+    return make_optimizer(
+        generator_schedule(config),
+        b1=o.b1,
+        b2=o.b2,
+        weight_decay=o.weight_decay,
+        clip_norm=o.clip_norm,
+    )
+
+
+def encoder_schedule(config: ConfigDict) -> optax.Schedule:
+    t = config.encoder.train
+    return learning_rate_schedule(
+        t.learning_rate,
+        warmup_steps=t.warmup_steps,
+        num_steps=t.num_steps,
+        schedule=t.schedule,
+    )
+
+
+def encoder_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    t = config.encoder.train
+    return make_optimizer(
+        encoder_schedule(config),
+        b1=t.b1,
+        b2=t.b2,
+        weight_decay=t.weight_decay,
+        clip_norm=t.clip_norm,
+    )
+
+
+def make_queue(config: ConfigDict, source: Source, mesh: Mesh) -> SampleQueue:
+    return sample_queue.init(
+        source.num_classes,
+        per_class=config.queue.per_class,
+        unconditional=config.queue.unconditional,
+        shape=source.image_shape,
+        dtype=jnp.uint8,
+        mesh=mesh,
+    )
+
+
+def make_batches(
+    config: ConfigDict, source, mesh: Mesh, *, batch_size: int, start: int, flip: bool
+) -> "GlobalBatches":
+    """Shuffled batches of a source as global arrays, from batch `start` on."""
+    local = pipeline.batches(
+        source,
+        batch_size=batch_size,
+        seed=config.seed,
+        start=start,
+        flip=flip,
+        num_workers=config.data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return GlobalBatches(local, mesh)
+
+
+class GlobalBatches:
+    """Iterator over `pipeline.Batches` that puts each batch on the devices."""
+
+    def __init__(self, local: pipeline.Batches, mesh: Mesh):
+        self._local, self._mesh = local, mesh
+
+    def __iter__(self) -> "GlobalBatches":
+        return self
+
+    def __next__(self) -> dict[str, jax.Array]:
+        return distributed.global_batch(self._mesh, next(self._local))
+
+    def __enter__(self) -> "GlobalBatches":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._local.close()

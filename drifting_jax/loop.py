@@ -1,0 +1,183 @@
+"""The loop that every stage of training shares: steps, logs, pictures, saves, and how it stops."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from drifting_jax import distributed
+from drifting_jax.checkpoint import Checkpoints
+from drifting_jax.errors import UserError
+from drifting_jax.interruption import Interruption
+from drifting_jax.metrics import MetricWriter, progress_bar
+from drifting_jax.state import TrainState
+
+PyTree = Any
+
+_AGREE_EVERY = 10  # steps between two questions to the other processes whether one must stop
+_SECONDS_BETWEEN_LINES = 15.0  # of plain text, where there is no terminal for a bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a run and where it leaves what it makes.
+
+    Attributes:
+      name: "encoder", "generator" or "toy", as in metrics.jsonl.
+      num_steps: steps of the whole stage.
+      log_every, save_every: steps between two lines of metrics, between two checkpoints.
+      images_per_step: what `images_per_second` counts.
+      max_skipped_in_a_row: non-finite steps in a row after which the stage stops.
+    """
+
+    name: str
+    num_steps: int
+    log_every: int
+    save_every: int
+    images_per_step: int
+    max_skipped_in_a_row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What a run opens once: metrics, interruption, and whether this process speaks."""
+
+    writer: MetricWriter
+    interruption: Interruption
+    speaks: bool
+
+
+def run_stage(
+    stage: Stage,
+    carry: PyTree,
+    *,
+    start: int,
+    advance: Callable[[PyTree, Any], tuple[PyTree, PyTree]],
+    batches: Iterator[Any],
+    describe: Callable[[PyTree], Mapping[str, float]],
+    state_of: Callable[[PyTree], TrainState],
+    culprit: Callable[[int], str],
+    items: Callable[[int, PyTree], Mapping[str, PyTree]],
+    checkpoints: Checkpoints,
+    tools: Tools,
+    on_step: Callable[[int, PyTree], None] = lambda step, carry: None,
+) -> tuple[PyTree, bool]:
+    """Runs a stage from step `start` to its end, or until a signal asks it to stop.
+
+    Args:
+      stage: see `Stage`.
+      carry: what a step changes; donated to `advance`.
+      start: steps already done.
+      advance: (carry, batch) -> (carry, metrics); both stay on the devices.
+      batches: batches ready for `advance`, the next one being that of step `start`.
+      describe: fetched metrics -> scalars of a line of metrics.jsonl; may hold "loss" and names
+        that begin with "drift/mean/", which the progress bar shows.
+      state_of: the TrainState in a carry, for the count of skipped steps.
+      culprit: number in `TrainState.culprit` -> words.
+      items: (step, carry) -> trees of a checkpoint.
+      checkpoints: where they are saved.
+      tools: see `Tools`.
+      on_step: called after each step that is logged or saved or not, with the carry: pictures.
+
+    Returns:
+      The carry, and whether the stage is complete; if not it was saved and can go on.
+
+    Raises:
+      UserError: too many steps in a row were not finite.
+    """
+    bar = progress_bar(stage.num_steps, initial=start, description=stage.name, enabled=tools.speaks)
+    started = logged_at = spoke_at = time.monotonic()
+    logged_step, skipped = start, int(state_of(carry).skipped)
+    with bar:
+        for step in range(start + 1, stage.num_steps + 1):
+            carry, metrics = advance(carry, next(batches))
+            bar.update()
+            last = step == stage.num_steps
+            if step % stage.log_every == 0 or last:
+                scalars = dict(describe(distributed.fetch(metrics)))
+                skipped = _check_skipped(stage, step, state_of(carry), skipped, culprit)
+                now = time.monotonic()
+                rate = stage.images_per_step * (step - logged_step) / max(now - logged_at, 1e-9)
+                scalars |= {"images_per_second": rate, "seconds": now - started, "skipped": skipped}
+                logged_step, logged_at = step, now
+                tools.writer.write_scalars(stage.name, step, scalars)
+                bar.set_postfix_str(_postfix(scalars), refresh=False)
+                if (
+                    tools.speaks
+                    and bar.disable
+                    and (last or now - spoke_at > _SECONDS_BETWEEN_LINES)
+                ):
+                    spoke_at = now
+                    left = (now - started) / (step - start) * (stage.num_steps - step)
+                    print(
+                        f"{stage.name} {step}/{stage.num_steps}, {left:.0f} s left, "
+                        f"{_postfix(scalars)}",
+                        file=sys.stderr,
+                    )
+            on_step(step, carry)
+            stop = _agreed(tools.interruption.requested, step)
+            if step % stage.save_every == 0 or last or stop:
+                checkpoints.save(step, items(step, carry))
+            if stop and not last:
+                _require_saved(checkpoints)
+                return carry, False
+    _require_saved(checkpoints)
+    return carry, True
+
+
+def _require_saved(checkpoints: Checkpoints) -> None:
+    if not checkpoints.wait():
+        raise UserError(
+            "the last checkpoint could not be saved (see the error above): make room and run the "
+            f"same command again; it goes on from step {max(checkpoints.steps(), default=0)}"
+        )
+
+
+def _agreed(requested: bool, step: int) -> bool:
+    """Whether any process was asked to stop; all of them hear it after the same step."""
+    if jax.process_count() == 1:
+        return requested
+    if step % _AGREE_EVERY:
+        return False
+    return bool(multihost_utils.process_allgather(np.asarray(requested)).any())
+
+
+def _check_skipped(
+    stage: Stage, step: int, state: TrainState, before: int, culprit: Callable[[int], str]
+) -> int:
+    """Says which steps were not applied, and stops where too many in a row were not."""
+    skipped, in_a_row = int(state.skipped), int(state.skipped_in_a_row)
+    if skipped == before:
+        return skipped
+    cause = culprit(int(state.culprit))
+    logging.warning(
+        "%s: %d of the steps up to %d were not finite and not applied; the latest because of %s",
+        stage.name,
+        skipped - before,
+        step,
+        cause,
+    )
+    if in_a_row >= stage.max_skipped_in_a_row:
+        raise UserError(
+            f"the last {in_a_row} steps up to {step} were not finite because of {cause}; the last "
+            "good checkpoint is kept: start again from it with a lower learning rate"
+        )
+    return skipped
+
+
+def _postfix(scalars: Mapping[str, float]) -> str:
+    """loss, raw drift per temperature, images per second: what the progress bar shows."""
+    parts = [f"loss {scalars['loss']:.4g}"]
+    drifts = {name: value for name, value in scalars.items() if name.startswith("drift/mean/")}
+    if drifts:
+        values = " ".join(
+            f"{name.removeprefix('drift/mean/')}:{value:.2g}" for name, value in drifts.items()
+        )
+        parts.append(f"drift² {values}")
+    return ", ".join([*parts, f"{scalars['images_per_second']:.0f} img/s"])

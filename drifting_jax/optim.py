@@ -1,0 +1,44 @@
+"""Learning-rate schedule and optimizer: clip, then AdamW (Table 8)."""
+
+import optax
+
+_WARMUP_START = 1e-6
+_COSINE_END = 1e-6  # as a share of the peak
+
+
+def learning_rate_schedule(
+    learning_rate: float, *, warmup_steps: int, num_steps: int = 0, schedule: str = "constant"
+) -> optax.Schedule:
+    """Linear warm-up from 1e-6, then constant, or cosine to 1e-6 of the peak at `num_steps`.
+
+    Args:
+      learning_rate: the peak, reached at step `warmup_steps`.
+      num_steps: length of the run, warm-up included; used by "cosine" alone.
+      schedule: "constant" or "cosine".
+
+    Raises:
+      ValueError: for another schedule, or a cosine that ends before the warm-up does.
+    """
+    if schedule == "constant":
+        after = optax.constant_schedule(learning_rate)
+    elif schedule == "cosine":
+        if num_steps <= warmup_steps:
+            raise ValueError(
+                f"a cosine schedule needs num_steps above warmup_steps; found {num_steps} and "
+                f"{warmup_steps}"
+            )
+        after = optax.cosine_decay_schedule(learning_rate, num_steps - warmup_steps, _COSINE_END)
+    else:
+        raise ValueError(f"schedule must be constant or cosine; found {schedule!r}")
+    if not warmup_steps:
+        return after
+    warmup = optax.linear_schedule(_WARMUP_START, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def make_optimizer(
+    schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """Global-norm clip (0: none), then AdamW with decay on every parameter."""
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    return optax.chain(clip, optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay))

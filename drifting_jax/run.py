@@ -1,0 +1,135 @@
+"""One run in one workdir: opened or resumed, trained, measured, and reported."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from drifting_jax import toy, train, train_mae
+from drifting_jax.config import ConfigDict, check_resume, load_config, save_config
+from drifting_jax.errors import UserError
+from drifting_jax.evaluate import evaluate_run
+from drifting_jax.interruption import Interruption
+from drifting_jax.loading import load_run
+from drifting_jax.loop import Tools
+from drifting_jax.metrics import MetricWriter
+
+
+def run(config: ConfigDict, *, workdir: Path) -> int:
+    """Runs a config's task in its workdir, from wherever it stands.
+
+    Returns:
+      The exit status of the process: 0 done, 75 or 130 stopped by a signal and saved.
+
+    Raises:
+      UserError: the workdir belongs to another run or config, or the task cannot go on.
+    """
+    speaks = jax.process_index() == 0
+    open_workdir(config, workdir)
+    if _is_complete(config, workdir):
+        _say(speaks, _complete_message(workdir))
+        return 0
+    with MetricWriter(workdir, enabled=speaks) as writer, Interruption() as interruption:
+        tools = Tools(writer=writer, interruption=interruption, speaks=speaks)
+        _say(speaks, f"{workdir}: {jax.device_count()} {jax.devices()[0].platform} device(s)")
+        task = _toy if config.task == "toy" else _generator
+        complete = task(config, workdir, tools)
+        if not complete:
+            _say(speaks, f"\nstopped and saved; the same command goes on from there ({workdir})")
+            return interruption.exit_status
+    return 0
+
+
+def open_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Makes the workdir with its config.json, or checks that it belongs to this config.
+
+    Raises:
+      UserError: it was trained with another config, or holds files that are no run's.
+    """
+    if (workdir / "config.json").exists():
+        if _has_begun(workdir):
+            check_resume(load_config(workdir), config)
+    elif workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir must be a directory; {workdir} is a file")
+    elif workdir.is_dir() and any(p.name != "config.json.partial" for p in workdir.iterdir()):
+        raise UserError(
+            f"{workdir} holds files but no config.json, so it is no run's directory: choose "
+            "another --workdir or empty it"
+        )
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("drifting_jax: workdir checked")
+    if jax.process_index() == 0:
+        save_config(workdir, config)
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether anything was saved: a run that ended in a mistake before may change its config."""
+    folders = train.checkpoint_directory(workdir), train_mae.checkpoint_directory(workdir)
+    return any(step.name.isdecimal() for folder in folders for step in folder.glob("*"))
+
+
+def _generator(config: ConfigDict, workdir: Path, tools: Tools) -> bool:
+    started = time.monotonic()
+    if not train.train(config, workdir=workdir, tools=tools):
+        return False
+    _say(tools.speaks, "\nsampling and measuring ...")
+    found = evaluate_run(
+        load_run(workdir),
+        workdir=workdir,
+        seed=config.seed,
+        report=lambda table: _say(tools.speaks, f"\n{table}"),
+    )
+    for scale, figures in found.items():
+        scalars = {f"{name}/alpha_{scale:g}": f.value for name, f in figures.items()}
+        tools.writer.write_scalars("evaluation", config.train.num_steps, scalars)
+    minutes = (time.monotonic() - started) / 60
+    _say(tools.speaks, f"\ndone in {minutes:.1f} min\n" + _where(workdir))
+    return True
+
+
+def _toy(config: ConfigDict, workdir: Path, tools: Tools) -> bool:
+    return toy.train(config, workdir=workdir, tools=tools)
+
+
+def _is_complete(config: ConfigDict, workdir: Path) -> bool:
+    try:
+        record = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
+        return record["step"] >= config.train.num_steps
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _complete_message(workdir: Path) -> str:
+    return (
+        f"the run in {workdir} is complete. To train longer, raise --config.train.num_steps; to "
+        f"start anew, give another --workdir or delete {workdir}\n{_where(workdir)}"
+    )
+
+
+def _where(workdir: Path) -> str:
+    """A table of what a run leaves, for what exists."""
+    entries = {
+        "evaluation.json": "the figures",
+        "samples": "pictures, final.npz",
+        "drift.gif": "q drifting to p",
+        "field.png": "the drifting field",
+        "drift.png": "the raw drift over training",
+        "metrics.jsonl": "all scalars, a line a logged step",
+        "tensorboard": f"the same: tensorboard --logdir {workdir}/tensorboard",
+        "checkpoints": "state, averages, queue, position",
+        "encoder/checkpoints": "the pre-trained encoder",
+        "config.json": "resolved config, versions",
+    }
+    return "\n".join(
+        f"  {workdir / name!s:<34} {words}"
+        for name, words in entries.items()
+        if (workdir / name).exists()
+    )
+
+
+def _say(speaks: bool, text: str) -> None:
+    if speaks:
+        print(text, file=sys.stderr if text.startswith("\nstopped") else sys.stdout, flush=True)

@@ -1,0 +1,159 @@
+"""Samples of a trained run: `python -m drifting_jax.sample --workdir=runs/digits --out=out.npz`.
+
+Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c] uint8, `arr_1` [n]
+labels, class-major), or a `.png` grid with the classes one after another.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags, logging
+
+from drifting_jax.errors import UserError
+from drifting_jax.loading import load_run
+from drifting_jax.metrics import enlarged, image_grid, save_png
+from drifting_jax.sampling import class_major
+
+_MOST_COLUMNS = 36
+_LEAST_GRID_PIXELS = 400
+
+
+def define_flags() -> None:
+    """Registers the command line's flags."""
+    flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+    flags.DEFINE_string("classes", "", "Such as 0-9, or 0,3,7-9, or names; empty for all.")
+    flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
+    flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
+    flags.DEFINE_integer("seed", 0, "Of the noise.")
+    flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
+    flags.DEFINE_integer("batch_size", 256, "Samples made at once.", lower_bound=1)
+    flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")
+
+
+def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
+    """Class numbers of "0-9" (inclusive), "0,3,7-9" or names, in the order given; "" for all.
+
+    Raises:
+      UserError: an entry that is neither a class number in range nor a name.
+    """
+    if not text:
+        return list(range(len(class_names)))
+    found: list[int] = []
+    for entry in text.split(","):
+        entry = entry.strip()
+        first, dash, last = entry.partition("-")
+        if first.isdecimal() and (not dash or last.isdecimal()):
+            low, high = int(first), int(last or first)
+            if not low <= high < len(class_names):
+                raise UserError(
+                    f"classes run from 0 to {len(class_names) - 1}; found {entry!r} in --classes"
+                )
+            found.extend(range(low, high + 1))
+        elif entry in class_names:
+            found.append(list(class_names).index(entry))
+        else:
+            known = ", ".join(list(class_names)[:10])
+            raise UserError(f"no class is called {entry!r}; the classes are {known}, …")
+    repeated = sorted({c for c in found if found.count(c) > 1})
+    if repeated:
+        raise UserError(f"--classes names class {repeated[0]} more than once: {text!r}")
+    return found
+
+
+def write_samples(path: Path, images: np.ndarray, labels: np.ndarray, *, per_class: int) -> None:
+    """Writes images [n, h, w, c] uint8 and labels [n], whole or not at all.
+
+    Raises:
+      UserError: the file's ending is neither .npz nor .png, or its folder does not exist.
+    """
+    check_out(path)
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    if path.suffix == ".npz":
+        np.savez_compressed(partial, arr_0=images, arr_1=labels)
+    else:
+        columns = max(n for n in range(1, _MOST_COLUMNS + 1) if per_class % n == 0)
+        save_png(partial, enlarged(image_grid(images, columns), _LEAST_GRID_PIXELS))
+    os.replace(partial, path)
+
+
+def check_out(path: Path) -> None:
+    """Makes sure that `write_samples` will be able to write, before anything is computed."""
+    if path.suffix not in (".npz", ".png"):
+        raise UserError(f"--out must end in .npz or .png; found {path}")
+    if not path.parent.is_dir():
+        raise UserError(f"the folder of --out does not exist: {path.parent}")
+
+
+def main(_: Sequence[str]) -> None:
+    """Loads, samples, writes, and says how long it took."""
+    values = flags.FLAGS
+    out = Path(values.out)
+    check_out(out)
+    if not values.cfg_scale > 0:
+        raise UserError(f"--cfg_scale must be above 0; found {values.cfg_scale}")
+    run = load_run(Path(values.workdir), ema_decay=values.ema_decay)
+    guidance = run.config.guidance
+    if not guidance.minimum <= values.cfg_scale <= guidance.maximum:
+        print(
+            f"note: the generator was trained for alpha from {guidance.minimum:g} to "
+            f"{guidance.maximum:g}; {values.cfg_scale:g} is outside",
+            file=sys.stderr,
+        )
+    labels, indices = class_major(
+        parse_classes(values.classes, run.source.class_names), values.per_class
+    )
+    started = time.perf_counter()
+    images = run.sample(
+        labels,
+        indices,
+        seed=values.seed,
+        cfg_scale=values.cfg_scale,
+        batch_size=values.batch_size,
+    )
+    seconds = time.perf_counter() - started
+    write_samples(out, images, labels, per_class=values.per_class)
+    print(
+        f"{len(images)} samples of step {run.step} in {seconds:.1f} s (compilation included), "
+        f"one network evaluation each: {out}"
+    )
+
+
+def run_program(main_function) -> None:
+    """Runs a command's main through absl; a UserError is one line and exit status 2."""
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        logging.set_verbosity(logging.WARNING)
+        try:
+            return main_function(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    app.run(guarded, flags_parser=parse_plain_flags)
+
+
+def parse_plain_flags(argv: Sequence[str]) -> list[str]:
+    """absl's parser, with a mistake as one line and exit status 2."""
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+    if len(rest) > 1:
+        print(f"error: expected flags alone; found {' '.join(rest[1:])!r}", file=sys.stderr)
+        sys.exit(2)
+    return rest
+
+
+def cli() -> None:
+    """Entry point of `drifting-sample`."""
+    define_flags()
+    run_program(main)
+
+
+if __name__ == "__main__":
+    cli()

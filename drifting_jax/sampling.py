@@ -1,0 +1,93 @@
+"""1-NFE sampling: the generator once, jitted apart from training.
+
+Sample i of a class depends on (seed, class, i, α) alone, never on the batch or the devices it was
+made with.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from drifting_jax import distributed
+from drifting_jax.models.dit import DiT
+
+Sampler = Callable[..., jax.Array]
+
+
+def draw_inputs(key: jax.Array, model: DiT) -> tuple[jax.Array, jax.Array]:
+    """Noise [h, w, c] float32 and style indices [k] int32 of one sample."""
+    noise_key, style_key = jax.random.split(key)
+    shape = (model.image_size, model.image_size, model.in_channels)
+    noise = jax.random.normal(noise_key, shape)
+    styles = jax.random.randint(
+        style_key, (model.num_style_books,), 0, max(model.styles_per_book, 1)
+    )
+    return noise, styles
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+    """[-1, 1] float -> uint8, half to even; what is outside is clipped."""
+    return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def make_sampler(model: DiT, mesh: Mesh) -> Sampler:
+    """The jitted 1-NFE function.
+
+    Returns:
+      sampler(params, key, labels [b] int32, indices [b] int32, cfg_scale []) -> [b, h, w, c] uint8,
+      with `key` that of the seed, `indices` the number of each sample within its class, and b a
+      multiple of the mesh's size.
+    """
+    rows = distributed.batch_sharding(mesh)
+
+    @jax.jit
+    def sampler(params, key, labels, indices, cfg_scale):
+        def one(label, index):
+            return draw_inputs(jax.random.fold_in(jax.random.fold_in(key, label), index), model)
+
+        noise, styles = jax.lax.with_sharding_constraint(jax.vmap(one)(labels, indices), rows)
+        scales = jnp.broadcast_to(jnp.float32(cfg_scale), labels.shape)
+        return to_uint8(model.apply({"params": params}, noise, labels, styles, scales))
+
+    return sampler
+
+
+def class_major(classes: Sequence[int], per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [n] and indices within each class [n], both int32: all of the first class first."""
+    labels = np.repeat(np.asarray(classes, np.int32), per_class)
+    return labels, np.tile(np.arange(per_class, dtype=np.int32), len(classes))
+
+
+def sample_in_batches(
+    sampler: Sampler,
+    params,
+    key: jax.Array,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    *,
+    cfg_scale: float,
+    batch_size: int,
+    mesh: Mesh,
+) -> Iterator[np.ndarray]:
+    """Yields uint8 [<= batch_size, h, w, c] for all labels, in order; the last batch is padded."""
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    for start in range(0, len(labels), batch_size):
+        part = slice(start, start + batch_size)
+        count = len(labels[part])
+        padding = (0, batch_size - count)
+        images = sampler(
+            params,
+            key,
+            np.pad(labels[part], padding),
+            np.pad(indices[part], padding),
+            np.float32(cfg_scale),
+        )
+        yield distributed.fetch(images)[:count]
+
+
+def sample_all(*args, **kwargs) -> np.ndarray:
+    """`sample_in_batches`, concatenated: uint8 [n, h, w, c]."""
+    return np.concatenate(list(sample_in_batches(*args, **kwargs)))

@@ -1,0 +1,97 @@
+"""The training state: parameters, optimizer, moving averages, and the count of skipped steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+NO_CULPRIT = -1
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step changes besides the queue.
+
+    Attributes:
+      step: [] int32, steps taken, the skipped ones included.
+      params: float32 parameters.
+      opt_state: of the optax chain.
+      ema: {name of the decay: moving average of params}.
+      skipped: [] int32, steps not applied because the loss or its gradient was not finite.
+      skipped_in_a_row: [] int32, how many of the latest steps were.
+      culprit: [] int32, which quantity of the latest skipped step was not finite, as numbered by
+        the step function; -1 for none.
+    """
+
+    step: jax.Array
+    params: PyTree
+    opt_state: PyTree
+    ema: dict[str, PyTree]
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+    culprit: jax.Array
+
+
+def ema_name(decay: float) -> str:
+    """Key of a decay in `TrainState.ema`: 0.999 -> "0.999"."""
+    return f"{decay:g}"
+
+
+def create_state(
+    params: PyTree, optimizer: optax.GradientTransformation, *, ema_decays: Sequence[float]
+) -> TrainState:
+    """State before the first step; every average starts at the parameters themselves."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        # Copies: the step donates the state, and a buffer can be donated only once.
+        ema={ema_name(decay): jax.tree.map(jnp.copy, params) for decay in ema_decays},
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+        culprit=jnp.full((), NO_CULPRIT, jnp.int32),
+    )
+
+
+def update_ema(average: PyTree, params: PyTree, decay: float) -> PyTree:
+    """decay·average + (1 - decay)·params, without warm-up."""
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+
+
+def apply_gradients(
+    state: TrainState,
+    gradients: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decays: Sequence[float],
+    finite: jax.Array,
+    culprit: jax.Array,
+) -> TrainState:
+    """One optimizer step, or, where `finite` [] bool is false, a skipped and counted one."""
+
+    def keep_if_finite(new: PyTree, old: PyTree) -> PyTree:
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = keep_if_finite(optax.apply_updates(state.params, updates), state.params)
+    ema = {
+        ema_name(decay): keep_if_finite(
+            update_ema(state.ema[ema_name(decay)], params, decay), state.ema[ema_name(decay)]
+        )
+        for decay in ema_decays
+    }
+    skip = jnp.where(finite, 0, 1).astype(jnp.int32)
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=keep_if_finite(opt_state, state.opt_state),
+        ema=ema,
+        skipped=state.skipped + skip,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
+        culprit=jnp.where(finite, state.culprit, culprit).astype(jnp.int32),
+    )

@@ -1,0 +1,115 @@
+"""Pictures of a two-dimensional run: the animation, the field, and the raw drift over training."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from drifting_jax import fields, losses
+from drifting_jax.fields import FieldOptions
+
+_REAL, _GENERATED, _ARROW = "#9aa5b1", "#d1495b", "#22333b"
+_LAST_FRAME_MILLISECONDS = 2500
+_FRAME_MILLISECONDS = 80
+_GRID = 22
+
+
+def _limits(target: np.ndarray, frames: Mapping[int, np.ndarray]) -> float:
+    """Half the side of a square around 0 that holds the target and where q starts."""
+    first = frames[min(frames)]
+    return 1.15 * float(max(np.abs(target).max(), np.abs(first).max()))
+
+
+def _scatter(axes: Any, points: np.ndarray, colour: str, label: str, limit: float) -> None:
+    axes.scatter(*points.T, s=5, c=colour, alpha=0.55, linewidths=0, label=label)
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
+
+
+def write_animation(path: Path, frames: Mapping[int, np.ndarray], target: np.ndarray) -> None:
+    """An animated GIF of q drifting to p: {step: points [n, 2]} over target [m, 2]."""
+    limit = _limits(target, frames)
+    images = []
+    for step in sorted(frames):
+        figure = Figure(figsize=(4.4, 4.7), dpi=90, layout="constrained")
+        axes = figure.subplots()
+        _scatter(axes, target, _REAL, "real", limit)
+        _scatter(axes, frames[step], _GENERATED, "generated", limit)
+        axes.set_title(f"step {step}", fontsize=11)
+        axes.legend(loc="upper left", fontsize=8, markerscale=2.5, framealpha=0.8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        images.append(Image.open(buffer).convert("RGB").quantize(64))
+    durations = [_FRAME_MILLISECONDS] * (len(images) - 1) + [_LAST_FRAME_MILLISECONDS]
+    images[0].save(
+        path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True
+    )
+
+
+def write_field(
+    path: Path,
+    frames: Mapping[int, np.ndarray],
+    target: np.ndarray,
+    *,
+    temperature: float,
+    affinity_floor: float,
+    options: FieldOptions,
+) -> None:
+    """The field V on a grid, at the start, on the way, and at the end: Algorithm 2 at one τ.
+
+    `temperature` is in units of the mean distance S between the points of each frame and their
+    targets, as in the loss. Arrows are scaled per panel; the title gives the largest.
+    """
+    steps = sorted(frames)
+    chosen = [steps[0], steps[len(steps) // 3], steps[-1]]
+    limit = _limits(target, frames)
+    figure = Figure(figsize=(12, 4.4), dpi=100, layout="constrained")
+    line = np.linspace(-limit, limit, _GRID)
+    grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+    for axes, step in zip(figure.subplots(1, 3), chosen, strict=True):
+        points = frames[step]
+        sets = losses.make_sets(points[None, :, None], target[None, :, None])
+        weighted, weight = losses.distance_sums(losses.distances(sets), sets.weights)
+        v = np.asarray(
+            fields.drifting_field(
+                jnp.asarray(grid, jnp.float32),
+                jnp.asarray(target),
+                jnp.asarray(points),
+                temperature=temperature * weighted / weight,
+                affinity_floor=affinity_floor,
+                options=options,
+            )
+        )
+        _scatter(axes, target, _REAL, "real", limit)
+        _scatter(axes, points, _GENERATED, "generated", limit)
+        length = np.linalg.norm(v, axis=1, keepdims=True)
+        longest = max(float(length.max()), 1e-12)
+        # Square root of the length: the field spans decades, and its direction matters everywhere.
+        arrows = v / np.maximum(length, 1e-12) * np.sqrt(length / longest)
+        axes.quiver(*grid.T, *arrows.T, color=_ARROW, scale=_GRID, width=0.004, alpha=0.85)
+        axes.set_title(f"step {step}: largest |V| {longest:.2g}", fontsize=10)
+    figure.axes[0].legend(loc="upper left", fontsize=8, markerscale=2.5, framealpha=0.8)
+    figure.savefig(path)
+
+
+def write_drift(
+    path: Path, records: Sequence[Mapping[str, Any]], temperatures: Sequence[float]
+) -> None:
+    """Raw drift mean square per τ over training, beside the loss, which hardly moves."""
+    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    steps = [record["step"] for record in records]
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, len(temperatures)))
+    for temperature, colour in zip(temperatures, colours, strict=True):
+        values = [record[f"drift/mean/{temperature:g}"] for record in records]
+        axes.plot(steps, values, color=colour, label=f"raw drift², τ = {temperature:g}")
+    axes.plot(steps, [r["loss"] for r in records], color=_REAL, ls="--", label="loss")
+    axes.set(xlabel="step", yscale="log", ylabel="mean square, in units of the mean distance")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(path)

@@ -1,0 +1,295 @@
+"""Generator training: encoder, queue, steps, pictures, checkpoints, and the figures at the end."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from drifting_jax import build, distributed, sample_queue, sampling, train_mae
+from drifting_jax.checkpoint import Checkpoints
+from drifting_jax.config import ConfigDict
+from drifting_jax.data.sources import Source, make_source
+from drifting_jax.errors import UserError
+from drifting_jax.loop import Stage, Tools, run_stage
+from drifting_jax.metrics import enlarged, image_grid
+from drifting_jax.sample_queue import SampleQueue
+from drifting_jax.state import TrainState, create_state, ema_name
+from drifting_jax.train_step import (
+    GeneratorMetrics,
+    culprit_name,
+    generator_step,
+    make_feature_function,
+)
+
+PyTree = Any
+
+_PICTURES_PER_CLASS = 10
+_CLASSES_IN_PICTURES = 10
+_LEAST_GRID_PIXELS = 400
+
+
+def checkpoint_directory(workdir: Path) -> Path:
+    """Where a run keeps its generator."""
+    return workdir / "checkpoints"
+
+
+def state_maker(config: ConfigDict, source: Source, mesh: Mesh):
+    """A function that makes the initial state, and one that says where its arrays lie."""
+    model, optimizer = build.make_generator(config, source), build.generator_optimizer(config)
+
+    def init() -> TrainState:
+        key = build.stream_key(config, "generator_init")
+        noise, styles = sampling.draw_inputs(key, model)
+        label, scale = jnp.zeros(1, jnp.int32), jnp.ones(1)
+        params = model.init(key, noise[None], label, styles[None], scale)["params"]
+        return create_state(params, optimizer, ema_decays=config.train.ema_decays)
+
+    place = functools.partial(distributed.sharding_for_tree, mesh=mesh, rules=config.mesh.rules)
+    return init, place
+
+
+def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
+    """Trains the encoder, unless it is given or done, and the generator, from where they stand.
+
+    Returns:
+      Whether the training is complete; if not, a signal stopped it after a save.
+
+    Raises:
+      UserError: the batch does not fit the mesh, a network does not fit the data, the data is
+        missing or too little, or the run diverged.
+    """
+    mesh = build.make_mesh(config)
+    check_batch(config, mesh)
+    source = make_source(config.data, "train")
+    build.check_models(config, source)
+    frozen = train_mae.encoder_params(config, source, mesh, workdir=workdir, tools=tools)
+    if frozen is None:
+        return False
+    t = config.train
+    stage = Stage(
+        name="generator",
+        num_steps=t.num_steps,
+        log_every=config.log_every,
+        save_every=t.save_every,
+        images_per_step=t.labels_per_step * t.generated_per_label,
+        max_skipped_in_a_row=t.max_skipped_in_a_row,
+    )
+    with Checkpoints(checkpoint_directory(workdir), keep=t.keep) as checkpoints:
+        start, position, state, queue = _start_or_resume(config, source, mesh, checkpoints)
+        tools.writer.truncate("generator", start)
+        if start >= t.num_steps:
+            return True
+        if start:
+            logging.info("The generator goes on from step %d", start)
+        with build.make_batches(
+            config,
+            source,
+            mesh,
+            batch_size=config.queue.push_per_step,
+            start=position,
+            flip=config.data.flip,
+        ) as batches:
+            if not start:
+                queue, position = fill_queue(queue, batches, source, config.queue.push_per_step)
+                sample_queue.check(
+                    queue,
+                    count=t.positives_per_label,
+                    unconditional_count=t.unconditional_per_label,
+                    class_names=source.class_names,
+                    allow_repeats=config.queue.allow_repeats,
+                )
+            _, complete = run_stage(
+                stage,
+                (state, queue),
+                start=start,
+                advance=_make_advance(config, source, frozen, state, queue),
+                batches=batches,
+                describe=_make_describe(config),
+                state_of=lambda carry: carry[0],
+                culprit=functools.partial(_culprit_words, config, source),
+                items=lambda step, carry: _items(*carry, position + step - start),
+                checkpoints=checkpoints,
+                tools=tools,
+                on_step=_make_pictures(config, source, mesh, tools),
+            )
+    return complete
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Makes sure that the rows of a step and the images of a batch split over the mesh."""
+    t = config.train
+    try:
+        distributed.row_sharding(mesh, t.labels_per_step, t.generated_per_label)
+    except ValueError as error:
+        raise UserError(f"config.train does not fit the devices: {error}") from None
+    sizes = {
+        "queue.push_per_step": config.queue.push_per_step,
+        "encoder.train.batch_size": config.encoder.train.batch_size,
+    }
+    for name, size in sizes.items():
+        if size % mesh.size:
+            raise UserError(
+                f"config.{name} must be a multiple of the {mesh.size} devices; found {size}"
+            )
+
+
+def _items(state: TrainState, queue: SampleQueue, batches_taken: int) -> dict[str, PyTree]:
+    """The trees of a checkpoint; the averages by themselves, since samplers read them alone."""
+    return {
+        "state": state.replace(ema={}),
+        "ema": state.ema,
+        "queue": queue,
+        "position": {"batches": np.int64(batches_taken)},
+    }
+
+
+def _start_or_resume(
+    config: ConfigDict, source: Source, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[int, int, TrainState, SampleQueue]:
+    """Steps done, batches taken, state and queue."""
+    init, place = state_maker(config, source, mesh)
+    queue = build.make_queue(config, source, mesh)
+    template = _items(distributed.template(init, shardings=place), queue, 0)
+    restored = checkpoints.restore_latest(template, padded=("queue",))
+    if restored is None:
+        return 0, 0, distributed.init_sharded(init, shardings=place), queue
+    step, trees = restored
+    state = trees["state"].replace(ema=trees["ema"])
+    return step, int(trees["position"]["batches"]), state, trees["queue"]
+
+
+def fill_queue(
+    queue: SampleQueue, batches: build.GlobalBatches, source: Source, batch_size: int
+) -> tuple[SampleQueue, int]:
+    """Pushes batches until every ring is full, or for one pass over the data.
+
+    Returns:
+      The queue and the number of batches taken.
+    """
+    capacity = queue.by_class.images.shape[1]
+    for taken in range(-(-len(source) // batch_size)):
+        if taken % 16 == 0:
+            filled = np.asarray(queue.by_class.filled)[: queue.num_classes]
+            unconditional = int(queue.unconditional.filled)
+            if filled.min() == capacity and unconditional == len(queue.unconditional.images):
+                return queue, taken
+        batch = next(batches)
+        queue = sample_queue.push(queue, batch["image"], batch["label"])
+    return queue, taken + 1
+
+
+def _make_advance(config, source, frozen, state, queue) -> Callable:
+    """The jitted step on the carry (state, queue), which it donates."""
+    encoder, f = build.make_encoder(config, source), config.features
+    step = functools.partial(
+        generator_step,
+        key=build.stream_key(config, "generator_steps"),
+        model=build.make_generator(config, source),
+        feature_function=make_feature_function(
+            encoder, patch_sizes=tuple(f.patch_sizes), input_rms=f.input_rms, raw=f.raw
+        ),
+        optimizer=build.generator_optimizer(config),
+        settings=build.make_generator_step(config),
+    )
+    where = jax.tree.map(lambda x: x.sharding, (state, queue))
+    jitted = jax.jit(
+        step, donate_argnums=(0, 1), out_shardings=(*where, distributed.replicated(queue.mesh))
+    )
+
+    def advance(carry, batch):
+        state, queue, metrics = jitted(*carry, frozen, batch)
+        return (state, queue), metrics
+
+    return advance
+
+
+def _make_describe(config: ConfigDict) -> Callable[[GeneratorMetrics], dict[str, float]]:
+    schedule = build.generator_schedule(config)
+    return lambda metrics: describe_metrics(
+        metrics,
+        temperatures=config.drift.temperatures,
+        learning_rate=float(schedule(int(metrics.step))),
+    )
+
+
+def describe_metrics(
+    metrics: GeneratorMetrics, *, temperatures: tuple[float, ...], learning_rate: float
+) -> dict[str, float]:
+    """Scalars of one line of metrics.jsonl.
+
+    Per feature: the raw drift mean square of each temperature, the distance scale S, and
+    `diversity`, the mean distance between generated samples over that to positives, which is near 1
+    when the samples vary as the data does and falls to 0 when they collapse. `.../mean` averages
+    over the features that are in the loss; `features_left_out` counts the others.
+    """
+    scalars = {
+        "loss": float(metrics.loss),
+        "grad_norm": float(metrics.gradient_norm),
+        "learning_rate": learning_rate,
+        "cfg_scale": float(metrics.cfg_scale),
+    }
+    used = {n: s for n, s in metrics.statistics.items() if not bool(s.is_degenerate)}
+    scalars["features_left_out"] = len(metrics.statistics) - len(used)
+    diversity = {
+        name: float(s.generated_distance / np.maximum(s.positive_distance, 1e-12))
+        for name, s in used.items()
+    }
+    if used:
+        for i, temperature in enumerate(temperatures):
+            drifts = [float(s.drift_mean_square[i]) for s in used.values()]
+            scalars[f"drift/mean/{temperature:g}"] = float(np.mean(drifts))
+        scalars["diversity/mean"] = float(np.mean(list(diversity.values())))
+    for name, s in metrics.statistics.items():
+        for i, temperature in enumerate(temperatures):
+            scalars[f"drift/{name}/{temperature:g}"] = float(s.drift_mean_square[i])
+        scalars[f"distance_scale/{name}"] = float(s.distance_scale)
+    return scalars | {f"diversity/{name}": value for name, value in diversity.items()}
+
+
+def _culprit_words(config: ConfigDict, source: Source, number: int) -> str:
+    encoder, f = build.make_encoder(config, source), config.features
+    feature_function = make_feature_function(
+        encoder, patch_sizes=tuple(f.patch_sizes), input_rms=f.input_rms, raw=f.raw
+    )
+    images = jnp.zeros((1, *source.image_shape))
+    mask = jnp.zeros((1, *(side // encoder.input_patch_size for side in images.shape[1:3])))
+    names = jax.eval_shape(
+        lambda key: feature_function(encoder.init(key, images, mask)["params"], images),
+        build.stream_key(config, "encoder_init"),
+    )
+    return culprit_name(number, list(names), config.drift.temperatures)
+
+
+def _make_pictures(
+    config: ConfigDict, source: Source, mesh: Mesh, tools: Tools
+) -> Callable[[int, tuple], None]:
+    """A grid of samples from noise, styles and labels that stay the same all along the run."""
+    sampler = sampling.make_sampler(build.make_generator(config, source), mesh)
+    key = build.stream_key(config, "pictures")
+    classes = range(min(source.num_classes, _CLASSES_IN_PICTURES))
+    labels, indices = sampling.class_major(classes, _PICTURES_PER_CLASS)
+
+    def on_step(step: int, carry: tuple) -> None:
+        if step % config.train.sample_every and step != config.train.num_steps:
+            return
+        params = carry[0].ema[ema_name(config.eval.ema_decay)]
+        images = sampling.sample_all(
+            sampler,
+            params,
+            key,
+            labels,
+            indices,
+            cfg_scale=1.0,
+            batch_size=len(labels),
+            mesh=mesh,
+        )
+        grid = enlarged(image_grid(images, _PICTURES_PER_CLASS), _LEAST_GRID_PIXELS)
+        tools.writer.write_image("generator", step, "samples", grid)
+
+    return on_step

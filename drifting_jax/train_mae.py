@@ -1,0 +1,146 @@
+"""Encoder pre-training: the masked autoencoder whose features carry the drifting loss (A.3)."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from drifting_jax import build, distributed
+from drifting_jax.checkpoint import Checkpoints
+from drifting_jax.config import ConfigDict
+from drifting_jax.data.sources import Source
+from drifting_jax.errors import UserError
+from drifting_jax.loop import Stage, Tools, run_stage
+from drifting_jax.state import TrainState, create_state, ema_name
+from drifting_jax.train_step import encoder_step
+
+PyTree = Any
+
+
+def checkpoint_directory(workdir: Path) -> Path:
+    """Where a run keeps the encoder that it trained."""
+    return workdir / "encoder" / "checkpoints"
+
+
+def encoder_params(
+    config: ConfigDict, source: Source, mesh: Mesh, *, workdir: Path, tools: Tools
+) -> PyTree | None:
+    """The frozen encoder's parameters: of config.encoder.path, or trained here, or resumed.
+
+    Returns:
+      The moving average of the parameters, or None where a signal stopped the training.
+
+    Raises:
+      UserError: config.encoder.path holds no trained encoder, or one of another size.
+    """
+    if config.encoder.path:
+        return _load(config, source, mesh, Path(config.encoder.path))
+    return _train(config, source, mesh, workdir, tools)
+
+
+def _load(config: ConfigDict, source: Source, mesh: Mesh, workdir: Path) -> PyTree:
+    directory = checkpoint_directory(workdir)
+    if not directory.is_dir():
+        raise UserError(
+            f"config.encoder.path must be the workdir of a run with a trained encoder; {workdir} "
+            f"has no {directory}"
+        )
+    init, place = _state_maker(config, source, mesh)
+    with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
+        ema = distributed.template(init, shardings=place).ema
+        restored = checkpoints.restore_latest({"ema": ema})
+    if restored is None:
+        raise UserError(f"{directory} holds no checkpoint: train the encoder of {workdir} first")
+    return _average(config, restored[1]["ema"])
+
+
+def _average(config: ConfigDict, ema: dict[str, PyTree]) -> PyTree:
+    return ema[ema_name(config.encoder.train.ema_decay)]
+
+
+def _state_maker(config: ConfigDict, source: Source, mesh: Mesh):
+    """A function that makes the initial state, and one that says where its arrays lie."""
+    model, optimizer = build.make_encoder(config, source), build.encoder_optimizer(config)
+
+    def init() -> TrainState:
+        image = jnp.zeros((1, *source.image_shape))
+        height, width = (side // model.input_patch_size for side in source.image_shape[:2])
+        params = model.init(
+            build.stream_key(config, "encoder_init"), image, jnp.zeros((1, height, width))
+        )["params"]
+        return create_state(params, optimizer, ema_decays=(config.encoder.train.ema_decay,))
+
+    place = functools.partial(distributed.sharding_for_tree, mesh=mesh, rules=config.mesh.rules)
+    return init, place
+
+
+def _train(
+    config: ConfigDict, source: Source, mesh: Mesh, workdir: Path, tools: Tools
+) -> PyTree | None:
+    t = config.encoder.train
+    stage = Stage(
+        name="encoder",
+        num_steps=t.num_steps,
+        log_every=config.log_every,
+        save_every=t.save_every,
+        images_per_step=t.batch_size,
+        max_skipped_in_a_row=config.train.max_skipped_in_a_row,
+    )
+    init, place = _state_maker(config, source, mesh)
+    with Checkpoints(checkpoint_directory(workdir), keep=config.train.keep) as checkpoints:
+        template = distributed.template(init, shardings=place)
+        restored = checkpoints.restore_latest(_items(template))
+        if restored is None:
+            start, state = 0, distributed.init_sharded(init, shardings=place)
+        else:
+            start, trees = restored
+            state = trees["state"].replace(ema=trees["ema"])
+        tools.writer.truncate("encoder", start)
+        if start >= t.num_steps:
+            return _average(config, state.ema)
+        if start:
+            logging.info("The encoder goes on from step %d", start)
+        schedule = build.encoder_schedule(config)
+        step = jax.jit(
+            functools.partial(
+                encoder_step,
+                key=build.stream_key(config, "encoder_steps"),
+                model=build.make_encoder(config, source),
+                optimizer=build.encoder_optimizer(config),
+                settings=build.make_encoder_step(config),
+            ),
+            donate_argnums=0,
+            out_shardings=(place(template), distributed.replicated(mesh)),
+        )
+
+        def describe(metrics: dict[str, np.ndarray]) -> dict[str, float]:
+            values = {name: float(value) for name, value in metrics.items()}
+            return {"learning_rate": float(schedule(int(values.pop("step")))), **values}
+
+        with build.make_batches(
+            config, source, mesh, batch_size=t.batch_size, start=start, flip=config.data.flip
+        ) as batches:
+            state, complete = run_stage(
+                stage,
+                state,
+                start=start,
+                advance=step,
+                batches=batches,
+                describe=describe,
+                state_of=lambda state: state,
+                culprit=lambda number: "the gradient" if number else "the loss",
+                items=lambda step, state: _items(state),
+                checkpoints=checkpoints,
+                tools=tools,
+            )
+    return _average(config, state.ema) if complete else None
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """The trees of a checkpoint; the averages by themselves, since they are read alone."""
+    return {"state": state.replace(ema={}), "ema": state.ema}

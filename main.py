@@ -1,0 +1,49 @@
+"""Trains: `python main.py --config=configs/digits.py`; run it again to resume.
+
+Fields of the config are changed with --config.section.field=value, the directory of the run with
+--workdir. Exit status: 0 done, 2 a mistake in the command or the data, 75 stopped by SIGTERM and
+130 by Ctrl-C, both after a save.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from drifting_jax import distributed, run
+from drifting_jax.config import default_workdir, parse_flags, resolve
+from drifting_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, with :variant.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; default: runs/<config>.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, if several.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, if several.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Joins the run's processes, resolves the config and runs its task."""
+    if len(argv) > 1:
+        print(f"error: expected flags alone; found {' '.join(argv[1:])!r}", file=sys.stderr)
+        return 2
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every save in twenty lines
+    try:
+        config = resolve(_CONFIG.value)
+        distributed.initialize(
+            coordinator_address=_COORDINATOR.value,
+            num_processes=_NUM_PROCESSES.value,
+            process_id=_PROCESS_ID.value,
+        )
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(path)
+        return run.run(config, workdir=workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,52 @@
+"""The programs' command lines: a mistake is one line on stderr and exit status 2."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from drifting_jax.config import default_workdir
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "tests/tiny_config.py"
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    """A Python process in the repository."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_mistakes_are_one_line_and_status_two(tmp_path):
+    nowhere = tmp_path / "nowhere"
+    sampling = ("-m", "drifting_jax.sample", f"--workdir={nowhere}")
+    commands = {
+        "config.train.num_stepz does not exist; the nearest field is config.train.num_steps": (
+            "main.py", f"--config={CONFIG}", "--config.train.num_stepz=1",
+        ),
+        "has no variant 'nonsense'; it knows collapsed": (
+            "main.py", "--config=configs/toy2d.py:nonsense",
+        ),
+        "flags alone; found 'stray'": ("main.py", f"--config={CONFIG}", "stray"),
+        f"{nowhere} holds no run": sampling,
+        "flag --per_class=0": (*sampling, "--per_class=0"),
+    }  # fmt: skip
+    started = {message: start(*arguments) for message, arguments in commands.items()}
+    for message, process in started.items():
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 2, (message, error)
+        lines = error.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), (message, error)
+        assert message in lines[0]
+    assert not nowhere.exists()
+
+
+def test_workdirs_are_named_after_configs():
+    assert default_workdir("configs/toy2d.py:far") == Path("runs/toy2d_far")
+    assert default_workdir(CONFIG) == Path("runs/tiny_config")
