@@ -83,9 +83,7 @@ def main():
                 times[name].append(time.perf_counter() - started)
         medians = {name: 1e3 * float(np.median(values)) for name, values in times.items()}
         for name in ways:
-            print(
-                f"{title}, {name}: {medians[name]:.1f} ms, compile {compile_seconds[name]:.0f} s"
-            )
+            print(f"{title}, {name}: {medians[name]:.1f} ms, compile {compile_seconds[name]:.0f} s")
         for name in ("stacked", "as built"):
             print(f"{title}, {name} / one by one: {medians[name] / medians['one by one']:.2f}")
         print()
