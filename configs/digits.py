@@ -5,12 +5,12 @@
 Six minutes on two CPU cores: half a minute for the encoder, the rest for the generator.
 docs/reading_a_run.md says what to expect of each figure. Chosen by trial on this data:
 
-* the encoder sees single pixels (an 8x8 grid). With 2x2 patches a step costs 0.6 as much, but recall
-  stays about 0.05 lower;
+* the encoder sees single pixels (an 8x8 grid). With 2x2 patches a step costs 0.6 as much, but
+  recall stays about 0.05 lower;
 * each side of the field is divided by its own sum (`combine = "separate"`), which reaches the same
   Fréchet distance in about two thirds of the steps that Algorithm 2's crossed sums take;
-* half of the rows train at α = 1, the rest up to 2: less guidance than on ImageNet, since the classes
-  hardly overlap.
+* half of the rows train at α = 1, the rest up to 2: less guidance than on ImageNet, since the
+  classes hardly overlap.
 """
 
 from drifting_jax.config import base_config
