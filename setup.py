@@ -36,7 +36,7 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
-        "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.14"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.5,<4", "hypothesis>=6.100,<7", "ruff>=0.14"],
     },
     entry_points={
         "console_scripts": [

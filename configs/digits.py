@@ -2,7 +2,7 @@
 
     python main.py --config=configs/digits.py
 
-Six minutes on two CPU cores: half a minute for the encoder, the rest for the generator.
+Five minutes on two CPU cores: half a minute for the encoder, the rest for the generator.
 docs/reading_a_run.md says what to expect of each figure. Chosen by trial on this data:
 
 * the encoder sees single pixels (an 8x8 grid). With 2x2 patches a step costs 0.6 as much, but

@@ -24,7 +24,7 @@ from drifting_jax.evaluation.small import (
     figures_table,
 )
 from drifting_jax.loading import Run, load_run
-from drifting_jax.metrics import enlarged, image_grid, save_png
+from drifting_jax.metrics import image_grid, save_png
 from drifting_jax.sample import run_program, write_samples
 from drifting_jax.sampling import class_major
 
@@ -78,7 +78,7 @@ def _keep_samples(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     per_class = len(labels) // len(np.unique(labels))
     write_samples(folder / "final.npz", images, labels, per_class=per_class)
     first = np.concatenate([images[labels == label][:16] for label in np.unique(labels)])
-    save_png(folder / "final.png", enlarged(image_grid(first, min(per_class, 16)), 640))
+    save_png(folder / "final.png", image_grid(first, min(per_class, 16), least=640))
 
 
 def _write_figures(

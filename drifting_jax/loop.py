@@ -52,6 +52,12 @@ class Tools:
     interruption: Interruption
     speaks: bool
 
+    def announce(self, stage: str, params: PyTree, start: int) -> None:
+        """Says how large the network of a stage is, and where the stage goes on."""
+        self.writer.write_parameters(stage, params)
+        if start and self.speaks:
+            print(f"{stage}: goes on from step {start}", flush=True)
+
 
 def run_stage(
     stage: Stage,

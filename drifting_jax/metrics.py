@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from clu import parameter_overview
 from PIL import Image
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+_GREY = 112  # between the images of a grid
 _file_number = itertools.count()  # two event files of one second and process need two names
 
 
@@ -81,6 +83,23 @@ class MetricWriter:
         except OSError as error:
             logging.error("Could not write the picture %s: %s", file_name, error)
         self._add_events(stage, step, [summary.image(name, image, dataformats="HWC")])
+
+    def write_parameters(self, stage: str, params: Any) -> None:
+        """Writes a table to <workdir>/<stage>_parameters.txt, and prints how many there are.
+
+        Args:
+          stage: As in `write_scalars`.
+          params: Tree of arrays, of which only names, shapes and dtypes are read.
+        """
+        if not self._enabled:
+            return
+        print(f"{stage}: {parameter_overview.count_parameters(params):,} parameters", flush=True)
+        table = parameter_overview.get_parameter_overview(params, include_stats=False)
+        path = self._workdir / f"{stage}_parameters.txt"
+        try:
+            path.write_text(table + "\n", encoding="utf-8")
+        except OSError as error:
+            logging.error("Could not write %s: %s", path, error)
 
     def truncate(self, stage: str, step: int) -> None:
         """Cuts the lines of a stage after a step, so that a resumed run writes no step twice.
@@ -213,15 +232,18 @@ def progress_bar(
     )
 
 
-def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Lays images out in rows of `columns`, in reading order; the last row is filled with black.
+def image_grid(images: np.ndarray, columns: int, *, least: int = 0) -> np.ndarray:
+    """Lays images out in rows of `columns`, in reading order, with grey lines between them.
+
+    The last row is filled up with grey.
 
     Args:
       images: [n, h, w, c] uint8.
       columns: Images a row.
+      least: Pixels that the picture's shorter side has at least: each pixel is repeated as often.
 
     Returns:
-      [⌈n / columns⌉·h, columns·w, c] uint8.
+      [height, width, c] uint8.
 
     Raises:
       ValueError: The images are not uint8 of rank 4, there are none, or columns is not positive.
@@ -233,20 +255,14 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
         )
     n, h, w, c = images.shape
     rows = math.ceil(n / columns)
-    black = np.zeros((rows * columns - n, h, w, c), np.uint8)
-    tiles = np.concatenate([images, black]).reshape(rows, columns, h, w, c)
-    return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, c)
-
-
-def enlarged(image: np.ndarray, least: int) -> np.ndarray:
-    """Repeats pixels a whole number of times, until the shorter side has at least `least`.
-
-    Args:
-      image: [h, w, c].
-      least: pixels.
-    """
-    factor = max(1, math.ceil(least / min(image.shape[:2])))
-    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    gap = max(1, min(h, w) // 32)
+    tiles = np.full((rows * columns, h + gap, w + gap, c), _GREY, np.uint8)
+    tiles[:n, gap:, gap:] = images
+    tiles = tiles.reshape(rows, columns, h + gap, w + gap, c).transpose(0, 2, 1, 3, 4)
+    grid = tiles.reshape(rows * (h + gap), columns * (w + gap), c)
+    grid = np.pad(grid, ((0, gap), (0, gap), (0, 0)), constant_values=_GREY)
+    factor = max(1, math.ceil(least / min(grid.shape[:2])))
+    return grid.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:

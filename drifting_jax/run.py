@@ -122,6 +122,7 @@ def _where(workdir: Path) -> str:
         "checkpoints": "state, averages, queue, position",
         "encoder/checkpoints": "the pre-trained encoder",
         "config.json": "resolved config, versions",
+        "generator_parameters.txt": "the generator's parameters, by name",
     }
     return "\n".join(
         f"  {workdir / name!s:<34} {words}"

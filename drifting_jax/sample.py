@@ -15,7 +15,7 @@ from absl import app, flags, logging
 
 from drifting_jax.errors import UserError
 from drifting_jax.loading import load_run
-from drifting_jax.metrics import enlarged, image_grid, save_png
+from drifting_jax.metrics import image_grid, save_png
 from drifting_jax.sampling import class_major
 
 _MOST_COLUMNS = 36
@@ -76,7 +76,7 @@ def write_samples(path: Path, images: np.ndarray, labels: np.ndarray, *, per_cla
         np.savez_compressed(partial, arr_0=images, arr_1=labels)
     else:
         columns = max(n for n in range(1, _MOST_COLUMNS + 1) if per_class % n == 0)
-        save_png(partial, enlarged(image_grid(images, columns), _LEAST_GRID_PIXELS))
+        save_png(partial, image_grid(images, columns, least=_LEAST_GRID_PIXELS))
     os.replace(partial, path)
 
 

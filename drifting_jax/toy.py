@@ -103,6 +103,7 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
         else:
             start, state = restored[0], restored[1]["state"]
         tools.writer.truncate("toy", start)
+        tools.announce("toy", state.params, start)
         on_step = _make_frames(config, model, workdir, tools)
         if start == 0:
             on_step(0, state)
@@ -199,7 +200,7 @@ def _make_describe(config: ConfigDict) -> Callable[[ToyMetrics], dict[str, float
             "learning_rate": float(schedule(int(metrics.step))),
             **{f"drift/mean/{t:g}": float(value) for t, value in drifts.items()},
             "distance_scale": float(s.distance_scale),
-            "diversity": float(s.generated_distance / np.maximum(s.positive_distance, 1e-12)),
+            "diversity/mean": float(s.generated_distance / np.maximum(s.positive_distance, 1e-12)),
         }
 
     return describe

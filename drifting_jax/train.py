@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from drifting_jax import build, distributed, sample_queue, sampling, train_mae
@@ -17,7 +16,7 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import Source, make_source
 from drifting_jax.errors import UserError
 from drifting_jax.loop import Stage, Tools, run_stage
-from drifting_jax.metrics import enlarged, image_grid
+from drifting_jax.metrics import image_grid
 from drifting_jax.sample_queue import SampleQueue
 from drifting_jax.state import TrainState, create_state, ema_name
 from drifting_jax.train_step import (
@@ -85,8 +84,7 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
         tools.writer.truncate("generator", start)
         if start >= t.num_steps:
             return True
-        if start:
-            logging.info("The generator goes on from step %d", start)
+        tools.announce("generator", state.params, start)
         with build.make_batches(
             config,
             source,
@@ -289,7 +287,7 @@ def _make_pictures(
             batch_size=len(labels),
             mesh=mesh,
         )
-        grid = enlarged(image_grid(images, _PICTURES_PER_CLASS), _LEAST_GRID_PIXELS)
+        grid = image_grid(images, _PICTURES_PER_CLASS, least=_LEAST_GRID_PIXELS)
         tools.writer.write_image("generator", step, "samples", grid)
 
     return on_step

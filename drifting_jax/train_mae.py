@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from drifting_jax import build, distributed
@@ -103,8 +102,7 @@ def _train(
         tools.writer.truncate("encoder", start)
         if start >= t.num_steps:
             return _average(config, state.ema)
-        if start:
-            logging.info("The encoder goes on from step %d", start)
+        tools.announce("encoder", state.params, start)
         schedule = build.encoder_schedule(config)
         step = jax.jit(
             functools.partial(

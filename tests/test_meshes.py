@@ -16,9 +16,9 @@ FEW_STEPS = (
     "--config.mesh.data=-1",
     "--config.encoder.train.num_steps=10",
     "--config.encoder.train.classifier_steps=5",
-    "--config.train.num_steps=12",
+    "--config.train.num_steps=8",
     "--config.train.generated_per_label=8",
-    "--config.train.sample_every=12",
+    "--config.train.sample_every=8",
     "--config.log_every=2",
 )
 
@@ -26,7 +26,8 @@ FEW_STEPS = (
 def start(workdir, *flags, devices):
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "main.py", "--config=tests/tiny_config.py", f"--workdir={workdir}"]
@@ -59,7 +60,7 @@ def test_one_device_eight_devices_and_two_processes_log_the_same_losses(tmp_path
     together = ("--num_processes=2", f"--coordinator=localhost:{free_port()}")
     finish(*(start(tmp_path / "two", *together, f"--process_id={i}", devices=4) for i in range(2)))
     expected = read_metrics(tmp_path / "one")
-    assert [r["stage"] for r in expected].count("generator") == 6
+    assert [r["stage"] for r in expected].count("generator") == 4
     for other in ("eight", "two"):
         found = read_metrics(tmp_path / other)
         assert [(r["stage"], r["step"]) for r in found] == [
@@ -73,7 +74,7 @@ def test_one_device_eight_devices_and_two_processes_log_the_same_losses(tmp_path
             np.testing.assert_allclose(theirs["grad_norm"], ours["grad_norm"], rtol=1e-3)
         samples = np.load(tmp_path / other / "samples" / "final.npz")["arr_0"].astype(int)
         ours = np.load(tmp_path / "one" / "samples" / "final.npz")["arr_0"].astype(int)
-        assert np.abs(samples - ours).max() <= 2  # of 255, after 12 steps of rounding apart
+        assert np.abs(samples - ours).max() <= 2  # of 255, after 8 steps of rounding apart
 
 
 def test_rows_that_do_not_split_are_refused_with_those_that_do(tmp_path):

@@ -196,16 +196,31 @@ def test_a_line_written_in_part_is_taken_back(tmp_path, errors, monkeypatch):
     assert any("line of metrics" in message for message in errors)
 
 
+def test_parameters_are_counted_and_listed(tmp_path, capsys):
+    params = {"layer": {"kernel": np.zeros((3, 400)), "bias": np.zeros(400)}}
+    with MetricWriter(tmp_path) as writer:
+        writer.write_parameters("toy", params)
+    assert capsys.readouterr().out == "toy: 1,600 parameters\n"
+    table = (tmp_path / "toy_parameters.txt").read_text()
+    assert "layer/kernel" in table and "(3, 400)" in table
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_image_grid(channels):
     images = np.random.default_rng(0).integers(1, 256, (5, 3, 2, channels), np.uint8)
     grid = image_grid(images, 2)
-    assert grid.shape == (9, 4, channels)
-    for index in range(6):
+    grey = grid[0, 0, 0]
+    expected = np.full((13, 7, channels), grey)  # a line of one pixel around each image
+    for index, image in enumerate(images):
         row, column = divmod(index, 2)
-        tile = grid[3 * row : 3 * row + 3, 2 * column : 2 * column + 2]
-        expected = images[index] if index < 5 else np.zeros_like(tile)
-        np.testing.assert_array_equal(tile, expected)
+        expected[4 * row + 1 : 4 * row + 4, 3 * column + 1 : 3 * column + 3] = image
+    np.testing.assert_array_equal(grid, expected)
+    larger = image_grid(images, 2, least=15)  # three pixels for one, so that 7 become 21
+    np.testing.assert_array_equal(larger, np.kron(grid, np.ones((3, 3, 1), np.uint8)))
+
+
+def test_lines_between_large_images_are_wider():
+    assert image_grid(np.zeros((2, 96, 64, 3), np.uint8), 1).shape == (2 * 98 + 2, 68, 3)
 
 
 def test_pictures_of_another_shape_are_refused(tmp_path):

@@ -95,7 +95,7 @@ def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypat
     assert [r["step"] for r in records] == list(range(50, 301, 50))
     for temperature in ("0.05", "0.2"):
         assert records[-1][f"drift/mean/{temperature}"] > 0
-    assert records[-1]["diversity"] > 3 * records[0]["diversity"] > 0
+    assert records[-1]["diversity/mean"] > 3 * records[0]["diversity/mean"] > 0
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"150", "300"}
 
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.name != "config.json"}
