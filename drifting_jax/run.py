@@ -35,11 +35,13 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
     with MetricWriter(workdir, enabled=speaks) as writer, Interruption() as interruption:
         tools = Tools(writer=writer, interruption=interruption, speaks=speaks)
         _say(speaks, f"{workdir}: {jax.device_count()} {jax.devices()[0].platform} device(s)")
-        task = _toy if config.task == "toy" else _generator
-        complete = task(config, workdir, tools)
-        if not complete:
+        started = time.monotonic()
+        task = toy.train if config.task == "toy" else _generator
+        if not task(config, workdir=workdir, tools=tools):
             _say(speaks, f"\nstopped and saved; the same command goes on from there ({workdir})")
             return interruption.exit_status
+        minutes = (time.monotonic() - started) / 60
+        _say(speaks, f"\ndone in {minutes:.1f} min\n{_where(workdir)}")
     return 0
 
 
@@ -71,8 +73,7 @@ def _has_begun(workdir: Path) -> bool:
     return any(step.name.isdecimal() for folder in folders for step in folder.glob("*"))
 
 
-def _generator(config: ConfigDict, workdir: Path, tools: Tools) -> bool:
-    started = time.monotonic()
+def _generator(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     if not train.train(config, workdir=workdir, tools=tools):
         return False
     _say(tools.speaks, "\nsampling and measuring ...")
@@ -85,13 +86,7 @@ def _generator(config: ConfigDict, workdir: Path, tools: Tools) -> bool:
     for scale, figures in found.items():
         scalars = {f"{name}/alpha_{scale:g}": f.value for name, f in figures.items()}
         tools.writer.write_scalars("evaluation", config.train.num_steps, scalars)
-    minutes = (time.monotonic() - started) / 60
-    _say(tools.speaks, f"\ndone in {minutes:.1f} min\n" + _where(workdir))
     return True
-
-
-def _toy(config: ConfigDict, workdir: Path, tools: Tools) -> bool:
-    return toy.train(config, workdir=workdir, tools=tools)
 
 
 def _is_complete(config: ConfigDict, workdir: Path) -> bool:

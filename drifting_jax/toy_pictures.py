@@ -17,30 +17,36 @@ from drifting_jax.fields import FieldOptions
 _REAL, _GENERATED, _ARROW = "#9aa5b1", "#d1495b", "#22333b"
 _LAST_FRAME_MILLISECONDS = 2500
 _FRAME_MILLISECONDS = 80
-_GRID = 22
+_GRID = 22  # arrows along the longer side
+_LEAST_ASPECT = 0.5
 
 
-def _limits(target: np.ndarray, frames: Mapping[int, np.ndarray]) -> float:
-    """Half the side of a square around 0 that holds the target and where q starts."""
+def _limits(target: np.ndarray, frames: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Half the sides [2] of a rectangle around 0 that holds the target and where q starts."""
     first = frames[min(frames)]
-    return 1.15 * float(max(np.abs(target).max(), np.abs(first).max()))
+    sides = np.maximum(np.abs(target).max(axis=0), np.abs(first).max(axis=0))
+    return 1.25 * np.maximum(sides, _LEAST_ASPECT * sides.max())
 
 
-def _scatter(axes: Any, points: np.ndarray, colour: str, label: str, limit: float) -> None:
+def _scatter(axes: Any, points: np.ndarray, colour: str, label: str, limits: np.ndarray) -> None:
     axes.scatter(*points.T, s=5, c=colour, alpha=0.55, linewidths=0, label=label)
-    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
+    (x, y) = limits
+    axes.set(xlim=(-x, x), ylim=(-y, y), aspect="equal", xticks=[], yticks=[])
 
 
 def write_animation(path: Path, frames: Mapping[int, np.ndarray], target: np.ndarray) -> None:
     """An animated GIF of q drifting to p: {step: points [n, 2]} over target [m, 2]."""
-    limit = _limits(target, frames)
+    limits = _limits(target, frames)
+    height = 4.4 * limits[1] / limits[0] + 0.3
     images = []
     for step in sorted(frames):
-        figure = Figure(figsize=(4.4, 4.7), dpi=90, layout="constrained")
+        figure = Figure(figsize=(4.4, height), dpi=90, layout="constrained")
         axes = figure.subplots()
-        _scatter(axes, target, _REAL, "real", limit)
-        _scatter(axes, frames[step], _GENERATED, "generated", limit)
-        axes.set_title(f"step {step}", fontsize=11)
+        _scatter(axes, target, _REAL, "real", limits)
+        _scatter(axes, frames[step], _GENERATED, "generated", limits)
+        outside = float(np.mean(np.any(np.abs(frames[step]) > limits, axis=1)))
+        note = f", {outside:.0%} outside" if outside > 0.005 else ""
+        axes.set_title(f"step {step}{note}", fontsize=11)
         axes.legend(loc="upper left", fontsize=8, markerscale=2.5, framealpha=0.8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
@@ -67,10 +73,12 @@ def write_field(
     """
     steps = sorted(frames)
     chosen = [steps[0], steps[len(steps) // 3], steps[-1]]
-    limit = _limits(target, frames)
-    figure = Figure(figsize=(12, 4.4), dpi=100, layout="constrained")
-    line = np.linspace(-limit, limit, _GRID)
-    grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+    limits = _limits(target, frames)
+    height = 4 * limits[1] / limits[0] + 0.4
+    figure = Figure(figsize=(12, height), dpi=100, layout="constrained")
+    counts = np.rint(_GRID * limits / limits.max()).astype(int)
+    lines = (np.linspace(-limit, limit, n) for limit, n in zip(limits, counts, strict=True))
+    grid = np.stack(np.meshgrid(*lines), axis=-1).reshape(-1, 2)
     for axes, step in zip(figure.subplots(1, 3), chosen, strict=True):
         points = frames[step]
         sets = losses.make_sets(points[None, :, None], target[None, :, None])
@@ -85,8 +93,8 @@ def write_field(
                 options=options,
             )
         )
-        _scatter(axes, target, _REAL, "real", limit)
-        _scatter(axes, points, _GENERATED, "generated", limit)
+        _scatter(axes, target, _REAL, "real", limits)
+        _scatter(axes, points, _GENERATED, "generated", limits)
         length = np.linalg.norm(v, axis=1, keepdims=True)
         longest = max(float(length.max()), 1e-12)
         # Square root of the length: the field spans decades, and its direction matters everywhere.
