@@ -22,8 +22,9 @@ from sklearn.svm import SVC
 def frechet_distance(a, b):
     """Between Gaussians fitted to a [n, d] and b [m, d]."""
     covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
-    return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(sum(covariances) - 2 * root)
+    eigenvalues = scipy.linalg.eigvals(covariances[0] @ covariances[1]).real
+    trace_of_root = np.sum(np.sqrt(np.maximum(eigenvalues, 0)))
+    return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(sum(covariances)) - 2 * trace_of_root
 
 
 def covered(manifold, points, k=5):

@@ -98,12 +98,14 @@ def run_stage(
       UserError: too many steps in a row were not finite.
     """
     bar = progress_bar(stage.num_steps, initial=start, description=stage.name, enabled=tools.speaks)
-    started = logged_at = spoke_at = time.monotonic()
+    started = logged_at = spoke_at = compiled_at = time.monotonic()
     logged_step, skipped = start, int(state_of(carry).skipped)
     with bar:
         for step in range(start + 1, stage.num_steps + 1):
             carry, metrics = advance(carry, next(batches))
             bar.update()
+            if step == start + 1:
+                compiled_at = time.monotonic()
             last = step == stage.num_steps
             if step % stage.log_every == 0 or last:
                 scalars = dict(describe(distributed.fetch(metrics)))
@@ -120,7 +122,8 @@ def run_stage(
                     and (last or now - spoke_at > _SECONDS_BETWEEN_LINES)
                 ):
                     spoke_at = now
-                    left = (now - started) / (step - start) * (stage.num_steps - step)
+                    pace = (now - compiled_at) / max(step - start - 1, 1)
+                    left = pace * (stage.num_steps - step)
                     print(
                         f"{stage.name} {step}/{stage.num_steps}, {left:.0f} s left, "
                         f"{_postfix(scalars)}",

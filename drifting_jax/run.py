@@ -8,14 +8,14 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from drifting_jax import toy, train, train_mae
+from drifting_jax import pictures, toy, train, train_mae
 from drifting_jax.config import ConfigDict, check_resume, load_config, save_config
 from drifting_jax.errors import UserError
 from drifting_jax.evaluate import evaluate_run
 from drifting_jax.interruption import Interruption
 from drifting_jax.loading import load_run
 from drifting_jax.loop import Tools
-from drifting_jax.metrics import MetricWriter
+from drifting_jax.metrics import MetricWriter, read_metrics
 
 
 def run(config: ConfigDict, *, workdir: Path) -> int:
@@ -76,6 +76,9 @@ def _has_begun(workdir: Path) -> bool:
 def _generator(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     if not train.train(config, workdir=workdir, tools=tools):
         return False
+    if tools.speaks:
+        records = read_metrics(workdir, stage="generator")
+        pictures.write_drift(workdir / "drift.png", records, config.drift.temperatures)
     _say(tools.speaks, "\nsampling and measuring ...")
     found = evaluate_run(
         load_run(workdir),
@@ -111,7 +114,7 @@ def _where(workdir: Path) -> str:
         "samples": "pictures, final.npz",
         "drift.gif": "q drifting to p",
         "field.png": "the drifting field",
-        "drift.png": "the raw drift over training",
+        "drift.png": "raw drift and diversity over training",
         "metrics.jsonl": "all scalars, a line a logged step",
         "tensorboard": f"the same: tensorboard --logdir {workdir}/tensorboard",
         "checkpoints": "state, averages, queue, position",
@@ -120,7 +123,7 @@ def _where(workdir: Path) -> str:
         "generator_parameters.txt": "the generator's parameters, by name",
     }
     return "\n".join(
-        f"  {workdir / name!s:<34} {words}"
+        f"  {workdir / name!s:<38} {words}"
         for name, words in entries.items()
         if (workdir / name).exists()
     )

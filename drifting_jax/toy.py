@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from drifting_jax import build, distributed, losses, toy_pictures
+from drifting_jax import build, distributed, losses, pictures
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.points import PointsSource, modes, sample_target
@@ -296,8 +296,8 @@ def draw_pictures(config: ConfigDict, workdir: Path) -> None:
         for path in sorted((workdir / "frames").glob("*.npy"))
         if int(path.stem) in wanted
     }
-    toy_pictures.write_animation(workdir / "drift.gif", frames, target)
-    toy_pictures.write_field(
+    pictures.write_animation(workdir / "drift.gif", frames, target)
+    pictures.write_field(
         workdir / "field.png",
         frames,
         target,
@@ -305,7 +305,7 @@ def draw_pictures(config: ConfigDict, workdir: Path) -> None:
         affinity_floor=config.drift.affinity_floor,
         options=build.field_options(config),
     )
-    toy_pictures.write_drift(
+    pictures.write_drift(
         workdir / "drift.png", read_metrics(workdir, stage="toy"), config.drift.temperatures
     )
 

@@ -50,7 +50,7 @@ LAYERS = {
         "train_mae",
         "train",
         "loading",
-        "toy_pictures",
+        "pictures",
         "toy",
         "sample",
         "evaluate",

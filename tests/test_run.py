@@ -152,6 +152,7 @@ def test_a_run_leaves_what_it_promises(finished):
         assert samples["arr_0"].shape == (80, 8, 8, 1) and samples["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(samples["arr_1"], np.repeat(np.arange(10), 8))
     assert (workdir / "samples" / "final.png").is_file()
+    assert Image.open(workdir / "drift.png").size == (1000, 380)
     for name in ("fd_classifier", "evaluation.json", "metrics.jsonl", "checkpoints", "done in"):
         assert name in finished.out
     assert "Traceback" not in finished.error

@@ -1,4 +1,4 @@
-"""Pictures of a two-dimensional run: the animation, the field, and the raw drift over training."""
+"""Pictures of a run: the raw drift over training; of a toy also the animation and the field."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -108,16 +108,31 @@ def write_field(
 def write_drift(
     path: Path, records: Sequence[Mapping[str, Any]], temperatures: Sequence[float]
 ) -> None:
-    """Raw drift mean square per τ over training, beside the loss, which hardly moves."""
-    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    steps = [record["step"] for record in records]
+    """Raw drift per τ and diversity over training, beside the loss, which hardly moves.
+
+    Args:
+      path: PNG file.
+      records: lines of metrics.jsonl of one stage.
+      temperatures: τ of the run.
+    """
+    figure = Figure(figsize=(10, 3.8), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, len(temperatures)))
     for temperature, colour in zip(temperatures, colours, strict=True):
-        values = [record[f"drift/mean/{temperature:g}"] for record in records]
-        axes.plot(steps, values, color=colour, label=f"raw drift², τ = {temperature:g}")
-    axes.plot(steps, [r["loss"] for r in records], color=_REAL, ls="--", label="loss")
-    axes.set(xlabel="step", yscale="log", ylabel="mean square, in units of the mean distance")
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+        label = f"raw drift², τ = {temperature:g}"
+        left.plot(*_series(records, f"drift/mean/{temperature:g}"), color=colour, label=label)
+    left.plot(*_series(records, "loss"), color=_REAL, ls="--", label="loss")
+    left.set(xlabel="step", yscale="log", ylabel="mean square")
+    right.axhline(1, color=_REAL, lw=0.8)
+    right.plot(*_series(records, "diversity/mean"), color=_GENERATED, label="diversity")
+    right.set(xlabel="step", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
     figure.savefig(path)
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the lines that have a name."""
+    having = [record for record in records if name in record]
+    return [record["step"] for record in having], [record[name] for record in having]
