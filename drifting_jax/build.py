@@ -20,7 +20,7 @@ from drifting_jax.train_step import EncoderStep, GeneratorStep
 
 # Streams of a run's root key: fold_in(key(seed), stream).
 STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generator_steps": 3,
-           "classifier": 4, "pictures": 5, "toy_init": 6, "toy_steps": 7}  # fmt: skip
+           "classifier": 4, "pictures": 5, "toy_init": 6, "toy_steps": 7, "samples": 8}  # fmt: skip
 
 
 def stream_key(config: ConfigDict, name: str) -> jax.Array:
@@ -60,6 +60,7 @@ def make_generator(config: ConfigDict, source: Source) -> DiT:
         num_style_books=m.num_style_books,
         styles_per_book=m.styles_per_book,
         dtype=jnp.dtype(m.dtype),
+        attention_dtype=jnp.dtype(m.attention_dtype),
     )
 
 

@@ -84,7 +84,8 @@ class Checkpoints:
 
         Raises:
           ValueError: An item holds a PRNG key or no array, or has a reserved name.
-          RuntimeError: `max_failures` saves in a row have failed, or this is read-only.
+          UserError: `max_failures` saves in a row have failed.
+          RuntimeError: this is read-only.
         """
         if self._read_only:
             raise RuntimeError(f"{self._directory} was opened to be read, not to save step {step}")
@@ -111,7 +112,7 @@ class Checkpoints:
         """Waits for the save under way; returns whether the last save is whole on disk.
 
         Raises:
-          RuntimeError: `max_failures` saves in a row have failed.
+          UserError: `max_failures` saves in a row have failed.
         """
         if self._pending is not None:
             step, self._pending = self._pending, None
@@ -212,10 +213,11 @@ class Checkpoints:
         )
         self._close_manager()
         if self._failures >= self._max_failures:
-            raise RuntimeError(
-                f"{self._failures} checkpoints in a row could not be saved in {self._directory}; "
-                f"the last error: {_first_line(error)}"
-            ) from error
+            raise UserError(
+                f"{self._failures} checkpoints in a row could not be saved in {self._directory} "
+                f"({_first_line(error)}); make room and run the same command again: it goes on "
+                f"from step {self._newest}"
+            ) from None
 
     def _read(
         self, step: int, templates: Mapping[str, Tree], padded: Collection[str]

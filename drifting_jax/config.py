@@ -31,6 +31,7 @@ from drifting_jax.defaults import (
     MAY_BE_ZERO,
 )
 from drifting_jax.errors import UserError
+from drifting_jax.files import write_json
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -147,6 +148,15 @@ def _check_rules(rules: tuple) -> None:
                 "config.mesh.rules must hold pairs like ('attention/.*kernel', (None, 'fsdp')); "
                 f"found {rule!r}"
             )
+        axes = [
+            axis for entry in rule[1] for axis in (entry if isinstance(entry, tuple) else (entry,))
+        ]
+        named = [axis for axis in axes if axis is not None]
+        if not set(named) <= {"data", "fsdp"} or len(named) != len(set(named)):
+            raise UserError(
+                "config.mesh.rules may name the mesh axes 'data' and 'fsdp', each once in a rule; "
+                f"found {rule!r}"
+            )
         try:
             re.compile(rule[0])
         except re.error as error:
@@ -171,6 +181,7 @@ def _check_relations(field: Mapping[str, Any]) -> None:
                 f"config.{small} must be at most config.{large}; "
                 f"found {field[small]} and {field[large]}"
             )
+    _check_schedules(field)
     for divisor, multiple in (
         ("model.num_heads", "model.width"),
         ("encoder.groups", "encoder.width"),
@@ -180,11 +191,27 @@ def _check_relations(field: Mapping[str, Any]) -> None:
                 f"config.{divisor} must divide config.{multiple}; "
                 f"found {field[divisor]} and {field[multiple]}"
             )
+    if field.get("guidance.minimum", 1.0) < 1:
+        raise UserError(
+            "config.guidance.minimum must be at least 1, where guidance is off; found "
+            f"{field['guidance.minimum']}"
+        )
     decay, decays = field["eval.ema_decay"], field["train.ema_decays"]
     if decay not in decays:
         raise UserError(
             f"config.eval.ema_decay must be one of config.train.ema_decays {decays}; found {decay}"
         )
+
+
+def _check_schedules(field: Mapping[str, Any]) -> None:
+    for optimizer, training in (("optim", "train"), ("encoder.train", "encoder.train")):
+        steps, warmup = f"{training}.num_steps", f"{optimizer}.warmup_steps"
+        cosine = field.get(f"{optimizer}.schedule") == "cosine"
+        if cosine and field[steps] <= field[warmup]:
+            raise UserError(
+                f"config.{steps} must be above config.{warmup} for a cosine schedule; found "
+                f"{field[steps]} and {field[warmup]}"
+            )
 
 
 def default_workdir(config_path: str) -> Path:
@@ -203,9 +230,7 @@ def save_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
     record = {"config": _plain(resolve(config)), "versions": versions()}
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, workdir / "config.json")
+    write_json(workdir / "config.json", record)
 
 
 def load_config(workdir: str | os.PathLike) -> ConfigDict:

@@ -76,6 +76,7 @@ _GENERATOR = {
         "num_style_books": 8,  # style embeddings added to the condition
         "styles_per_book": 16,  # entries of each; 0 = no styles
         "dtype": "float32",  # of the computation, "float32" or "bfloat16"; parameters stay float32
+        "attention_dtype": "float32",  # of queries, keys, values and softmax; likewise
     },
     "drift": _DRIFT,
     "guidance": {  # α at training time (3.5, A.7)
@@ -169,6 +170,7 @@ CHOICES = {
     "data.target": ("two_modes", "eight_gaussians", "checkerboard", "two_moons"),
     "start": ("collapsed", "between", "far"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.attention_dtype": ("float32", "bfloat16"),
     "drift.normalize": ("both", "targets", "none"),
     "drift.combine": ("crossed", "separate"),
     "drift.kernel": ("laplacian", "gaussian"),
@@ -186,7 +188,6 @@ MAY_BE_ZERO = {
     "encoder.train.classifier_steps",
     "encoder.train.classifier_weight",
     "model.num_context_tokens",
-    "model.num_style_books",
     "model.styles_per_book",
     "drift.affinity_floor",
     "drift.attraction",

@@ -5,8 +5,6 @@ split, on pixels and in the features of a classifier that saw the training split
 figure of real images stands beside each. Prints a table an α and writes <workdir>/evaluation.json.
 """
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,34 +21,44 @@ from drifting_jax.evaluation.small import (
     figures_as_scalars,
     figures_table,
 )
+from drifting_jax.files import write_json
 from drifting_jax.loading import Run, load_run
 from drifting_jax.metrics import image_grid, save_png
 from drifting_jax.sample import run_program, write_samples
 from drifting_jax.sampling import class_major
 
+_FIGURES = "evaluation.json"
+
 
 def define_flags() -> None:
     """Registers the command line's flags."""
     flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-    flags.DEFINE_integer("seed", 0, "Of the noise.")
+    flags.DEFINE_integer("seed", None, "Of the noise; default: the config's.")
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
 
 
 def evaluate_run(
-    run: Run, *, workdir: Path, seed: int, report: Callable[[str], None]
-) -> dict[float, dict[str, Figure]]:
+    run: Run,
+    *,
+    workdir: Path,
+    seed: int,
+    report: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[float, dict[str, Figure]] | None:
     """Measures a run at every α of its config, keeps the samples of the first, writes the figures.
 
-    All processes sample; the first one writes.
+    All processes sample; the first one writes. Figures of another seed or average than the config's
+    stand in a file of their own, and their samples are not kept.
 
     Args:
       run: see `load_run`.
       workdir: gets evaluation.json, samples/final.npz and samples/final.png.
       seed: of the noise.
       report: is given each table as it is ready.
+      stopped: asked before each α whether to stop.
 
     Returns:
-      {α: {figure: value and floor}}.
+      {α: {figure: value and floor}}, or None where it was stopped.
     """
     train, test = as_arrays(run.source), as_arrays(make_source(run.config.data, "test"))
     classifier = train_classifier(
@@ -60,16 +68,19 @@ def evaluate_run(
     )
     labels, indices = class_major(range(run.source.num_classes), run.config.eval.samples_per_class)
     found, writes = {}, jax.process_index() == 0
+    name = _figures_name(run, seed)
     for cfg_scale in run.config.eval.cfg_scales:
+        if stopped():
+            return None
         images = run.sample(labels, indices, seed=seed, cfg_scale=cfg_scale)
-        if writes and not found:
+        if writes and not found and name == _FIGURES:
             _keep_samples(workdir / "samples", images, labels)
         found[cfg_scale] = evaluate_samples(
             images, labels, train=train, test=test, classifier=classifier, k=run.config.eval.k
         )
         report(f"alpha {cfg_scale:g}: {figures_table(found[cfg_scale], num_samples=len(images))}")
     if writes:
-        _write_figures(workdir / "evaluation.json", run, seed, len(labels), found)
+        _write_figures(workdir / name, run, seed, len(labels), found)
     return found
 
 
@@ -87,12 +98,21 @@ def _write_figures(
     record = {
         "step": run.step,
         "seed": seed,
+        "ema_decay": run.ema_decay,
         "num_samples": num_samples,
         "alpha": {f"{scale:g}": figures_as_scalars(figures) for scale, figures in found.items()},
     }
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, record)
+
+
+def _figures_name(run: Run, seed: int) -> str:
+    """The file of the run's own figures, or of these."""
+    own = (run.config.seed, run.config.eval.ema_decay)
+    return (
+        _FIGURES
+        if (seed, run.ema_decay) == own
+        else (f"evaluation_seed_{seed}_ema_{run.ema_decay:g}.json")
+    )
 
 
 def main(_: Sequence[str]) -> None:
@@ -100,8 +120,9 @@ def main(_: Sequence[str]) -> None:
     values = flags.FLAGS
     workdir = Path(values.workdir)
     run = load_run(workdir, ema_decay=values.ema_decay)
-    evaluate_run(run, workdir=workdir, seed=values.seed, report=lambda table: print(table + "\n"))
-    print(f"figures: {workdir / 'evaluation.json'}")
+    seed = run.config.seed if values.seed is None else values.seed
+    evaluate_run(run, workdir=workdir, seed=seed, report=lambda table: print(table + "\n"))
+    print(f"figures: {workdir / _figures_name(run, seed)}")
 
 
 def cli() -> None:

@@ -23,6 +23,7 @@ class Run:
     Attributes:
       config: as stored in the workdir.
       step: of the checkpoint.
+      ema_decay: of the moving average.
       params: the moving average asked for.
       source: the training split.
       mesh: all devices at hand.
@@ -31,6 +32,7 @@ class Run:
 
     config: ConfigDict
     step: int
+    ema_decay: float
     params: Any
     source: Source
     mesh: Mesh
@@ -49,7 +51,7 @@ class Run:
         return sampling.sample_all(
             self.sampler,
             self.params,
-            jax.random.key(seed),
+            jax.random.fold_in(jax.random.key(seed), build.STREAMS["samples"]),
             labels,
             indices,
             cfg_scale=cfg_scale,
@@ -92,6 +94,7 @@ def load_run(workdir: Path, *, ema_decay: float | None = None) -> Run:
     return Run(
         config=config,
         step=step,
+        ema_decay=decay,
         params=trees["ema"][ema_name(decay)],
         source=source,
         mesh=mesh,

@@ -52,6 +52,15 @@ class Tools:
     interruption: Interruption
     speaks: bool
 
+    def stops(self, step: int = 0) -> bool:
+        """Whether any process was asked to stop; all of them hear it after the same step."""
+        requested = self.interruption.requested
+        if jax.process_count() == 1:
+            return requested
+        if step % _AGREE_EVERY:
+            return False
+        return bool(multihost_utils.process_allgather(np.asarray(requested)).any())
+
     def announce(self, stage: str, params: PyTree, start: int) -> None:
         """Says how large the network of a stage is, and where the stage goes on."""
         self.writer.write_parameters(stage, params)
@@ -102,7 +111,16 @@ def run_stage(
     logged_step, skipped = start, int(state_of(carry).skipped)
     with bar:
         for step in range(start + 1, stage.num_steps + 1):
-            carry, metrics = advance(carry, next(batches))
+            try:
+                batch = next(batches)
+            except Exception:  # the signal may have ended the workers too
+                if not tools.interruption.requested or jax.process_count() > 1:
+                    raise
+                if step - 1 > start:
+                    checkpoints.save(step - 1, items(step - 1, carry))
+                    _require_saved(checkpoints)
+                return carry, False
+            carry, metrics = advance(carry, batch)
             bar.update()
             if step == start + 1:
                 compiled_at = time.monotonic()
@@ -130,7 +148,7 @@ def run_stage(
                         file=sys.stderr,
                     )
             on_step(step, carry)
-            stop = _agreed(tools.interruption.requested, step)
+            stop = tools.stops(step)
             if step % stage.save_every == 0 or last or stop:
                 checkpoints.save(step, items(step, carry))
             if stop and not last:
@@ -146,15 +164,6 @@ def _require_saved(checkpoints: Checkpoints) -> None:
             "the last checkpoint could not be saved (see the error above): make room and run the "
             f"same command again; it goes on from step {max(checkpoints.steps(), default=0)}"
         )
-
-
-def _agreed(requested: bool, step: int) -> bool:
-    """Whether any process was asked to stop; all of them hear it after the same step."""
-    if jax.process_count() == 1:
-        return requested
-    if step % _AGREE_EVERY:
-        return False
-    return bool(multihost_utils.process_allgather(np.asarray(requested)).any())
 
 
 def _check_skipped(
@@ -174,8 +183,9 @@ def _check_skipped(
     )
     if in_a_row >= stage.max_skipped_in_a_row:
         raise UserError(
-            f"the last {in_a_row} steps up to {step} were not finite because of {cause}; the last "
-            "good checkpoint is kept: start again from it with a lower learning rate"
+            f"the last {in_a_row} steps up to {step} were not finite because of {cause}; begin "
+            "another --workdir with a lower learning rate (--config.encoder.path=<this workdir> "
+            "keeps an encoder that is done)"
         )
     return skipped
 

@@ -138,7 +138,7 @@ def distance_sums(distance: jax.Array, weights: jax.Array) -> tuple[jax.Array, j
       Σ w·distance and Σ w over all pairs, [] each.
     """
     _, t, g, _ = distance.shape
-    return jnp.einsum("ctgn,cn->", distance, weights), jnp.sum(weights) * (t * g)
+    return jnp.sum(distance * weights[:, None, None]), jnp.sum(weights) * (t * g)
 
 
 def _scales(distance_scale: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
@@ -204,7 +204,7 @@ def drifted_loss(
       [] loss, at least float32.
     """
     norm = jnp.sqrt(jnp.maximum(drift_mean_square, DRIFT_MEAN_SQUARE_MINIMUM))
-    total = jnp.einsum("kctgd,k->cgtd", drifts, 1.0 / norm)
+    total = jnp.sum(drifts / norm[:, None, None, None, None], axis=0).swapaxes(1, 2)  # [c, g, t, d]
     _, for_coordinates = _scales(distance_scale, generated.shape[-1])
     x = generated.astype(total.dtype)
     moved = (x - jax.lax.stop_gradient(x)) / jax.lax.stop_gradient(for_coordinates)

@@ -23,6 +23,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
+from drifting_jax.files import write_bytes
+
 _GREY = 112  # between the images of a grid
 _file_number = itertools.count()  # two event files of one second and process need two names
 
@@ -116,10 +118,11 @@ class MetricWriter:
                 logging.warning("Dropped a line of %s that is not a JSON object: %r", path, line)
             elif record.get("stage") != stage or record.get("step", 0) <= step:
                 kept.append(line)
-        partial = path.with_name("metrics.jsonl.partial")
-        partial.write_bytes(b"".join(kept))
+        try:
+            write_bytes(path, b"".join(kept))
+        except OSError as error:
+            logging.error("Could not cut %s after step %d: %s", path, step, error)
         self._lines.close()
-        os.replace(partial, path)
         self._open_lines()
         if stage in self._events:
             self._events.pop(stage).close()
@@ -153,10 +156,10 @@ class MetricWriter:
         """Opens metrics.jsonl to append, whole lines only."""
         path = self._workdir / "metrics.jsonl"
         if path.exists():
-            lines = path.read_bytes().splitlines(keepends=True)
-            if lines and not lines[-1].endswith(b"\n"):
-                whole = _parse(lines[-1]) is not None
-                path.write_bytes(b"".join(lines if whole else lines[:-1]) + b"\n" * whole)
+            # In place: there may be no room for a second file.
+            before, newline, last = path.read_bytes().rpartition(b"\n")
+            if last:
+                os.truncate(path, len(before) + len(newline))
         self._lines = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def _append(self, line: bytes) -> None:

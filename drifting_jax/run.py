@@ -51,6 +51,10 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: it was trained with another config, or holds files that are no run's.
     """
+    if "://" in str(workdir) or ":/" in str(workdir):
+        raise UserError(
+            f"--workdir must be a directory, mounted if it is a bucket; found {workdir}"
+        )
     if (workdir / "config.json").exists():
         if _has_begun(workdir):
             check_resume(load_config(workdir), config)
@@ -65,6 +69,13 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
         multihost_utils.sync_global_devices("drifting_jax: workdir checked")
     if jax.process_index() == 0:
         save_config(workdir, config)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("drifting_jax: workdir written")
+        if not (workdir / "config.json").exists():
+            raise UserError(
+                f"process {jax.process_index()} does not see the {workdir} that process 0 wrote: "
+                "--workdir must be on a disk that all processes share"
+            )
 
 
 def _has_begun(workdir: Path) -> bool:
@@ -85,10 +96,16 @@ def _generator(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
         workdir=workdir,
         seed=config.seed,
         report=lambda table: _say(tools.speaks, f"\n{table}"),
+        stopped=tools.stops,
     )
-    for scale, figures in found.items():
-        scalars = {f"{name}/alpha_{scale:g}": f.value for name, f in figures.items()}
-        tools.writer.write_scalars("evaluation", config.train.num_steps, scalars)
+    if found is None:
+        return False
+    scalars = {
+        f"{name}/alpha_{scale:g}": figure.value
+        for scale, figures in found.items()
+        for name, figure in figures.items()
+    }
+    tools.writer.write_scalars("evaluation", config.train.num_steps, scalars)
     return True
 
 
@@ -102,8 +119,9 @@ def _is_complete(config: ConfigDict, workdir: Path) -> bool:
 
 def _complete_message(workdir: Path) -> str:
     return (
-        f"the run in {workdir} is complete. To train longer, raise --config.train.num_steps; to "
-        f"start anew, give another --workdir or delete {workdir}\n{_where(workdir)}"
+        f"the run in {workdir} is complete. To train longer, raise --config.train.num_steps (a "
+        "cosine schedule then rises again from where it ended); to start anew, give another "
+        f"--workdir or delete {workdir}\n{_where(workdir)}"
     )
 
 

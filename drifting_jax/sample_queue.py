@@ -325,15 +325,16 @@ def check(
         listed = ", ".join(f"{names[label]} ({filled[label]})" for label in short[:10])
         raise UserError(
             f"expected at least {least} samples of each class in the queue, found fewer of "
-            f"{short.size} classes: {listed}{', …' * (short.size > 10)}; push more,"
-            f" raise queue.per_class ({queue.by_class.images.shape[1]}) or draw fewer"
+            f"{short.size} classes: {listed}{', …' * (short.size > 10)}; draw fewer "
+            "(train.positives_per_label), let draws repeat (queue.allow_repeats) or push more"
         )
     least = min(unconditional_count, 1) if allow_repeats else unconditional_count
-    found, capacity = int(queue.unconditional.filled), queue.unconditional.images.shape[0]
+    found = int(queue.unconditional.filled)
     if found < least:
         raise UserError(
-            f"expected at least {least} samples in the unconditional queue, found {found}; push "
-            f"more, raise queue.unconditional ({capacity}) or draw fewer"
+            f"expected at least {least} samples in the unconditional queue, found {found}; draw "
+            "fewer (train.unconditional_per_label), let draws repeat (queue.allow_repeats) or push "
+            "more"
         )
 
 

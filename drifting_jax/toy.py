@@ -1,8 +1,7 @@
 """The two-dimensional toy (5.1): an MLP that drifts from a bad start onto a target, in pictures."""
 
 import functools
-import json
-import os
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from drifting_jax.data.points import PointsSource, modes, sample_target
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.toy import mode_shares, sliced_wasserstein, sliced_wasserstein_floor
 from drifting_jax.fields import FieldOptions
+from drifting_jax.files import write_bytes, write_json
 from drifting_jax.loop import Stage, Tools, run_stage
 from drifting_jax.metrics import read_metrics
 from drifting_jax.models.mlp import MLP
@@ -124,13 +124,16 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
                 tools=tools,
                 on_step=on_step,
             )
-    if complete and tools.speaks:
-        figures = measure(config, _sampler(config, model, state))
+    if not complete or tools.stops():
+        return False
+    sample = _sampler(config, model, state)
+    if tools.speaks:
+        figures = measure(config, sample)
         print(report(figures))
         draw_pictures(config, workdir)
         # Last: it marks the run as complete.
-        _write(workdir / "evaluation.json", figures | {"step": config.train.num_steps})
-    return complete
+        write_json(workdir / "evaluation.json", figures | {"step": config.train.num_steps})
+    return True
 
 
 def _stage(config: ConfigDict) -> Stage:
@@ -146,12 +149,11 @@ def _stage(config: ConfigDict) -> Stage:
 
 
 def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    for name in ("generated", "positives"):
-        if config.train[name] % mesh.size:
-            raise UserError(
-                f"config.train.{name} must be a multiple of the {mesh.size} devices; "
-                f"found {config.train[name]}"
-            )
+    if config.train.positives % mesh.size:
+        raise UserError(
+            f"config.train.positives must be a multiple of the {mesh.size} devices; "
+            f"found {config.train.positives}"
+        )
 
 
 def _state_maker(config: ConfigDict, model: MLP, mesh: Mesh):
@@ -234,10 +236,9 @@ def _make_frames(
         points = distributed.fetch(points_of(state.params))
         if tools.speaks:
             folder.mkdir(exist_ok=True)
-            partial = folder / f"{step:08d}.partial"
-            with open(partial, "wb") as file:
-                np.save(file, points)
-            os.replace(partial, folder / f"{step:08d}.npy")
+            data = io.BytesIO()
+            np.save(data, points)
+            write_bytes(folder / f"{step:08d}.npy", data.getvalue())
 
     return on_step
 
@@ -308,9 +309,3 @@ def draw_pictures(config: ConfigDict, workdir: Path) -> None:
     pictures.write_drift(
         workdir / "drift.png", read_metrics(workdir, stage="toy"), config.drift.temperatures
     )
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from drifting_jax import build, distributed
 from drifting_jax.checkpoint import Checkpoints
-from drifting_jax.config import ConfigDict
+from drifting_jax.config import ConfigDict, load_config
 from drifting_jax.data.sources import Source
 from drifting_jax.errors import UserError
 from drifting_jax.loop import Stage, Tools, run_stage
@@ -38,24 +38,39 @@ def encoder_params(
       UserError: config.encoder.path holds no trained encoder, or one of another size.
     """
     if config.encoder.path:
-        return _load(config, source, mesh, Path(config.encoder.path))
+        return _load(config, source, mesh, Path(config.encoder.path), workdir)
     return _train(config, source, mesh, workdir, tools)
 
 
-def _load(config: ConfigDict, source: Source, mesh: Mesh, workdir: Path) -> PyTree:
-    directory = checkpoint_directory(workdir)
+def _load(config: ConfigDict, source: Source, mesh: Mesh, trained: Path, workdir: Path) -> PyTree:
+    """The encoder of another run, which this workdir keeps a copy of: a resume finds the same."""
+    init, place = _state_maker(config, source, mesh)
+    templates = {"ema": distributed.template(init, shardings=place).ema}
+    with Checkpoints(checkpoint_directory(workdir), keep=1) as copies:
+        restored = copies.restore_latest(templates)
+        if restored is None:
+            restored = _read_trained(templates, trained)
+            copies.save(*restored)
+    return _average(config, restored[1]["ema"])
+
+
+def _read_trained(templates: dict[str, PyTree], trained: Path) -> tuple[int, dict[str, PyTree]]:
+    directory = checkpoint_directory(trained)
     if not directory.is_dir():
         raise UserError(
-            f"config.encoder.path must be the workdir of a run with a trained encoder; {workdir} "
+            f"config.encoder.path must be the workdir of a run with a trained encoder; {trained} "
             f"has no {directory}"
         )
-    init, place = _state_maker(config, source, mesh)
+    theirs = load_config(trained).encoder
     with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
-        ema = distributed.template(init, shardings=place).ema
-        restored = checkpoints.restore_latest({"ema": ema})
-    if restored is None:
-        raise UserError(f"{directory} holds no checkpoint: train the encoder of {workdir} first")
-    return _average(config, restored[1]["ema"])
+        restored = checkpoints.restore_latest(templates)
+    step = restored[0] if restored else 0
+    if restored is None or (not theirs.path and step < theirs.train.num_steps):
+        raise UserError(
+            f"the encoder of {trained} has {step} of its {theirs.train.num_steps} steps: run "
+            "that to its end first"
+        )
+    return restored
 
 
 def _average(config: ConfigDict, ema: dict[str, PyTree]) -> PyTree:

@@ -267,7 +267,7 @@ def test_a_failed_save_is_loud_and_the_next_one_works(tmp_path, messages, monkey
         with monkeypatch.context() as patch:
             patch.setattr("orbax.checkpoint.CheckpointManager.save", no_space)
             checkpoints.save(4, {"state": {"x": jnp.full(2, 4.0)}})
-            with pytest.raises(RuntimeError, match=r"2 checkpoints in a row .* No space left"):
+            with pytest.raises(UserError, match=r"2 checkpoints in a row .* No space left"):
                 checkpoints.save(5, {"state": {"x": jnp.full(2, 5.0)}})
     assert checkpoints.restore_latest(template)[0] == 3
 

@@ -7,6 +7,7 @@ workers changes what the job sees, and a run resumes by the number of batches it
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,8 +98,15 @@ def batches(
     reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
     iterable = mine.to_iter_dataset(reading)
     if num_workers:
-        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
+        iterable = iterable.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
     return Batches(iter(iterable))
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """A terminal sends Ctrl-C to the workers as well; the training process ends them itself."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check(source, batch_size, start, num_workers, process_index, process_count) -> None:

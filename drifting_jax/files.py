@@ -1,0 +1,23 @@
+"""Files written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file under another name first, so that a kill leaves the old one or the new one."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
+    """Writes an indented JSON file, as `write_bytes`."""
+    write_bytes(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
