@@ -7,7 +7,7 @@ import pytest
 import read_release
 import release_names
 
-from drifting_jax.models.dit import DiT
+from drifting_jax.models.dit import DiT, stack_blocks, unstack_blocks
 
 FLOAT = jnp.float32
 
@@ -94,6 +94,75 @@ def test_equals_the_reference(name):
     np.testing.assert_allclose(condition, figures["out/cond_cfg1"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(images, figures["out/samples_cfg1"], atol=1e-5, rtol=0)
     assert images.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "attention_dtype"),
+    [("bf16", None), ("bf16_longrope", None), ("bf16_attn_fp32", FLOAT)],
+)
+def test_bfloat16_is_as_close_as_the_reference_to_itself(name, attention_dtype):
+    """The reference's two ways of running (eager, fused) are up to 3.1e-2 apart."""
+    figures = read_release.load(f"C_generator_{name}.npz")
+    model = _generator(read_release.meta(figures, "config")).clone(
+        dtype=jnp.bfloat16, attention_dtype=attention_dtype
+    )
+    params = release_names.generator_params(read_release.load_params(f"C_generator_{name}.npz"))
+    arguments = [figures[f"in/{key}"] for key in ("x", "c", "noise_labels", "cfg_scale")]
+    images = np.asarray(jax.jit(model.apply)({"params": params}, *arguments))
+    eager, fused = figures["out/samples"], figures["out/samples_jit"]
+    apart = np.sqrt(np.mean(np.square(eager - fused)))
+    for expected in (eager, fused):
+        np.testing.assert_allclose(images, expected, atol=3.2e-2, rtol=0)
+        assert np.sqrt(np.mean(np.square(images - expected))) < 1.25 * apart
+    assert images.dtype == np.float32
+    condition = model.apply({"params": params}, *arguments[1:], method=DiT.condition)
+    np.testing.assert_array_equal(condition.astype(FLOAT), figures["out/cond"])
+    assert np.abs(images - figures["out/samples_float32_model"]).max() > 1e-3  # it is bfloat16
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("scan", [False, True])
+def test_scan_and_remat_change_no_number(scan, remat):
+    model = DiT(**LATENT | {"image_size": 8}, width=16, depth=3, num_heads=2, num_classes=5)
+    key = jax.random.key(0)
+    noise, labels, cfg_scale = jax.random.normal(key, (2, 8, 8, 4)), np.array([1, 4]), np.ones(2)
+    styles = np.full((2, 32), 3)
+    params = model.init(key, noise, labels, styles, cfg_scale)["params"]
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), params)
+    other = model.clone(scan=scan, remat=remat)
+
+    def gradient(model, params):
+        def loss(params):
+            images = model.apply({"params": params}, noise, labels, styles, cfg_scale)
+            return jnp.sum(jnp.square(images))
+
+        return jax.jit(jax.grad(loss))(params)
+
+    found = gradient(other, stack_blocks(params) if scan else params)
+    expected = gradient(model, params)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale),
+        unstack_blocks(found) if scan else found,
+        expected,
+    )
+
+
+def test_a_scan_starts_like_the_blocks_one_by_one():
+    model = DiT(**LATENT, width=64, depth=3, num_heads=2, num_classes=5, scan=True)
+    assert jax.eval_shape(unstack_blocks, _shapes(model)) == _shapes(model.clone(scan=False))
+    small = model.clone(image_size=4)
+    params = small.init(
+        jax.random.key(0),
+        np.zeros((1, 4, 4, 4)),
+        np.zeros(1, int),
+        np.zeros((1, 32), int),
+        np.ones(1),
+    )["params"]
+    kernel = np.asarray(params["blocks"]["attention"]["qkv"]["kernel"])
+    bound = (6 / (64 + 192)) ** 0.5  # Xavier-uniform, per block
+    assert 0.9 * bound < np.abs(kernel).max() <= bound
+    assert np.abs(kernel[0] - kernel[1]).max() > bound
 
 
 LATENT = {"image_size": 32, "in_channels": 4, "out_channels": 4, "patch_size": 2}

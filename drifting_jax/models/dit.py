@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
+
+PyTree = Any
 
 _NORMAL_02 = nn.initializers.normal(0.02)
 _ZEROS = nn.initializers.zeros
@@ -186,6 +190,9 @@ class DiT(nn.Module):
       rms_norm: RMSNorm instead of LayerNorm without parameters.
       dtype: compute dtype; parameters are float32 always.
       attention_dtype: dtype of queries, keys, values and softmax; None means `dtype`.
+      remat: compute each block again in the backward pass instead of keeping its activations.
+      scan: compile one block for all; their parameters are then stacked, as "blocks" instead of
+        "block_0", "block_1", ... (see `stack_blocks`).
     """
 
     image_size: int
@@ -207,6 +214,8 @@ class DiT(nn.Module):
     rms_norm: bool = True
     dtype: jnp.dtype = jnp.float32
     attention_dtype: jnp.dtype | None = None
+    remat: bool = False
+    scan: bool = False
 
     def setup(self):
         self._check_fields()
@@ -231,19 +240,21 @@ class DiT(nn.Module):
             self.context_embedding = self.param(
                 "context_embedding", _NORMAL_02, (self.num_context_tokens, self.width)
             )
-        attention_dtype = self.attention_dtype or self.dtype
+        names = ["blocks"] if self.scan else [f"block_{i}" for i in range(self.depth)]
+        # Within a scan nothing can be merged with the forward pass, so nothing need prevent it.
+        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
         self.blocks = [
-            Block(
+            block(
                 self.num_heads,
                 self.mlp_ratio,
                 self.qk_norm,
                 self.swiglu,
                 self.rms_norm,
                 self.dtype,
-                attention_dtype,
-                name=f"block_{i}",
+                self.attention_dtype or self.dtype,
+                name=name,
             )
-            for i in range(self.depth)
+            for name in names
         ]
         self.final = FinalLayer(self.patch_size**2 * self.out_channels, self.rms_norm, self.dtype)
 
@@ -280,8 +291,7 @@ class DiT(nn.Module):
             context = context + self.context_embedding[None].astype(self.dtype)
             x = jnp.concatenate([context, x], axis=1)
         rotation = self._rotation(x.shape[1]) if self.rope else None
-        for block in self.blocks:
-            x = block(x, condition, rotation)
+        x = self._run_blocks(x, condition, rotation)
         x = self.final(x[:, self.num_context_tokens :], condition)
         images = layers.unpatchify(x.reshape(b, rows, columns, -1), self.patch_size)
         return images.astype(jnp.float32)
@@ -313,8 +323,25 @@ class DiT(nn.Module):
                     f"(labels, num_style_books), found {styles.shape}"
                 )
             books = jnp.arange(self.num_style_books)[None]
-            y = y + self.style_books[books, styles].sum(1).astype(self.dtype)
+            # One after another: in bfloat16 each sum rounds, as where published weights come from.
+            for style in jnp.moveaxis(self.style_books[books, styles].astype(self.dtype), 1, 0):
+                y = y + style
         return y + _SCALE_EMBEDDING_GAIN * self.scale_embedding(cfg_scale)
+
+    def _run_blocks(
+        self, x: jax.Array, condition: jax.Array, rotation: tuple[jax.Array, jax.Array] | None
+    ) -> jax.Array:
+        if not self.scan:
+            for block in self.blocks:
+                x = block(x, condition, rotation)
+            return x
+        over_depth = nn.scan(
+            lambda block, x, _: (block(x, condition, rotation), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+        )
+        return over_depth(self.blocks[0], x, None)[0]
 
     def _rotation(self, num_tokens: int) -> tuple[jax.Array, jax.Array]:
         dtype = self.attention_dtype or self.dtype
@@ -330,3 +357,21 @@ class DiT(nn.Module):
                 f"width {self.width} must be num_heads times an even head width, "
                 f"found {self.num_heads} heads"
             )
+
+
+def stack_blocks(params: PyTree) -> PyTree:
+    """Parameters of a `DiT` without `scan` -> of the same with it: `blocks` [depth, ...]."""
+    depth = sum(name.startswith("block_") for name in params)
+    blocks = [params[f"block_{i}"] for i in range(depth)]
+    rest = {name: value for name, value in params.items() if not name.startswith("block_")}
+    return rest | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+
+
+def unstack_blocks(params: PyTree) -> PyTree:
+    """The inverse of `stack_blocks`."""
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    depth = len(jax.tree.leaves(params["blocks"])[0])
+    blocks = {
+        f"block_{i}": jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(depth)
+    }
+    return rest | blocks
