@@ -148,10 +148,8 @@ def _check_rules(rules: tuple) -> None:
                 "config.mesh.rules must hold pairs like ('attention/.*kernel', (None, 'fsdp')); "
                 f"found {rule!r}"
             )
-        axes = [
-            axis for entry in rule[1] for axis in (entry if isinstance(entry, tuple) else (entry,))
-        ]
-        named = [axis for axis in axes if axis is not None]
+        entries = [entry if isinstance(entry, tuple) else (entry,) for entry in rule[1]]
+        named = [axis for entry in entries for axis in entry if axis is not None]
         if not set(named) <= {"data", "fsdp"} or len(named) != len(set(named)):
             raise UserError(
                 "config.mesh.rules may name the mesh axes 'data' and 'fsdp', each once in a rule; "

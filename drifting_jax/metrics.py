@@ -154,13 +154,16 @@ class MetricWriter:
 
     def _open_lines(self) -> None:
         """Opens metrics.jsonl to append, whole lines only."""
-        path = self._workdir / "metrics.jsonl"
+        path, whole = self._workdir / "metrics.jsonl", False
         if path.exists():
             # In place: there may be no room for a second file.
             before, newline, last = path.read_bytes().rpartition(b"\n")
-            if last:
+            whole = _parse(last) is not None
+            if last and not whole:
                 os.truncate(path, len(before) + len(newline))
         self._lines = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        if whole:
+            self._append(b"\n")
 
     def _append(self, line: bytes) -> None:
         """Appends one line, or nothing of it."""

@@ -51,10 +51,8 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: it was trained with another config, or holds files that are no run's.
     """
-    if "://" in str(workdir) or ":/" in str(workdir):
-        raise UserError(
-            f"--workdir must be a directory, mounted if it is a bucket; found {workdir}"
-        )
+    if ":/" in str(workdir):  # pathlib has made one slash of two
+        raise UserError(f"--workdir must be a directory (mount a bucket first); found {workdir}")
     if (workdir / "config.json").exists():
         if _has_begun(workdir):
             check_resume(load_config(workdir), config)

@@ -77,6 +77,18 @@ def test_tables_of_rules_name_fields_that_exist():
         ({"mesh__data": -2}, "config.mesh.data must be above zero"),
         ({"mesh__rules": (("a", "fsdp"),)}, "config.mesh.rules must hold pairs"),
         ({"mesh__rules": (("(", ("fsdp",)),)}, "config.mesh.rules has the bad regex"),
+        ({"mesh__rules": (("a", (None, "model")),)}, "may name the mesh axes 'data' and 'fsdp'"),
+        ({"mesh__rules": (("a", ("fsdp", "fsdp")),)}, "each once in a rule"),
+        ({"guidance__minimum": 0.5}, "guidance.minimum must be at least 1, where guidance is off"),
+        (
+            {"optim__schedule": "cosine", "optim__warmup_steps": 9, "train__num_steps": 9},
+            "train.num_steps must be above config.optim.warmup_steps for a cosine schedule; found",
+        ),
+        (
+            {"encoder__train__schedule": "cosine", "encoder__train__warmup_steps": 2000},
+            "encoder.train.num_steps must be above config.encoder.train.warmup_steps",
+        ),
+        ({"model__num_style_books": 0}, "num_style_books must be above zero"),
         ({"task": "toi"}, "config.task must be one of 'generator', 'toy'; found 'toi'"),
     ],
 )

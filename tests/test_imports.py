@@ -13,6 +13,7 @@ PACKAGE = "drifting_jax"
 LAYERS = {
     "mathematics": {
         "errors",  # what every layer raises
+        "files",  # and writes with
         "fields",
         "guidance",
         "evaluation.frechet",

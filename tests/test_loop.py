@@ -36,7 +36,7 @@ class Checkpoints:
         return list(self.saved)
 
 
-def run(*, start=0, skipped=(), stop_at=None, full=False):
+def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None):
     """Runs the stage on a carry (steps done, skipped, in a row), with batches numbered from 0."""
     lines, interruption = [], SimpleNamespace(requested=False)
     checkpoints, seen = Checkpoints(full=full), []
@@ -60,7 +60,7 @@ def run(*, start=0, skipped=(), stop_at=None, full=False):
         (start, 0, 0),
         start=start,
         advance=advance,
-        batches=itertools.count(start),
+        batches=batches or itertools.count(start),
         describe=lambda metrics: {"loss": float(metrics["loss"])},
         state_of=lambda carry: SimpleNamespace(
             skipped=carry[1], skipped_in_a_row=carry[2], culprit=7
@@ -103,6 +103,24 @@ def test_a_stop_is_saved_after_the_step_at_hand(stop_at, saved):
 def test_a_stop_in_the_last_step_finds_the_stage_complete():
     found = run(stop_at=10)
     assert found.complete and list(found.saved) == [3, 6, 9, 10]
+
+
+def test_batches_that_end_with_the_signal_do_not_take_the_save_with_them():
+    class Ended:
+        """Hands out five batches, then fails as a reader does whose workers were killed."""
+
+        def __init__(self):
+            self.next = iter(range(5))
+
+        def __next__(self):
+            for batch in self.next:
+                return batch
+            raise RuntimeError("a worker was terminated")
+
+    with pytest.raises(RuntimeError, match="a worker was terminated"):
+        run(batches=Ended())
+    found = run(batches=Ended(), stop_at=5)
+    assert not found.complete and list(found.saved) == [3, 5]
 
 
 def test_skipped_steps_are_counted_and_told(caplog):

@@ -315,3 +315,11 @@ def test_features_that_differ_or_lack():
         feature_drifting_loss({"a": gen}, {"b": pos})
     with pytest.raises(ValueError, match="at least one feature"):
         feature_drifting_loss({}, {})
+
+
+def test_every_product_is_lowered_at_highest_precision():
+    x = jax.ShapeDtypeStruct((2, 4, 3, 64), jnp.float32)
+    gradient = jax.jit(jax.value_and_grad(lambda *sets: drifting_loss(*sets)[0]))
+    products = [line for line in gradient.lower(x, x, x).as_text().splitlines() if "dot_g" in line]
+    assert len(products) > 2
+    assert all("HIGHEST, HIGHEST" in line for line in products)

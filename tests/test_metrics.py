@@ -5,6 +5,8 @@ import logging
 import math
 import resource
 import signal
+import subprocess
+import sys
 
 import absl.logging
 import jax.numpy as jnp
@@ -194,6 +196,21 @@ def test_a_line_written_in_part_is_taken_back(tmp_path, errors, monkeypatch):
         writer.write_scalars("toy", 3, {"loss": 1.0})
     assert [line["step"] for line in _lines(tmp_path)] == [1, 3]
     assert any("line of metrics" in message for message in errors)
+
+
+def test_opening_on_a_full_disk_loses_no_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"stage": "toy", "step": 1}\n' * 40 + b'{"stage": "to')
+    program = (
+        "import resource, sys\n"
+        "from drifting_jax.metrics import MetricWriter\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))\n"
+        "writer = MetricWriter(sys.argv[1])\n"
+        "writer.truncate('toy', 1)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(_lines(tmp_path)) == 40
 
 
 def test_parameters_are_counted_and_listed(tmp_path, capsys):

@@ -16,7 +16,7 @@ import pytest
 import tiny_config
 from PIL import Image
 
-from drifting_jax import build, distributed, loading, run, sample, train, train_mae
+from drifting_jax import build, distributed, evaluate, loading, run, sample, train, train_mae
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import resolve
 from drifting_jax.data.sources import make_source
@@ -264,24 +264,57 @@ def test_there_is_nothing_to_sample(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trained_encoder_serves_another_run(finished):
+def test_a_trained_encoder_serves_another_run(finished, tmp_path):
     source = make_source(config().data, "train")
     mesh = distributed.make_mesh(4, 2)
 
-    def params(**changes):
-        changed = config(encoder__path=str(finished.workdir), **changes)
-        return train_mae.encoder_params(
-            changed, source, mesh, workdir=finished.workdir / "unused", tools=None
-        )
+    def params(workdir=tmp_path / "other", trained=finished.workdir, **changes):
+        changed = config(encoder__path=str(trained), **changes)
+        return train_mae.encoder_params(changed, source, mesh, workdir=workdir, tools=None)
 
     encoder = build.make_encoder(config(), source)
     shapes = jax.eval_shape(
         encoder.init, jax.random.key(0), np.zeros((1, 8, 8, 1)), np.zeros((1, 8, 8))
     )["params"]
-    assert jax.tree.map(np.shape, params()) == jax.tree.map(lambda x: x.shape, shapes)
-    assert not (finished.workdir / "unused").exists()
+    taken = params()
+    assert jax.tree.map(np.shape, taken) == jax.tree.map(lambda x: x.shape, shapes)
+    assert steps(tmp_path / "other" / "encoder" / "checkpoints") == [48]
+    again = params(trained=tmp_path / "gone")  # the copy serves from now on
+    jax.tree.map(np.testing.assert_array_equal, again, taken)
     with pytest.raises(UserError, match=r"of the checkpoint .* holds .*this run needs"):
-        params(encoder__width=8)
+        params(tmp_path / "wider", encoder__width=8)
+    unfinished = tmp_path / "unfinished"
+    (unfinished / "encoder").mkdir(parents=True)
+    record = json.loads((finished.workdir / "config.json").read_text())
+    record["config"]["encoder"]["train"]["num_steps"] = 64
+    (unfinished / "config.json").write_text(json.dumps(record))
+    (unfinished / "encoder" / "checkpoints").symlink_to(finished.workdir / "encoder/checkpoints")
+    with pytest.raises(UserError, match=r"has 48 of its 64 steps: run that to its end first"):
+        params(tmp_path / "early", trained=unfinished)
+
+
+@pytest.mark.slow
+def test_figures_of_another_seed_stand_in_a_file_of_their_own(finished, capsys):
+    before = (finished.workdir / "evaluation.json").read_bytes()
+    asked = []
+
+    def stopped_at_the_second_question():
+        asked.append(True)
+        return len(asked) > 1
+
+    settings = {"workdir": finished.workdir, "report": print, "seed": 3}
+    settings["stopped"] = stopped_at_the_second_question
+    loaded = loading.load_run(finished.workdir, ema_decay=0.99)
+    assert set(evaluate.evaluate_run(loaded, **settings)) == {1.0}
+    assert evaluate.evaluate_run(loaded, **settings) is None
+    record = json.loads((finished.workdir / "evaluation_seed_3_ema_0.99.json").read_text())
+    assert (record["seed"], record["ema_decay"]) == (3, 0.99)
+    assert (finished.workdir / "evaluation.json").read_bytes() == before
+
+
+def test_a_bucket_is_no_directory():
+    with pytest.raises(UserError, match=r"mount a bucket first.* gs:/bucket/run"):
+        run.run(config(), workdir=Path("gs://bucket/run"))
 
 
 @pytest.mark.slow

@@ -104,6 +104,24 @@ def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypat
     assert all(p.stat().st_mtime_ns == then for p, then in before.items() if p.is_file())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["collapsed", "attraction_only"])
+def test_q_reaches_the_target_and_with_attraction_alone_never(tmp_path, monkeypatch, variant):
+    """The run that ships: from one mode to both, or not."""
+    monkeypatch.setattr(toy, "_FRAMES", 2)
+    shipped = toy2d().get_config(variant)
+    shipped.mesh.data = 1
+    assert run.run(resolve(shipped), workdir=tmp_path / "toy") == 0
+    figures = json.loads((tmp_path / "toy" / "evaluation.json").read_text())
+    distance = figures["sliced_wasserstein"] / figures["sliced_wasserstein_floor"]
+    if variant == "collapsed":
+        assert distance < 2
+        assert max(abs(share - 0.5) for share in figures["mode_shares"]) < 0.02
+    else:
+        assert distance > 20
+        assert figures["mode_shares"][0] > 0.98
+
+
 def test_frames_are_closer_together_at_first():
     for num_steps in (1, 7, 2000):
         steps = sorted(toy.frame_steps(num_steps))
