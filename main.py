@@ -13,7 +13,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from drifting_jax import distributed, run
-from drifting_jax.config import default_workdir, parse_flags, resolve
+from drifting_jax.checkpoint import quiet_orbax
+from drifting_jax.command_line import parse_flags
+from drifting_jax.config import default_workdir, resolve
 from drifting_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, with :variant.")
@@ -29,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         print(f"error: expected flags alone; found {' '.join(argv[1:])!r}", file=sys.stderr)
         return 2
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every save in twenty lines
+    logging.set_verbosity(logging.WARNING)
+    quiet_orbax()
     try:
         config = resolve(_CONFIG.value)
         distributed.initialize(
@@ -40,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(path)
         return run.run(config, workdir=workdir)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -5,8 +5,11 @@ belong together. Every array is saved with a checksum of its bits, because a dam
 file often decodes without an error. Typed PRNG keys are not saved: they follow from seed and step.
 """
 
+import logging as python_logging
 import os
 import shutil
+import threading
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +28,26 @@ from drifting_jax.errors import UserError
 Tree = Any
 
 _CHECKSUMS = "checksums"  # the item that holds the checksums of all others
+_OF_ORBAX = f"{os.sep}orbax{os.sep}"
 # What running out of memory raises: it says nothing about the files.
 _NOT_DAMAGE = (UserError, MemoryError, jax.errors.JaxRuntimeError)
+
+
+def quiet_orbax() -> None:
+    """Keeps Orbax's tracebacks from the screen: `Checkpoints` says in a line what failed.
+
+    Affects logs and dying threads of Orbax alone, and asyncio's complaints about the latter.
+    """
+    others = threading.excepthook
+
+    def of_thread(arguments: threading.ExceptHookArgs) -> None:
+        frames = traceback.extract_tb(arguments.exc_traceback)
+        if not any(_OF_ORBAX in frame.filename for frame in frames):
+            others(arguments)
+
+    threading.excepthook = of_thread
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    logging.get_absl_handler().addFilter(lambda record: _OF_ORBAX not in record.pathname)
 
 
 class Checkpoints:

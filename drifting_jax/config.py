@@ -13,14 +13,11 @@ import math
 import os
 import platform
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from drifting_jax.defaults import (
     AT_MOST_ONE,
@@ -78,10 +75,10 @@ def validate(config: ConfigDict | Mapping[str, Any]) -> None:
     task = values.get("task")
     if not isinstance(task, str) or task not in DEFAULTS:
         raise UserError(f"config.task must be one of {_listed(DEFAULTS)}; found {task!r}")
-    default, found = _flat(DEFAULTS[task]), _flat(values)
+    default, found = flat(DEFAULTS[task]), flat(values)
     for name in found:
         if name not in default:
-            raise UserError(_unknown(name, default))
+            raise UserError(unknown_field(name, default))
     for name in default:
         if name not in found:
             raise UserError(f"config.{name} is missing: start from base_config({task!r})")
@@ -90,7 +87,7 @@ def validate(config: ConfigDict | Mapping[str, Any]) -> None:
     _check_relations(found)
 
 
-def _unknown(name: str, fields: Mapping[str, Any]) -> str:
+def unknown_field(name: str, fields: Mapping[str, Any]) -> str:
     """One line on a field that does not exist, with the nearest: same section first, then any."""
     sections = {prefix for field in fields for prefix in _prefixes(field)}
     if name in sections:
@@ -255,7 +252,12 @@ def check_resume(stored: ConfigDict, current: ConfigDict) -> None:
     Raises:
       UserError: Another field differs; named, with both values.
     """
-    old, new = _flat(_plain(stored)), _flat(_plain(current))
+    if stored.task != current.task:
+        raise UserError(
+            f"the workdir holds a run of task {stored.task!r}, this config is of task "
+            f"{current.task!r}: use another --workdir"
+        )
+    old, new = flat(_plain(stored)), flat(_plain(current))
     for name in sorted(old.keys() | new.keys()):
         before, now = old.get(name, "absent"), new.get(name, "absent")
         grows = name in _MAY_GROW and "absent" not in (before, now) and now > before
@@ -281,47 +283,6 @@ def versions() -> dict[str, str]:
     return {**found, "drifting_jax": __version__}
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; for `absl.app.run(main, flags_parser=parse_flags)`.
-
-    A mistake (no such field, flag or file, a value of a wrong type) is one line on stderr and exit
-    status 2, where ml_collections alone would show a traceback.
-    """
-    try:
-        _check_overrides(list(argv))
-        return flags.FLAGS(list(argv))
-    except (UserError, flags.Error) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        print(f"error: {first_line}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _check_overrides(argv: list[str]) -> None:
-    """Loads the file of --config by itself and looks up every --config.field given."""
-    override = re.compile(r"--?(?:no)?config\.([^=]+)")
-    alone = flags.FlagValues()
-    kept = [argument for argument in argv if not override.match(argument)]
-    holder = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=kept)
-    try:
-        alone(kept, known_only=True)
-    except flags.Error as error:
-        own, inner = None, error.__context__
-        while inner is not None:  # ml_collections wraps what get_config() raised
-            own, inner = inner if isinstance(inner, UserError) else own, inner.__context__
-        raise own or RuntimeError(str(error)) from None
-    if holder.value is None:
-        return
-    if not isinstance(holder.value, ConfigDict):
-        path = Path(alone["config"].config_filename.partition(":")[0])
-        others = ", ".join(sorted(str(other) for other in path.parent.glob("*.py"))) or "none"
-        raise UserError(f"--config={path} is not a file that can be read; found there: {others}")
-    fields = _flat(_plain(holder.value))
-    for argument in argv:
-        found = override.match(argument)
-        if found and found.group(1) not in fields:
-            raise UserError(_unknown(found.group(1), fields))
-
-
 def _plain(value: Any) -> Any:
     """Plain dicts and tuples, references followed."""
     if isinstance(value, ConfigDict):
@@ -333,15 +294,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}; an empty section vanishes."""
-    flat = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping | ConfigDict):
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def _like(value: Any, default: Any) -> Any:

@@ -62,6 +62,10 @@ def initialize(
         "num_processes": None if count is None else int(count),
         "process_id": None if index is None else int(index),
     }
+    if None not in (count, index) and not 0 <= int(index) < int(count):
+        raise UserError(
+            f"expected a process_id from 0 to {int(count) - 1} for {count} processes, found {index}"
+        )
     missing = [name for name, value in told.items() if value is None]
     if told["num_processes"] == 1:
         return

@@ -13,6 +13,7 @@ import numpy as np
 from absl import flags
 
 from drifting_jax import build
+from drifting_jax.command_line import run_program
 from drifting_jax.data.sources import as_arrays, make_source
 from drifting_jax.evaluation.classifier import train_classifier
 from drifting_jax.evaluation.small import (
@@ -24,7 +25,7 @@ from drifting_jax.evaluation.small import (
 from drifting_jax.files import write_json
 from drifting_jax.loading import Run, load_run
 from drifting_jax.metrics import image_grid, save_png
-from drifting_jax.sample import run_program, write_samples
+from drifting_jax.sample import write_samples
 from drifting_jax.sampling import class_major
 
 _FIGURES = "evaluation.json"

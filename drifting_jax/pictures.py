@@ -125,7 +125,8 @@ def write_drift(
     left.set(xlabel="step", yscale="log", ylabel="mean square")
     right.axhline(1, color=_REAL, lw=0.8)
     right.plot(*_series(records, "diversity/mean"), color=_GENERATED, label="diversity")
-    right.set(xlabel="step", ylim=(0, None))
+    highest = max([1.0, *_series(records, "diversity/mean")[1]])
+    right.set(xlabel="step", ylim=(0, 1.1 * highest))
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)

@@ -1,5 +1,6 @@
 """One run in one workdir: opened or resumed, trained, measured, and reported."""
 
+import contextlib
 import json
 import sys
 import time
@@ -14,8 +15,11 @@ from drifting_jax.errors import UserError
 from drifting_jax.evaluate import evaluate_run
 from drifting_jax.interruption import Interruption
 from drifting_jax.loading import load_run
+from drifting_jax.lock import locked
 from drifting_jax.loop import Tools
 from drifting_jax.metrics import MetricWriter, read_metrics
+
+_OURS = ("config.json.partial", ".lock")  # what a run may leave before its config
 
 
 def run(config: ConfigDict, *, workdir: Path) -> int:
@@ -32,7 +36,11 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
     if _is_complete(config, workdir):
         _say(speaks, _complete_message(workdir))
         return 0
-    with MetricWriter(workdir, enabled=speaks) as writer, Interruption() as interruption:
+    with (
+        locked(workdir) if speaks else contextlib.nullcontext(),
+        MetricWriter(workdir, enabled=speaks) as writer,
+        Interruption() as interruption,
+    ):
         tools = Tools(writer=writer, interruption=interruption, speaks=speaks)
         _say(speaks, f"{workdir}: {jax.device_count()} {jax.devices()[0].platform} device(s)")
         started = time.monotonic()
@@ -58,7 +66,7 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
             check_resume(load_config(workdir), config)
     elif workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir must be a directory; {workdir} is a file")
-    elif workdir.is_dir() and any(p.name != "config.json.partial" for p in workdir.iterdir()):
+    elif workdir.is_dir() and any(p.name not in _OURS for p in workdir.iterdir()):
         raise UserError(
             f"{workdir} holds files but no config.json, so it is no run's directory: choose "
             "another --workdir or empty it"
@@ -129,6 +137,7 @@ def _where(workdir: Path) -> str:
         "evaluation.json": "the figures",
         "samples": "pictures, final.npz",
         "drift.gif": "q drifting to p",
+        "frames": "the points in it",
         "field.png": "the drifting field",
         "drift.png": "raw drift and diversity over training",
         "metrics.jsonl": "all scalars, a line a logged step",
@@ -138,11 +147,10 @@ def _where(workdir: Path) -> str:
         "config.json": "resolved config, versions",
         "generator_parameters.txt": "the generator's parameters, by name",
     }
-    return "\n".join(
-        f"  {workdir / name!s:<38} {words}"
-        for name, words in entries.items()
-        if (workdir / name).exists()
-    )
+    there = {str(workdir / name): words for name, words in entries.items()}
+    there = {path: words for path, words in there.items() if Path(path).exists()}
+    width = max(map(len, there), default=0)
+    return "\n".join(f"  {path:<{width}}  {words}" for path, words in there.items())
 
 
 def _say(speaks: bool, text: str) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
+from drifting_jax.command_line import run_program
 from drifting_jax.errors import UserError
 from drifting_jax.loading import load_run
 from drifting_jax.metrics import image_grid, save_png
@@ -48,7 +49,9 @@ def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
         first, dash, last = entry.partition("-")
         if first.isdecimal() and (not dash or last.isdecimal()):
             low, high = int(first), int(last or first)
-            if not low <= high < len(class_names):
+            if low > high:
+                raise UserError(f"--classes: {entry!r} runs backwards; write {high}-{low}")
+            if high >= len(class_names):
                 raise UserError(
                     f"classes run from 0 to {len(class_names) - 1}; found {entry!r} in --classes"
                 )
@@ -56,8 +59,8 @@ def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
         elif entry in class_names:
             found.append(list(class_names).index(entry))
         else:
-            known = ", ".join(list(class_names)[:10])
-            raise UserError(f"no class is called {entry!r}; the classes are {known}, …")
+            known = ", ".join(list(class_names)[:10]) + ", …" * (len(class_names) > 10)
+            raise UserError(f"no class is called {entry!r}; the classes are {known}")
     repeated = sorted({c for c in found if found.count(c) > 1})
     if repeated:
         raise UserError(f"--classes names class {repeated[0]} more than once: {text!r}")
@@ -120,33 +123,6 @@ def main(_: Sequence[str]) -> None:
         f"{len(images)} samples of step {run.step} in {seconds:.1f} s (compilation included), "
         f"one network evaluation each: {out}"
     )
-
-
-def run_program(main_function) -> None:
-    """Runs a command's main through absl; a UserError is one line and exit status 2."""
-
-    def guarded(argv: Sequence[str]) -> int | None:
-        logging.set_verbosity(logging.WARNING)
-        try:
-            return main_function(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-
-    app.run(guarded, flags_parser=parse_plain_flags)
-
-
-def parse_plain_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, with a mistake as one line and exit status 2."""
-    try:
-        rest = flags.FLAGS(list(argv))
-    except flags.Error as error:
-        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
-        sys.exit(2)
-    if len(rest) > 1:
-        print(f"error: expected flags alone; found {' '.join(rest[1:])!r}", file=sys.stderr)
-        sys.exit(2)
-    return rest
 
 
 def cli() -> None:

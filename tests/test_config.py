@@ -38,7 +38,7 @@ def test_the_defaults_are_valid_and_locked(task):
 
 
 def test_tables_of_rules_name_fields_that_exist():
-    fields = set().union(*(configs._flat(values) for values in defaults.DEFAULTS.values()))
+    fields = set().union(*(configs.flat(values) for values in defaults.DEFAULTS.values()))
     for table in ("CHOICES", "MAY_BE_ZERO", "AT_MOST_ONE", "BELOW_ONE", "MAY_BE_EMPTY"):
         assert set(getattr(defaults, table)) <= fields, table
     assert fields >= configs._MAY_GROW
@@ -186,6 +186,7 @@ import sys
 from absl import app
 from ml_collections import config_flags
 from drifting_jax import config as configs
+from drifting_jax.command_line import parse_flags
 
 CONFIG = config_flags.DEFINE_config_file("config")
 
@@ -193,7 +194,7 @@ def main(_):
     config = configs.resolve(CONFIG.value)
     print(config.train.num_steps, config.train.ema_decays, config.data.flip)
 
-app.run(main, flags_parser=configs.parse_flags)
+app.run(main, flags_parser=parse_flags)
 """
 
 _CONFIG_FILE = """

@@ -44,6 +44,8 @@ LAYERS = {
         "checkpoint",
         "metrics",
         "interruption",
+        "lock",
+        "command_line",
     },
     "loops and commands": {
         "build",

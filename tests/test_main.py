@@ -33,6 +33,16 @@ def test_mistakes_are_one_line_and_status_two(tmp_path):
         "has no variant 'nonsense'; it knows collapsed": (
             "main.py", "--config=configs/toy2d.py:nonsense",
         ),
+        "configs/digits.py has no variants; found 'nope'": (
+            "main.py", "--config=configs/digits.py:nope",
+        ),
+        "--config is missing": ("main.py", f"--workdir={nowhere}"),
+        "--config.data.flip=maybe: Non-boolean argument": (
+            "main.py", f"--config={CONFIG}", "--config.data.flip=maybe",
+        ),
+        "No such file or directory: '/proc/": (
+            "main.py", f"--config={CONFIG}", "--workdir=/proc/none",
+        ),
         "flags alone; found 'stray'": ("main.py", f"--config={CONFIG}", "stray"),
         f"{nowhere} holds no run": sampling,
         "flag --per_class=0": (*sampling, "--per_class=0"),

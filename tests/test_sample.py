@@ -32,7 +32,7 @@ def test_classes(text, expected):
     [
         ("5", "classes run from 0 to 4; found '5'"),
         ("3-5", "classes run from 0 to 4; found '3-5'"),
-        ("3-1", "found '3-1'"),
+        ("3-1", "'3-1' runs backwards; write 1-3"),
         ("-1", "no class is called '-1'"),
         ("1-", "no class is called '1-'"),
         ("bird", "no class is called 'bird'; the classes are airplane, t-shirt"),
@@ -72,9 +72,11 @@ def test_png_has_one_class_after_another(tmp_path, per_class, columns):
     picture = np.asarray(Image.open(tmp_path / "x.png"))
     rows = 3 * per_class // columns
     assert min(picture.shape) >= 400
-    tile = picture.shape[0] // rows
-    assert picture.shape == (rows * tile, columns * tile)
-    centres = picture[tile // 2 :: tile, tile // 2 :: tile]
+    side = images.shape[1]
+    pixel = picture.shape[0] // (rows * (side + 1) + 1)  # a line of one pixel around each image
+    assert picture.shape == tuple(pixel * (n * (side + 1) + 1) for n in (rows, columns))
+    start, tile = pixel * (1 + side // 2), pixel * (side + 1)
+    centres = picture[start::tile, start::tile]
     np.testing.assert_array_equal(centres, images[:, 0, 0, 0].reshape(rows, columns))
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
 
