@@ -112,12 +112,12 @@ def test_workers_keep_the_order_and_stop_on_close():
     expected = take(DigitsSource(), 4, **options)
     before = set(multiprocessing.active_children())
     iterator = batches(DigitsSource(), num_workers=2, **options)
-    found = [next(iterator)]
+    found = [next(iterator) for _ in range(2)]  # one of each worker: both have come up
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     for worker in workers:
         os.kill(worker.pid, signal.SIGINT)  # as a terminal does, which is no reason to end
-    found += [next(iterator) for _ in range(3)]
+    found += [next(iterator) for _ in range(2)]
     iterator.close()
     for worker in workers:
         worker.join(timeout=10)
