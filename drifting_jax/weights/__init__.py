@@ -1,0 +1,1 @@
+"""Weights that others published: files read and written, names and layouts translated."""
