@@ -84,7 +84,7 @@ def assemble(
                 f"{entry.name} of {origin} has the shape {found.shape}, which does not give "
                 f"{path} {tuple(wanted[path].shape)}"
             )
-        arrays[path] = array.astype(wanted[path].dtype)
+        arrays[path] = array.astype(wanted[path].dtype, copy=False)
     return unflatten_dict(arrays, sep="/")
 
 

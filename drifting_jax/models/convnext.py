@@ -1,0 +1,198 @@
+"""ConvNeXt-V2, a feature encoder of pixels that others trained: frozen, its maps feed the loss."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drifting_jax.models import layers
+
+# Of ImageNet's pixels in [0, 1].
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def network_input(images: jax.Array, image_size: int) -> jax.Array:
+    """What the network sees: ImageNet's mean and std taken out, resized linearly.
+
+    Args:
+      images: [b, h, w, 3] in [-1, 1], any size.
+      image_size: side of the result; where that makes images smaller, they are antialiased.
+
+    Returns:
+      [b, image_size, image_size, 3] float32.
+
+    Raises:
+      ValueError: `images` has another shape.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be [b, h, w, 3], found shape {images.shape}")
+    pixels = (images.astype(jnp.float32) + 1) / 2
+    pixels = (pixels - _MEAN.reshape(1, 1, 1, 3)) / _STD.reshape(1, 1, 1, 3)
+    return jax.image.resize(pixels, (len(images), image_size, image_size, 3), "linear")
+
+
+def normalize_locations(feature_map: jax.Array) -> jax.Array:
+    """Every location's channels to mean 0 and std 1: [b, h, w, d] -> the same, its dtype kept.
+
+    Divides by the population std plus 1e-3; statistics are float32.
+    """
+    x = feature_map.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    std = _root(jnp.square(x).mean(-1, keepdims=True))
+    return (x / (std + 1e-3)).astype(feature_map.dtype)
+
+
+class GlobalResponseNorm(nn.Module):
+    """Scales each channel by its norm over the map relative to the channels' mean norm.
+
+    [b, h, w, d] -> the same shape; parameters `scale` and `bias` [1, 1, 1, d]; norms in float32.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (1, 1, 1, x.shape[-1])
+        scale = self.param("scale", nn.initializers.zeros, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        x = x.astype(jnp.float32)
+        norm = _root(jnp.square(x).sum((1, 2), keepdims=True))  # [b, 1, 1, d]
+        response = norm / (norm.mean(-1, keepdims=True) + 1e-6)
+        return (x * (1 + scale * response) + bias).astype(self.dtype)
+
+
+class Block(nn.Module):
+    """Depthwise 7x7 convolution, then two linear maps around GELU and the response norm."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        y = nn.Conv(
+            width,
+            (7, 7),
+            padding=3,
+            feature_group_count=width,
+            dtype=self.dtype,
+            name="depthwise",
+        )(x)
+        y = layers.token_norm(rms=False, affine=True, dtype=self.dtype, name="norm")(y)
+        y = nn.gelu(layers.linear(4 * width, dtype=self.dtype, name="up")(y), approximate=False)
+        y = GlobalResponseNorm(self.dtype, name="response_norm")(y)
+        return x + layers.linear(width, dtype=self.dtype, name="down")(y)
+
+
+class Trunk(nn.Module):
+    """The network without its head: [b, h, w, 3] -> maps "stage1", ..., each half as wide."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    patch_size: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        maps = {}
+        for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
+            if i == 1:  # Convolution before norm here, after it at the other stages.
+                x = self._patches(x, width, self.patch_size, "stem")
+                x = self._norm(x, "stem_norm")
+            else:
+                x = self._norm(x, f"stage{i}_norm")
+                x = self._patches(x, width, 2, f"stage{i}_downsample")
+            for j in range(depth):
+                x = Block(self.dtype, name=f"stage{i}_block{j + 1}")(x)
+            maps[f"stage{i}"] = x
+        return maps
+
+    def _patches(self, x: jax.Array, width: int, size: int, name: str) -> jax.Array:
+        kernel, strides = (size, size), (size, size)
+        return nn.Conv(width, kernel, strides, "VALID", dtype=self.dtype, name=name)(x)
+
+    def _norm(self, x: jax.Array, name: str) -> jax.Array:
+        return layers.token_norm(rms=False, affine=True, dtype=self.dtype, name=name)(x)
+
+
+class ConvNeXtV2(nn.Module):
+    """ConvNeXt-V2 without its classifier; the default sizes are those of Base.
+
+    Tiny has depths (3, 3, 9, 3) and widths (96, 192, 384, 768).
+
+    Attributes:
+      depths: blocks of each stage.
+      widths: channels of each stage.
+      patch_size: side of the stem's patches; every later stage halves the map's sides.
+      image_size: side to which images are resized.
+      dtype: compute dtype; parameters and norm statistics are float32 always.
+    """
+
+    depths: tuple[int, ...] = (3, 3, 27, 3)
+    widths: tuple[int, ...] = (128, 256, 512, 1024)
+    patch_size: int = 4
+    image_size: int = 224
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        if not self.depths or len(self.depths) != len(self.widths):
+            raise ValueError(
+                f"depths and widths must name the same stages, at least one, "
+                f"found {tuple(self.depths)} and {tuple(self.widths)}"
+            )
+        smallest = self.patch_size * 2 ** (len(self.depths) - 1)
+        if self.image_size < smallest:
+            raise ValueError(
+                f"image_size must be at least {smallest}, so that the last stage has one location, "
+                f"found {self.image_size}"
+            )
+        depths, widths = tuple(self.depths), tuple(self.widths)
+        self.trunk = Trunk(depths, widths, self.patch_size, self.dtype)
+        self.norm = layers.token_norm(rms=False, affine=True, dtype=jnp.float32)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Pooled features, as the network's classifier would take them.
+
+        Args:
+          images: [b, h, w, 3] float32 in [-1, 1], any size.
+
+        Returns:
+          [b, widths[-1]] float32: the normed mean of the last stage's map.
+
+        Raises:
+          ValueError: `images` has another shape, or the sizes do not fit each other.
+        """
+        return self._pool(self._stages(images))
+
+    def feature_maps(self, images: jax.Array) -> dict[str, jax.Array]:
+        """Maps by name, for the drifting loss.
+
+        Args:
+          images: [b, h, w, 3] float32 in [-1, 1], any size.
+
+        Returns:
+          "stage1", "stage2", ...: [b, h', w', d] in the compute dtype, each location normalised
+          over its channels (`normalize_locations`); "pooled": [b, 1, 1, widths[-1]] float32, what
+          `__call__` gives, as a map of one location.
+
+        Raises:
+          ValueError: `images` has another shape, or the sizes do not fit each other.
+        """
+        stages = self._stages(images)
+        maps = {name: normalize_locations(x) for name, x in stages.items()}
+        return {**maps, "pooled": self._pool(stages)[:, None, None]}
+
+    def _stages(self, images: jax.Array) -> dict[str, jax.Array]:
+        return self.trunk(network_input(images, self.image_size).astype(self.dtype))
+
+    def _pool(self, stages: dict[str, jax.Array]) -> jax.Array:
+        last = stages[f"stage{len(self.depths)}"]
+        return self.norm(last.astype(jnp.float32).mean((1, 2)))
+
+
+def _root(x: jax.Array) -> jax.Array:
+    """Square root of x >= 0 whose gradient at 0 is 0, not infinite (a channel may be all zeros)."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)

@@ -1,0 +1,173 @@
+"""Stable Diffusion's autoencoder as diffusers stores it (`AutoencoderKL`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drifting_jax.errors import UserError
+from drifting_jax.models.vae import VAE
+from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+
+# What an entry that a config.json lacks stands for.
+_SIZES = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+}
+# The only values of these entries that `VAE` is; an entry may be absent.
+_FIXED = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+
+_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(rf"(.*mid_block\.attentions\.0\.)({'|'.join(_OLD_ATTENTION)})(\.\w+)")
+_PROJECTION = re.compile(r".*mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight")
+
+
+def from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> VAE:
+    """The network that a diffusers config.json of an `AutoencoderKL` describes.
+
+    Args:
+      config: the file's contents; an entry it lacks has diffusers' default.
+      dtype: compute dtype.
+
+    Raises:
+      UserError: the config asks for a variant of the network that `VAE` is not.
+    """
+    for key, value in _FIXED.items():
+        if config.get(key, value) != value:
+            raise UserError(f"the autoencoder's {key} must be {value!r}, found {config[key]!r}")
+    sizes = {key: config.get(key, default) for key, default in _SIZES.items()}
+    sizes["block_out_channels"] = tuple(sizes["block_out_channels"])
+    for key, kind in _BLOCK_TYPES.items():
+        expected = [kind] * len(sizes["block_out_channels"])
+        if list(config.get(key, expected)) != expected:
+            raise UserError(f"the autoencoder's {key} must be {expected}, found {config[key]}")
+    return VAE(**sizes, dtype=dtype)
+
+
+def table(model: VAE) -> dict[str, Tensor]:
+    """{path under "params": where it lies in a diffusers file with its present names}."""
+    widths = model.block_out_channels
+    last = len(widths) - 1
+    entries = {}
+    for name in ("quant_conv", "post_quant_conv"):
+        entries |= _affine(name, name, "conv")
+    for side in ("encoder", "decoder"):
+        for conv in ("conv_in", "conv_out"):
+            entries |= _affine(f"{side}/{conv}", f"{side}.{conv}", "conv")
+        entries |= _norm(f"{side}/norm_out", f"{side}.conv_norm_out")
+        entries |= _mid(f"{side}/mid", f"{side}.mid_block")
+    for side, way, depth, ordered in (
+        ("encoder", "down", model.layers_per_block, widths),
+        ("decoder", "up", model.layers_per_block + 1, widths[::-1]),
+    ):
+        previous = ordered[0]
+        for i, width in enumerate(ordered):
+            ours, theirs = f"{side}/{way}{i}", f"{side}.{way}_blocks.{i}"
+            for j in range(depth):
+                projected = j == 0 and previous != width
+                entries |= _resnet(f"{ours}/resnet{j}", f"{theirs}.resnets.{j}", projected)
+            if i < last:
+                sampler = f"{theirs}.{way}samplers.0.conv"
+                entries |= _affine(f"{ours}/{way}sample", sampler, "conv")
+            previous = width
+    return entries
+
+
+def load(
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any] | None = None,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    origin: str = "the file",
+) -> tuple[VAE, PyTree]:
+    """The network and its variables from the tensors of a diffusers file.
+
+    The attention's projections may have their old names (`query`, `key`, `value`, `proj_attn`) and
+    may be stored as 1x1 convolutions.
+
+    Args:
+      tensors: arrays by name, as in `diffusion_pytorch_model.safetensors`.
+      config: the contents of config.json; None for the published size (`VAE()`).
+      dtype: compute dtype.
+      origin: what to call the file in an error.
+
+    Returns:
+      The model and {"params": ...} of float32 NumPy arrays.
+
+    Raises:
+      UserError: the config is not that of a `VAE`; a tensor is missing, has another shape or is
+        left over.
+    """
+    model = VAE(dtype=dtype) if config is None else from_config(config, dtype=dtype)
+    side = model.downsampling
+    images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
+    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    tensors = _present_names(tensors, origin)
+    params = assemble(template, table(model), tensors, origin=origin)
+    return model, {"params": params}
+
+
+def _present_names(tensors: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
+    """The tensors under the names and shapes that diffusers gives the attention today."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        old = _OLD_NAME.fullmatch(name)
+        new = f"{old[1]}{_OLD_ATTENTION[old[2]]}{old[3]}" if old else name
+        if old and new in tensors:
+            raise UserError(f"{origin} holds both {name} and {new}")
+        if _PROJECTION.fullmatch(new) and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+            tensor = tensor[:, :, 0, 0]
+        renamed[new] = tensor
+    return renamed
+
+
+def _affine(ours: str, theirs: str, layout: str) -> dict[str, Tensor]:
+    return {
+        f"{ours}/kernel": Tensor(f"{theirs}.weight", layout),
+        f"{ours}/bias": Tensor(f"{theirs}.bias"),
+    }
+
+
+def _norm(ours: str, theirs: str) -> dict[str, Tensor]:
+    return {f"{ours}/scale": Tensor(f"{theirs}.weight"), f"{ours}/bias": Tensor(f"{theirs}.bias")}
+
+
+def _resnet(ours: str, theirs: str, projected: bool) -> dict[str, Tensor]:
+    entries = {}
+    for i in (1, 2):
+        entries |= _norm(f"{ours}/norm{i}", f"{theirs}.norm{i}")
+        entries |= _affine(f"{ours}/conv{i}", f"{theirs}.conv{i}", "conv")
+    if projected:
+        entries |= _affine(f"{ours}/shortcut", f"{theirs}.conv_shortcut", "conv")
+    return entries
+
+
+def _mid(ours: str, theirs: str) -> dict[str, Tensor]:
+    attention = f"{theirs}.attentions.0"
+    entries = _norm(f"{ours}/attention/norm", f"{attention}.group_norm")
+    for name, projection in _ATTENTION.items():
+        entries |= _affine(f"{ours}/attention/{name}", f"{attention}.{projection}", "linear")
+    for i in (0, 1):
+        entries |= _resnet(f"{ours}/resnet{i}", f"{theirs}.resnets.{i}", projected=False)
+    return entries
