@@ -8,6 +8,7 @@ import read_release
 import release_names
 from flax.traverse_util import flatten_dict
 
+from drifting_jax.features import multiscale_features
 from drifting_jax.models import layers
 from drifting_jax.models.resnet_mae import Reconstruction, ResNetMAE, draw_mask, mae_loss
 
@@ -62,6 +63,34 @@ def test_maps_equal_the_reference(reference):
         _assert_near(ours, figures[f"act/{key}"], tolerance=2e-5, name=key)
     mean_square = np.square(maps["input"]).mean((1, 2))[:, None]
     _assert_near(np.sqrt(mean_square + 1e-6), figures["act/norm_x"], tolerance=1e-6)
+
+
+def test_bfloat16_is_as_close_to_the_reference_as_that_is_to_its_float32(reference):
+    figures, model, params = reference
+    model = model.clone(dtype=jnp.bfloat16)
+
+    @jax.jit
+    def run(params, images):
+        maps = model.apply({"params": params}, images, method=ResNetMAE.feature_maps)
+        return multiscale_features(maps, patch_sizes=())
+
+    found = run(params, read_release.load_x(figures))
+    assert found["stage2"].dtype == jnp.bfloat16 and found["stage2/std"].dtype == jnp.float32
+    keys = [k[9:] for k in figures.files if k.startswith("act_bf16/") and k != "act_bf16/norm_x"]
+    assert len(keys) > 12
+
+    def root_mean_square(x):
+        return np.sqrt(np.mean(np.square(np.asarray(x, np.float64))))
+
+    for key in keys:
+        name = release_names.map_name(key.replace("_mean", "/mean").replace("_std", "/std"))
+        name = name.replace("conv1/", "stem/")
+        if key == "layer4_std" and name not in found:
+            continue  # of a single location: the constant of its floor
+        expected = np.asarray(figures[f"act_bf16/{key}"], np.float32)
+        error = root_mean_square(np.asarray(found[name], np.float32) - expected)
+        own = root_mean_square(expected - figures[f"act/{key}"])
+        assert error < 1.6 * own + 1e-3 * np.abs(expected).max(), (key, error, own)
 
 
 def test_losses_and_gradients_equal_the_reference(reference):
