@@ -36,7 +36,14 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.5,<4", "hypothesis>=6.100,<7", "ruff>=0.14"],
+        "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
+        "test": [
+            "pytest>=8,<10",
+            "pytest-xdist>=3.5,<4",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.14",
+            "safetensors>=0.5",
+        ],
     },
     entry_points={
         "console_scripts": [

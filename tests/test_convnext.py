@@ -13,6 +13,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.features import multiscale_features
 from drifting_jax.models import convnext
 from drifting_jax.models.convnext import ConvNeXtV2
+from drifting_jax.models.pixels import imagenet_input
 from drifting_jax.weights import convnext as weights
 from drifting_jax.weights.mapping import disassemble
 
@@ -89,7 +90,7 @@ def small():
 
 @pytest.mark.parametrize("case", ["up", "down"])
 def test_the_resized_input_equals_the_reference(case):
-    resized = convnext.network_input(_images(case), 224)[:, :4]
+    resized = imagenet_input(_images(case), 224, "linear")[:, :4]
     assert _error(resized, FIGURES[f"{case}/resized_224_rows0_4"]) < 2e-6
 
 

@@ -5,33 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from drifting_jax.models import layers
-
-# Of ImageNet's pixels in [0, 1].
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_STD = np.array([0.229, 0.224, 0.225], np.float32)
-
-
-def network_input(images: jax.Array, image_size: int) -> jax.Array:
-    """What the network sees: ImageNet's mean and std taken out, resized linearly.
-
-    Args:
-      images: [b, h, w, 3] in [-1, 1], any size.
-      image_size: side of the result; where that makes images smaller, they are antialiased.
-
-    Returns:
-      [b, image_size, image_size, 3] float32.
-
-    Raises:
-      ValueError: `images` has another shape.
-    """
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"images must be [b, h, w, 3], found shape {images.shape}")
-    pixels = (images.astype(jnp.float32) + 1) / 2
-    pixels = (pixels - _MEAN.reshape(1, 1, 1, 3)) / _STD.reshape(1, 1, 1, 3)
-    return jax.image.resize(pixels, (len(images), image_size, image_size, 3), "linear")
+from drifting_jax.models.pixels import imagenet_input
 
 
 def normalize_locations(feature_map: jax.Array) -> jax.Array:
@@ -185,7 +161,7 @@ class ConvNeXtV2(nn.Module):
         return {**maps, "pooled": self._pool(stages)[:, None, None]}
 
     def _stages(self, images: jax.Array) -> dict[str, jax.Array]:
-        return self.trunk(network_input(images, self.image_size).astype(self.dtype))
+        return self.trunk(imagenet_input(images, self.image_size, "linear").astype(self.dtype))
 
     def _pool(self, stages: dict[str, jax.Array]) -> jax.Array:
         last = stages[f"stage{len(self.depths)}"]

@@ -1,0 +1,174 @@
+"""ResNet with bottleneck blocks, as torchvision lays it out; frozen, its maps feed the loss.
+
+MoCo-v2, SimCLR and others publish their self-supervised encoders as ResNet-50.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from drifting_jax.models import layers
+from drifting_jax.models.pixels import check_images, imagenet_input
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation of [b, h, w, d] with stored statistics, epsilon 1e-5, in float32.
+
+    The statistics are parameters: the network is only ever applied, so nothing updates them, and
+    its variables are {"params": ...} as every encoder's are.
+    """
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, ones, zeros = (x.shape[-1],), nn.initializers.ones, nn.initializers.zeros
+        scale = self.param("scale", ones, shape)
+        bias = self.param("bias", zeros, shape)
+        mean = self.param("mean", zeros, shape)
+        variance = self.param("variance", ones, shape)
+        factor = scale * jax.lax.rsqrt(variance + 1e-5)
+        centred = x.astype(jnp.float32) - mean.reshape(1, 1, 1, -1)
+        y = centred * factor.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+        return y.astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, padded alike on all sides, then the norm."""
+
+    features: int
+    kernel_size: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = layers.Conv(self.features, self.kernel_size, self.stride, self.dtype, name="conv")(x)
+        return FrozenBatchNorm(self.dtype, name="norm")(x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions with a residual: [b, h, w, c] -> [b, h', w', 4 * width].
+
+    The 3x3 convolution has the stride ("v1.5").
+    """
+
+    width: int
+    stride: int
+    project: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nn.relu(ConvNorm(self.width, 1, 1, self.dtype, name="conv1")(x))
+        y = nn.relu(ConvNorm(self.width, 3, self.stride, self.dtype, name="conv2")(y))
+        y = ConvNorm(4 * self.width, 1, 1, self.dtype, name="conv3")(y)
+        if self.project:
+            x = ConvNorm(4 * self.width, 1, self.stride, self.dtype, name="shortcut")(x)
+        return nn.relu(x + y)
+
+
+class Trunk(nn.Module):
+    """The network without its classifier: [b, h, w, 3] -> every map by name."""
+
+    width: int
+    blocks: tuple[int, ...]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Maps "stem", "stage1_block1", "stage1_block2", ...; a stage is its last block."""
+        x = nn.relu(ConvNorm(self.width, 7, 2, self.dtype, name="stem")(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        maps = {"stem": x}
+        for i, depth in enumerate(self.blocks):
+            for j in range(depth):
+                stride = 2 if i > 0 and j == 0 else 1
+                name = f"stage{i + 1}_block{j + 1}"
+                x = Bottleneck(self.width * 2**i, stride, j == 0, self.dtype, name=name)(x)
+                maps[name] = x
+        return maps
+
+
+class ResNet(nn.Module):
+    """ResNet-50, or with other fields another depth or width of it.
+
+    ResNet-101 has blocks (3, 4, 23, 3), ResNet-152 (3, 8, 36, 3); SimCLR's "2x" has width 128.
+    float32 products are float32 on every accelerator; bfloat16 is the fast `dtype`.
+
+    Attributes:
+      width: channels of the stem; stage i has 4 * width * 2**(i - 1).
+      blocks: bottleneck blocks of each stage.
+      num_classes: classes of the linear classifier; 0 for no classifier.
+      every_k_block: `feature_maps` also gives the output of every k-th block; 0 for none.
+      image_size: side to which `feature_maps` resizes images; None leaves them as they are.
+      resize: how: a method of `jax.image.resize`, antialiased where images become smaller.
+      dtype: compute dtype; parameters and norms are float32 always.
+    """
+
+    width: int = 64
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    num_classes: int = 0
+    every_k_block: int = 2
+    image_size: int | None = None
+    resize: str = "bicubic"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        if not self.blocks or min(self.blocks) < 1:
+            raise ValueError(f"blocks must be one or more of each stage, found {self.blocks}")
+        self.trunk = Trunk(self.width, tuple(self.blocks), self.dtype)
+        if self.num_classes:
+            self.classifier = layers.linear(self.num_classes, dtype=jnp.float32)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """The plain forward pass.
+
+        Args:
+          pixels: [b, h, w, 3] float32 as the network was trained on: mean and std of ImageNet
+            taken out (`imagenet_input`).
+
+        Returns:
+          float32 logits [b, num_classes]; without a classifier the mean of the last stage
+          [b, 4 * width * 2**(stages - 1)].
+
+        Raises:
+          ValueError: `pixels` has another shape.
+        """
+        maps = self._maps(pixels)
+        last = maps[f"stage{len(self.blocks)}_block{self.blocks[-1]}"]
+        pooled = last.astype(jnp.float32).mean((1, 2))
+        if not self.num_classes:
+            return pooled
+        with jax.default_matmul_precision("highest"):
+            return self.classifier(pooled)
+
+    def feature_maps(self, images: jax.Array) -> dict[str, jax.Array]:
+        """Maps by name, for the drifting loss.
+
+        Args:
+          images: [b, h, w, 3] float32 in [-1, 1], any size.
+
+        Returns:
+          "stem" (after the max pool), "stage1", "stage2", ...: [b, h', w', d] in the compute dtype;
+          "stage1_block2", ...: output of every `every_k_block`-th block, but for a stage's last,
+          which is the stage.
+
+        Raises:
+          ValueError: `images` has another shape.
+        """
+        every = self._maps(imagenet_input(images, self.image_size, self.resize))
+        maps = {"stem": every["stem"]}
+        for i, depth in enumerate(self.blocks, start=1):
+            if self.every_k_block:
+                for j in range(self.every_k_block, depth, self.every_k_block):
+                    maps[f"stage{i}_block{j}"] = every[f"stage{i}_block{j}"]
+            maps[f"stage{i}"] = every[f"stage{i}_block{depth}"]
+        return maps
+
+    def _maps(self, pixels: jax.Array) -> dict[str, jax.Array]:
+        check_images(pixels)
+        with jax.default_matmul_precision("highest"):
+            return self.trunk(pixels.astype(self.dtype))

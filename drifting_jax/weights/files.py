@@ -1,0 +1,349 @@
+"""Files of tensors that others publish: found, fetched, listed and read as NumPy arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import urllib.parse
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import ml_dtypes
+import numpy as np
+
+from drifting_jax.errors import UserError
+from drifting_jax.weights import pth
+
+_SAFETENSORS_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
+# What a file is taken for by its name, where its content does not tell.
+_SUFFIXES = {
+    ".safetensors": "safetensors",
+    ".index.json": "index",
+    ".npz": "npz",
+    ".msgpack": "msgpack",
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), "pth"),
+}
+# The names that diffusers and transformers write, the best of each first.
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+# What the weights of a checkpoint are called where it holds more than one thing.
+_WEIGHT_GROUPS = ("state_dict", "model_state_dict", "model", "params_ema", "params")
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of a weight file, or of the one in a folder (`find_weights`).
+
+    It reads .safetensors, an index of several (*.index.json), checkpoints of torch (`pth`), .npz
+    and flax's .msgpack. The content decides which it is, the name only where the content does not.
+
+    Returns:
+      {name: array}, nested ones as "outer/inner", bfloat16 as `ml_dtypes.bfloat16`. An array may be
+      read-only, and a view of the file, which must not change while it is in use.
+
+    Raises:
+      UserError: the file is not there, empty, cut off, damaged, of no known kind, or holds one name
+        twice; see also `find_weights`.
+    """
+    return _read(find_weights(path), load=True)
+
+
+def list_tensors(path: str | os.PathLike) -> str:
+    """A table of the tensors of a weight file, ready to print: name, shape, dtype, and the totals.
+
+    Of large files it reads little more than the names, .msgpack apart. Raises as `read_tensors`.
+    """
+    found = _read(find_weights(path), load=False)
+    rows = [("name", "shape", "dtype")]
+    for name, array in found.items():
+        shape = " x ".join(map(str, array.shape)) or "scalar"
+        rows.append((name, shape, str(array.dtype)))
+    numbers = sum(array.size for array in found.values())
+    size = sum(array.size * array.itemsize for array in found.values())
+    wide = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"{name:{wide[0]}}  {shape:{wide[1]}}  {dtype}" for name, shape, dtype in rows]
+    return "\n".join([*lines, f"{len(found)} tensors, {numbers:,} numbers, {size / 1e6:,.1f} MB"])
+
+
+def select(tensors: Mapping[str, Any], prefix: str | None = None) -> dict[str, Any]:
+    """The tensors of one group, without its name in front.
+
+    Args:
+      tensors: as `read_tensors` names them.
+      prefix: the group, "state_dict" or "a/b"; "" takes all. None takes all where no name has a
+        "/", else the one group there is of those called state_dict, model_state_dict, model,
+        params_ema or params.
+
+    Raises:
+      UserError: there is no such group, or, with None, none or more than one.
+    """
+    groups = sorted({name.partition("/")[0] for name in tensors if "/" in name})
+    if prefix is None and groups:
+        known = [group for group in _WEIGHT_GROUPS if group in groups]
+        if len(known) != 1:
+            raise UserError(f"say which tensors to take, from the groups {', '.join(groups)}")
+        prefix = known[0]
+    if not prefix:
+        return dict(tensors)
+    start = prefix.rstrip("/") + "/"
+    found = {name.removeprefix(start): x for name, x in tensors.items() if name.startswith(start)}
+    if not found:
+        there = f"the groups are {', '.join(groups)}" if groups else "there are no groups"
+        raise UserError(f"no tensor lies in a group called {prefix!r}; {there}")
+    return found
+
+
+def find_weights(path: str | os.PathLike) -> Path:
+    """The weight file of a folder; a file is returned as it is.
+
+    In a folder it is the one that diffusers or transformers would load (safetensors before .bin,
+    diffusion_pytorch_model, model or pytorch_model), or else the only weight file there is.
+
+    Raises:
+      UserError: there is nothing at the path, or none or several in the folder, which are named.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"there is no file or folder {path}")
+        return path
+    names = {entry.name for entry in path.iterdir() if entry.is_file()}
+    for ending in _ENDINGS:
+        standard = [stem + ending for stem in _STEMS if stem + ending in names]
+        if standard:
+            return _only(path, standard)
+    shards = {name for name in names if re.fullmatch(r".*-\d+-of-\d+\.\w+", name)}
+    return _only(path, sorted(name for name in names - shards if _by_name(name)))
+
+
+def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The config.json in a folder, or beside a file; None without one.
+
+    Raises:
+      UserError: there is nothing at the path, or the config is no JSON object.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}")
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    return _read_json(config) if config.exists() else None
+
+
+def fetch(name: str | os.PathLike) -> Path:
+    """A path for the name: itself, or where the Hugging Face Hub's files were downloaded to.
+
+    Args:
+      name: a path, or "hf://owner/repo", with "@revision" and "/folder" or "/folder/file" if
+        wanted. A "/" in a revision is written "%2F". A folder or a repository comes with its
+        weights and .json files, a file with the config.json beside it.
+
+    Returns:
+      The path as given; or the downloaded file or folder, in the Hub's cache.
+
+    Raises:
+      UserError: the name is malformed; huggingface_hub is not installed; or it was not found,
+        or not reached.
+    """
+    if not str(name).startswith("hf://"):
+        if "://" in str(name):
+            raise UserError(f"{name} is neither a path nor hf://owner/repo: download it yourself")
+        return Path(name)
+    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/@]+))?(?:/([^/].*?))?/?", str(name))
+    if not match:
+        raise UserError(f"expected hf://owner/repo[@revision][/file], found {name}")
+    repo, revision, inner = match.groups()
+    revision = revision and urllib.parse.unquote(revision)
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f'{name} needs huggingface_hub: pip install "drifting_jax[hub]", '
+            "or download it elsewhere and give the folder"
+        ) from None
+    try:
+        return _download(huggingface_hub, repo, revision, inner or "")
+    except Exception as error:  # its own errors and those of the HTTP library it happens to use
+        raise UserError(
+            f"cannot get {name} ({error!r:.200}): check the name and the network, "
+            "or download it elsewhere and give the folder"
+        ) from None
+
+
+def _download(hub: Any, repo: str, revision: str | None, inner: str) -> Path:
+    """A file of a repository, a folder of it, or all of it ("")."""
+    kind = _by_name(inner)
+    if kind and kind != "index":
+        file = Path(hub.hf_hub_download(repo, inner, revision=revision))
+        beside = f"{inner.rpartition('/')[0]}/config.json".lstrip("/")
+        with contextlib.suppress(hub.errors.EntryNotFoundError):
+            hub.hf_hub_download(repo, beside, revision=revision)
+        return file
+    folder = inner.rpartition("/")[0] if kind else inner
+    patterns = [f"{folder}/*{end}".lstrip("/") for end in (".json", *_SUFFIXES)]
+    found = Path(hub.snapshot_download(repo, revision=revision, allow_patterns=patterns), inner)
+    if not found.exists():
+        raise FileNotFoundError(f"the repository has no weights in {inner}")
+    return found
+
+
+def _by_name(name: str) -> str | None:
+    return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _only(folder: Path, names: list[str]) -> Path:
+    if len(names) != 1:
+        found = ", ".join(names[:5]) + (" …" if len(names) > 5 else "") or "none"
+        raise UserError(f"expected one weight file in {folder}, found {found}: name the file")
+    return folder / names[0]
+
+
+def _read(path: Path, *, load: bool) -> dict[str, np.ndarray]:
+    """The tensors of a file; if not `load`, data may be left unread or its checksums uncompared."""
+    match _kind(path):
+        case "pth":
+            found = pth.read_pth(path, verify=load)
+        case "safetensors":
+            found = _read_safetensors(path)
+        case "index":
+            found = _read_index(path, load)
+        case "npz":
+            found = _read_npz(path, load)
+        case "msgpack":
+            found = _read_msgpack(path)
+    if not found:
+        raise UserError(f"{path} holds no tensors")
+    return found
+
+
+def _kind(path: Path) -> str:
+    """What a file is, by its first bytes, or else by its name."""
+    data = pth.map_file(path)
+    head = data[:512]
+    if head[:4] == b"PK\x03\x04":
+        return "pth" if any(n.endswith("/data.pkl") for n in pth.zip_members(path)) else "npz"
+    if int.from_bytes(head[:8], "little") <= len(data) - 8 and head[8:9] == b"{":
+        return "safetensors"
+    if (head[0] == 0x80 and head[1:2] <= b"\x05") or head[257:262] == b"ustar":
+        return "pth"
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull")
+    if head.lstrip()[:1] == b"{":
+        return "index"
+    if re.match(rb"[\x80-\x8f][\xa0-\xbf\xd9]|[\xde\xdf]", head):  # a map whose first key is text
+        return "msgpack"
+    if kind := _by_name(path.name):
+        return kind
+    raise UserError(f"{path} is no weight file of a known kind; it begins with {head[:16]!r}")
+
+
+def _read_json(path: Path, start: int = 0, end: int | None = None) -> dict[str, Any]:
+    """The JSON object that some bytes of a file hold."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    text = pth.map_file(path)[start:end]
+    try:
+        found = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the JSON of {path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"the JSON of {path} is no object but a {type(found).__name__}")
+    return found
+
+
+def _read_index(path: Path, load: bool) -> dict[str, np.ndarray]:
+    """The tensors of several files, of which an index says in which each lies."""
+    places = _read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{path} is no index of weight files: it has no weight_map")
+    found: dict[str, np.ndarray] = {}
+    for shard in sorted({str(place) for place in places.values()}):
+        if Path(shard).name != shard or _by_name(shard) in (None, "index"):
+            raise UserError(f"{path} names the file {shard!r}, which is no weight file beside it")
+        file = find_weights(path.parent / shard)
+        if _kind(file) == "index":
+            raise UserError(f"{path} names {shard}, an index in its turn")
+        tensors = _read(file, load=load)
+        expected = {name for name, place in places.items() if place == shard}
+        for name in sorted(expected ^ set(tensors)):
+            raise UserError(f"{path} and {shard} do not agree about {name}")
+        found |= tensors
+    return found
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The header, 8 bytes of its length before it, says where in the rest each tensor lies."""
+    data = pth.map_file(path)
+    start = 8 + int.from_bytes(data[:8], "little")
+    if start > len(data):
+        raise UserError(f"{path} is cut off, or no .safetensors: {len(data)} bytes of {start}")
+    header = _read_json(path, 8, start)
+    header.pop("__metadata__", None)
+    found, position, name = {}, 0, "its header"
+    try:
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
+            size = math.prod(shape) * dtype.itemsize
+            if entry["data_offsets"] != [position, position + size]:
+                raise ValueError(entry)
+            found[name] = np.ndarray(shape, dtype, data, start + position if size else 0)
+            position += size
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} is cut off or damaged at {name} ({error!r:.200})") from None
+    if start + position != len(data):
+        raise UserError(f"{path} is damaged: {len(data) - start - position} bytes too many")
+    return found
+
+
+def _read_npz(path: Path, load: bool) -> dict[str, np.ndarray]:
+    """The numeric arrays; if not `load`, others of their shapes and dtypes that take no memory."""
+    found, name = {}, "its list of members"
+    pth.zip_members(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for name in archive.files:
+                array = archive[name] if load else _npy_shape(archive.zip, name)
+                if array.dtype.kind in "SU":
+                    continue
+                if array.dtype.kind not in "biufc" or name in found:
+                    raise ValueError(f"twice there, or {array.dtype}")
+                native = array.dtype.newbyteorder("=")
+                found[name] = array.astype(native) if load else array
+    except Exception as error:  # damaged bytes raise anything
+        raise UserError(f"{name} of {path} is no array or damaged ({error!r:.200})") from None
+    return found
+
+
+def _npy_shape(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array like a member of an .npz that takes no memory."""
+    with archive.open(f"{name}.npy") as file:
+        old = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
+    try:
+        tree = flax.serialization.msgpack_restore(pth.map_file(path)[:])
+    except Exception as error:  # damaged bytes raise anything, arrays over several lines too
+        reason = " ".join(repr(error).split())
+        raise UserError(f"{path} is damaged, or no msgpack of flax ({reason:.200})") from None
+    found = pth.flatten(tree, (np.ndarray, np.generic), path)
+    if "" in found:
+        raise UserError(f"{path} holds one array without a name")
+    return {name: np.asarray(array) for name, array in found.items()}

@@ -1,0 +1,132 @@
+"""ResNet-50 and its like under torchvision's names, as MoCo-v2 and SimCLR publish them too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drifting_jax.errors import UserError
+from drifting_jax.models.resnet import ResNet
+from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+
+_PART = r"conv1|bn1|layer\d+\.\d+\.(?:conv\d|bn\d|downsample\.\d)"
+_NAME = re.compile(rf"((?:.*?[./])??)(?:{_PART})\.\w+")
+_BLOCK = re.compile(r"layer(\d+)\.(\d+)\..*")
+
+# The counter that a norm trains with, and the heads that others train on top of the pooled map.
+_COUNTER = r".*\.num_batches_tracked"
+_HEAD = r"(fc|head|projector|projection_head|prototypes)\..*"
+
+
+def table(model: ResNet, prefix: str = "") -> dict[str, Tensor]:
+    """{path under "params": where it lies in a file}, `prefix` before torchvision's names."""
+    entries = _conv_norm("trunk/stem", f"{prefix}conv1", f"{prefix}bn1")
+    for i, depth in enumerate(model.blocks, start=1):
+        for j in range(depth):
+            ours, theirs = f"trunk/stage{i}_block{j + 1}", f"{prefix}layer{i}.{j}"
+            for k in (1, 2, 3):
+                entries |= _conv_norm(f"{ours}/conv{k}", f"{theirs}.conv{k}", f"{theirs}.bn{k}")
+            if j == 0:
+                shortcut = f"{theirs}.downsample"
+                entries |= _conv_norm(f"{ours}/shortcut", f"{shortcut}.0", f"{shortcut}.1")
+    if model.num_classes:
+        entries["classifier/kernel"] = Tensor(f"{prefix}fc.weight", "linear")
+        entries["classifier/bias"] = Tensor(f"{prefix}fc.bias")
+    return entries
+
+
+def load(
+    tensors: Mapping[str, np.ndarray],
+    *,
+    classifier: bool = False,
+    prefix: str | None = None,
+    dtype: jnp.dtype = jnp.float32,
+    origin: str = "the file",
+) -> tuple[ResNet, PyTree]:
+    """The network, its sizes read off the tensors, and its variables.
+
+    Torchvision's names may stand behind a prefix ("module.", "backbone.", "encoder.", ...); what
+    has another prefix is not the network's (a projection, a queue, an optimizer) and is left
+    alone. Of MoCo's two encoders the trained one, "encoder_q.", is taken.
+
+    Args:
+      tensors: arrays by name.
+      classifier: also take `fc.weight` and `fc.bias`; if not, no head is needed and any is left.
+      prefix: what stands before the names; None to find out.
+      dtype: compute dtype.
+      origin: what to call the file in an error.
+
+    Returns:
+      The model and {"params": ...} of float32 NumPy arrays. `model.clone(image_size=..., ...)`
+      changes fields that are no sizes.
+
+    Raises:
+      UserError: there is not exactly one such network, or one of its tensors is missing, has
+        another shape or is left over.
+    """
+    if prefix is None:
+        prefix = _find_prefix(tensors, origin)
+    tensors = {name: array for name, array in tensors.items() if name.startswith(prefix)}
+    model = ResNet(
+        width=_rows(tensors, f"{prefix}conv1.weight", 4, origin),
+        blocks=_blocks(name.removeprefix(prefix) for name in tensors),
+        num_classes=_rows(tensors, f"{prefix}fc.weight", 2, origin) if classifier else 0,
+        dtype=dtype,
+    )
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    patterns = (_COUNTER,) if classifier else (_COUNTER, _HEAD)
+    ignored = [re.escape(prefix) + pattern for pattern in patterns]
+    params = assemble(template, table(model, prefix), tensors, ignored=ignored, origin=origin)
+    return model, {"params": params}
+
+
+def _find_prefix(names: Iterable[str], origin: str) -> str:
+    prefixes = {match[1] for name in names if (match := _NAME.fullmatch(name))}
+    trained = {prefix for prefix in prefixes if prefix.endswith("encoder_q.")}
+    found = sorted(trained or prefixes)
+    if not found:
+        raise UserError(
+            f"{origin} holds no ResNet: no tensor is called conv1.weight, layer1.0.conv1.weight, "
+            "..., with or without a prefix"
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{origin} holds {len(found)} networks, with the prefixes "
+            f"{', '.join(map(repr, found[:4]))}: say which with `prefix`"
+        )
+    return found[0]
+
+
+def _rows(tensors: Mapping[str, np.ndarray], name: str, rank: int, origin: str) -> int:
+    """The first size of a tensor."""
+    if name not in tensors:
+        raise UserError(f"{origin} lacks {name}")
+    shape = np.shape(tensors[name])
+    if len(shape) != rank:
+        raise UserError(f"{name} of {origin} must have {rank} axes, found the shape {shape}")
+    return shape[0]
+
+
+def _blocks(names: Iterable[str]) -> tuple[int, ...]:
+    """Blocks of each stage; at least four stages, of one block each, so that gaps are found."""
+    depths = dict.fromkeys(range(1, 5), 1)
+    for name in names:
+        if match := _BLOCK.fullmatch(name):
+            stage, block = int(match[1]), int(match[2])
+            depths[stage] = max(depths.get(stage, 1), block + 1)
+    return tuple(depths.get(stage, 1) for stage in range(1, max(depths) + 1))
+
+
+def _conv_norm(ours: str, conv: str, norm: str) -> dict[str, Tensor]:
+    return {
+        f"{ours}/conv/kernel": Tensor(f"{conv}.weight", "conv"),
+        f"{ours}/norm/scale": Tensor(f"{norm}.weight"),
+        f"{ours}/norm/bias": Tensor(f"{norm}.bias"),
+        f"{ours}/norm/mean": Tensor(f"{norm}.running_mean"),
+        f"{ours}/norm/variance": Tensor(f"{norm}.running_var"),
+    }
