@@ -48,6 +48,7 @@ setup(
     entry_points={
         "console_scripts": [
             "drifting-sample=drifting_jax.sample:cli",
+            "drifting-convert=drifting_jax.convert:cli",
             "drifting-evaluate=drifting_jax.evaluate:cli",
         ]
     },

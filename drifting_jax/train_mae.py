@@ -17,6 +17,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.loop import Stage, Tools, run_stage
 from drifting_jax.state import TrainState, create_state, ema_name
 from drifting_jax.train_step import encoder_step
+from drifting_jax.weights.networks import load_network
 
 PyTree = Any
 
@@ -44,25 +45,52 @@ def encoder_params(
 
 def _load(config: ConfigDict, source: Source, mesh: Mesh, trained: Path, workdir: Path) -> PyTree:
     """The encoder of another run, which this workdir keeps a copy of: a resume finds the same."""
-    init, place = _state_maker(config, source, mesh)
-    templates = {"ema": distributed.template(init, shardings=place).ema}
+    templates = _templates(config, source, mesh)
     with Checkpoints(checkpoint_directory(workdir), keep=1) as copies:
         restored = copies.restore_latest(templates)
         if restored is None:
-            restored = _read_trained(templates, trained)
-            copies.save(*restored)
+            step, params = read_trained(config, source, mesh, trained)
+            copies.save(step, {"ema": {ema_name(config.encoder.train.ema_decay): params}})
+            return params
     return _average(config, restored[1]["ema"])
 
 
-def _read_trained(templates: dict[str, PyTree], trained: Path) -> tuple[int, dict[str, PyTree]]:
+def read_trained(
+    config: ConfigDict, source: Source, mesh: Mesh, trained: Path
+) -> tuple[int, PyTree]:
+    """Steps and parameters of an encoder that is done.
+
+    Args:
+      config: of the run that asks; its encoder section says what is expected.
+      source: likewise.
+      mesh: where the parameters go.
+      trained: workdir of the run that trained it, or a folder that `load_network` reads.
+
+    Raises:
+      UserError: there is none, it is not done, or it has other sizes.
+    """
     directory = checkpoint_directory(trained)
-    if not directory.is_dir():
+    if directory.is_dir():
+        return _of_run(config, _templates(config, source, mesh), trained)
+    if not trained.is_dir():
         raise UserError(
-            f"config.encoder.path must be the workdir of a run with a trained encoder; {trained} "
-            f"has no {directory}"
+            "config.encoder.path must be the workdir of a run with a trained encoder, or a folder "
+            f"with an autoencoder's weights; {trained} is neither"
         )
+    network = load_network(trained, kind="autoencoder")
+    init, place = _state_maker(config, source, mesh)
+    shapes = jax.eval_shape(init).params
+    found = jax.tree.map(lambda x: (x.shape, x.dtype), network.variables["params"])
+    if found != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
+        raise UserError(
+            f"the encoder in {trained} has other sizes than config.encoder: it is {network.model}"
+        )
+    return network.step, jax.device_put(network.variables["params"], place(shapes))
+
+
+def _of_run(config: ConfigDict, templates: dict[str, PyTree], trained: Path) -> tuple[int, PyTree]:
     theirs = load_config(trained).encoder
-    with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
+    with Checkpoints(checkpoint_directory(trained), keep=1, read_only=True) as checkpoints:
         restored = checkpoints.restore_latest(templates)
     step = restored[0] if restored else 0
     if restored is None or (not theirs.path and step < theirs.train.num_steps):
@@ -70,7 +98,12 @@ def _read_trained(templates: dict[str, PyTree], trained: Path) -> tuple[int, dic
             f"the encoder of {trained} has {step} of its {theirs.train.num_steps} steps: run "
             "that to its end first"
         )
-    return restored
+    return step, _average(config, restored[1]["ema"])
+
+
+def _templates(config: ConfigDict, source: Source, mesh: Mesh) -> dict[str, PyTree]:
+    init, place = _state_maker(config, source, mesh)
+    return {"ema": distributed.template(init, shardings=place).ema}
 
 
 def _average(config: ConfigDict, ema: dict[str, PyTree]) -> PyTree:

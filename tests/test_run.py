@@ -218,7 +218,7 @@ def test_a_mistake_can_be_mended_in_the_same_workdir(tmp_path, capsys):
         ({"mesh__data": 8, "train__generated_per_label": 3}, r"config\.train does not fit"),
         ({"model__patch_size": 3}, r"config\.model does not fit .* must divide image_size 8"),
         ({"encoder__mask_patch_size": 3}, r"config\.encoder does not fit .* mask_patch_size 3"),
-        ({"encoder__path": str(tmp_path / "none")}, r"config\.encoder\.path must be the workdir"),
+        ({"encoder__path": str(tmp_path / "none")}, r"config\.encoder\.path must be the work"),
     ]:
         with pytest.raises(UserError, match=message):
             run.run(config(**changes), workdir=tmp_path / "run")

@@ -137,7 +137,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")
     config = (path if path.is_dir() else path.parent) / "config.json"
-    return _read_json(config) if config.exists() else None
+    return read_json(config) if config.exists() else None
 
 
 def fetch(name: str | os.PathLike) -> Path:
@@ -247,7 +247,7 @@ def _kind(path: Path) -> str:
     raise UserError(f"{path} is no weight file of a known kind; it begins with {head[:16]!r}")
 
 
-def _read_json(path: Path, start: int = 0, end: int | None = None) -> dict[str, Any]:
+def read_json(path: Path, start: int = 0, end: int | None = None) -> dict[str, Any]:
     """The JSON object that some bytes of a file hold."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def _read_json(path: Path, start: int = 0, end: int | None = None) -> dict[str, 
 
 def _read_index(path: Path, load: bool) -> dict[str, np.ndarray]:
     """The tensors of several files, of which an index says in which each lies."""
-    places = _read_json(path).get("weight_map")
+    places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{path} is no index of weight files: it has no weight_map")
     found: dict[str, np.ndarray] = {}
@@ -291,7 +291,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     start = 8 + int.from_bytes(data[:8], "little")
     if start > len(data):
         raise UserError(f"{path} is cut off, or no .safetensors: {len(data)} bytes of {start}")
-    header = _read_json(path, 8, start)
+    header = read_json(path, 8, start)
     header.pop("__metadata__", None)
     found, position, name = {}, 0, "its header"
     try:

@@ -1,0 +1,111 @@
+"""Weights in and out: `python -m drifting_jax.convert --list=FILE`, or `--source=… --out=DIR`.
+
+A source is the workdir of a run (`--part=generator` or `encoder`), an artifact of the paper's
+release, a folder of diffusers or transformers, a file of torchvision's, torch.hub's or MoCo's
+tensors, or hf://owner/repo. Nothing in a file is run: pickles are read by a reader that knows
+tensors alone. `--to=release` writes generators and autoencoders in the release's format, which its
+code and ours load; `--to=plain` writes any network as network.json and params.npz.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from drifting_jax import build, distributed, train_mae
+from drifting_jax.config import load_config
+from drifting_jax.data.sources import make_source
+from drifting_jax.errors import UserError
+from drifting_jax.loading import load_run
+from drifting_jax.sample import run_program
+from drifting_jax.weights import files, release
+from drifting_jax.weights.networks import KINDS, Network, load_network, save_network
+
+
+def define_flags() -> None:
+    """Registers the command line's flags."""
+    flags.DEFINE_string("list", "", "File or folder whose tensors are listed.")
+    flags.DEFINE_string("source", "", "Where the network is read from.")
+    flags.DEFINE_string("out", "", "Folder that is written, which must not exist.")
+    flags.DEFINE_enum("to", "plain", ("plain", "release"), "Format that is written.")
+    flags.DEFINE_string("kind", "", f"What the source is, if unclear: {', '.join(KINDS)}.")
+    flags.DEFINE_enum("part", "generator", ("generator", "encoder"), "Of a run's workdir.")
+    flags.DEFINE_float("ema_decay", None, "Which average of a run; default: the config's.")
+
+
+def read_source(
+    source: str, *, kind: str = "", part: str = "generator", ema_decay: float | None = None
+) -> Network:
+    """The network that a command names: of a run's workdir, or `load_network`'s.
+
+    Raises:
+      UserError: there is none.
+    """
+    workdir = Path(source)
+    if not (workdir / "config.json").is_file() or not (workdir / "metrics.jsonl").is_file():
+        return load_network(source, kind=kind)
+    if part == "encoder":
+        return _encoder_of(workdir)
+    run = load_run(workdir, ema_decay=ema_decay)
+    params = distributed.fetch(run.params)
+    model = build.make_generator(run.config, run.source)
+    return Network("generator", model, {"params": params}, run.step, run.ema_decay)
+
+
+def _encoder_of(workdir: Path) -> Network:
+    config = load_config(workdir)
+    source, mesh = make_source(config.data, "train"), distributed.make_mesh()
+    step, params = train_mae.read_trained(config, source, mesh, workdir)
+    decay = config.encoder.train.ema_decay
+    model = build.make_encoder(config, source)
+    return Network("autoencoder", model, {"params": distributed.fetch(params)}, step, decay)
+
+
+def write_network(out: Path, network: Network, *, to: str) -> None:
+    """Writes a network as `--to` says.
+
+    Raises:
+      UserError: the folder exists, or the release has no format for such a network.
+    """
+    if out.exists():
+        raise UserError(f"--out must be a new folder; {out} exists")
+    if to == "plain":
+        save_network(out, network)
+    elif network.kind in ("generator", "autoencoder"):
+        release.write_artifact(
+            out,
+            network.model,
+            network.variables["params"],
+            step=network.step,
+            ema_decay=network.ema_decay,
+        )
+    else:
+        raise UserError(
+            f"the release's format holds generators and autoencoders; this is a {network.kind}: "
+            "use --to=plain"
+        )
+
+
+def main(_: Sequence[str]) -> None:
+    """Lists, or converts and says what was found."""
+    values = flags.FLAGS
+    if bool(values.list) == bool(values.source) or bool(values.source) != bool(values.out):
+        raise UserError("expected either --list, or --source and --out")
+    if values.list:
+        print(files.list_tensors(files.fetch(values.list)))
+        return
+    network = read_source(
+        values.source, kind=values.kind, part=values.part, ema_decay=values.ema_decay
+    )
+    write_network(Path(values.out), network, to=values.to)
+    print(f"{network.kind} of step {network.step}: {values.out}")
+
+
+def cli() -> None:
+    """Entry point of `drifting-convert`."""
+    define_flags()
+    run_program(main)
+
+
+if __name__ == "__main__":
+    cli()
