@@ -13,11 +13,11 @@ from pathlib import Path
 from absl import flags
 
 from drifting_jax import build, distributed, train_mae
+from drifting_jax.command_line import run_program
 from drifting_jax.config import load_config
 from drifting_jax.data.sources import make_source
 from drifting_jax.errors import UserError
 from drifting_jax.loading import load_run
-from drifting_jax.sample import run_program
 from drifting_jax.weights import files, release
 from drifting_jax.weights.networks import KINDS, Network, load_network, save_network
 

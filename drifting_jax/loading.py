@@ -1,6 +1,7 @@
 """A trained run, read back from its workdir for sampling and evaluation."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,26 @@ from drifting_jax.config import ConfigDict, load_config
 from drifting_jax.data.sources import Source, make_source
 from drifting_jax.errors import UserError
 from drifting_jax.state import ema_name
+from drifting_jax.weights.networks import load_network
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A generator of one checkpoint, ready to sample.
+class Generator:
+    """A generator ready to sample.
 
     Attributes:
-      config: as stored in the workdir.
-      step: of the checkpoint.
-      ema_decay: of the moving average.
-      params: the moving average asked for.
-      source: the training split.
+      step: training steps behind it.
+      ema_decay: of the moving average that its parameters are.
+      params: as `sampler` takes them.
+      class_names: in the order of the labels.
       mesh: all devices at hand.
       sampler: `sampling.make_sampler`'s.
     """
 
-    config: ConfigDict
     step: int
     ema_decay: float
     params: Any
-    source: Source
+    class_names: Sequence[str]
     mesh: Mesh
     sampler: sampling.Sampler
 
@@ -58,6 +58,50 @@ class Run:
             batch_size=batch_size,
             mesh=self.mesh,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Generator):
+    """The generator of one checkpoint of a run, with the run's config and training split."""
+
+    config: ConfigDict
+    source: Source
+
+
+def load_generator(name: str, *, vae: str = "") -> Generator:
+    """A generator without a run: an artifact of the paper's release, or a folder of ours.
+
+    Args:
+      name: what `load_network` takes.
+      vae: the same, of the VAE that turns latents to pixels, for a generator of latents.
+
+    Raises:
+      UserError: there is no generator, or it makes latents and there is no VAE.
+    """
+    network = load_network(name, kind="generator")
+    model, params, decoder = network.model, network.variables["params"], None
+    if vae:
+        found = load_network(vae, kind="vae")
+        decoder, params = found.model, {"generator": params, "vae": found.variables}
+    out = model.out_channels
+    if decoder is None and out not in (1, 3):
+        raise UserError(
+            f"{name} makes latents of {out} channels: say with --vae what decodes them to pixels, "
+            "such as --vae=hf://stabilityai/sd-vae-ft-mse"
+        )
+    if decoder is not None and decoder.latent_channels != out:
+        raise UserError(
+            f"{vae} decodes latents of {decoder.latent_channels} channels; {name} makes {out}"
+        )
+    mesh = distributed.make_mesh()
+    return Generator(
+        step=network.step,
+        ema_decay=network.ema_decay,
+        params=jax.device_put(params, distributed.replicated(mesh)),
+        class_names=[str(label) for label in range(model.num_classes)],
+        mesh=mesh,
+        sampler=sampling.make_sampler(model, mesh, vae=decoder),
+    )
 
 
 def load_run(workdir: Path, *, ema_decay: float | None = None) -> Run:
@@ -97,6 +141,7 @@ def load_run(workdir: Path, *, ema_decay: float | None = None) -> Run:
         ema_decay=decay,
         params=trees["ema"][ema_name(decay)],
         source=source,
+        class_names=source.class_names,
         mesh=mesh,
         sampler=sampling.make_sampler(build.make_generator(config, source), mesh),
     )

@@ -1,5 +1,7 @@
 """Samples of a trained run: `python -m drifting_jax.sample --workdir=runs/digits --out=out.npz`.
 
+Or of published weights, with nothing trained: `--weights=FOLDER --classes=207,360 --out=out.png`.
+
 Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c] uint8, `arr_1` [n]
 labels, class-major), or a `.png` grid with the classes one after another.
 """
@@ -14,8 +16,9 @@ import numpy as np
 from absl import flags
 
 from drifting_jax.command_line import run_program
+from drifting_jax.config import ConfigDict
 from drifting_jax.errors import UserError
-from drifting_jax.loading import load_run
+from drifting_jax.loading import load_generator, load_run
 from drifting_jax.metrics import image_grid, save_png
 from drifting_jax.sampling import class_major
 
@@ -25,7 +28,11 @@ _LEAST_GRID_PIXELS = 400
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+    flags.DEFINE_string("workdir", "", "Directory of the run.")
+    flags.DEFINE_string(
+        "weights", "", "Instead of a run: an artifact of the paper's release, or hf://owner/repo."
+    )
+    flags.DEFINE_string("vae", "", "With --weights, what decodes latents: folder or hf://….")
     flags.DEFINE_string("classes", "", "Such as 0-9, or 0,3,7-9, or names; empty for all.")
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
@@ -98,19 +105,18 @@ def main(_: Sequence[str]) -> None:
     check_out(out)
     if not values.cfg_scale > 0:
         raise UserError(f"--cfg_scale must be above 0; found {values.cfg_scale}")
-    run = load_run(Path(values.workdir), ema_decay=values.ema_decay)
-    guidance = run.config.guidance
-    if not guidance.minimum <= values.cfg_scale <= guidance.maximum:
-        print(
-            f"note: the generator was trained for alpha from {guidance.minimum:g} to "
-            f"{guidance.maximum:g}; {values.cfg_scale:g} is outside",
-            file=sys.stderr,
-        )
+    if bool(values.workdir) == bool(values.weights):
+        raise UserError("expected one of --workdir and --weights")
+    if values.workdir:
+        generator = load_run(Path(values.workdir), ema_decay=values.ema_decay)
+        _note_outside(generator.config.guidance, values.cfg_scale)
+    else:
+        generator = load_generator(values.weights, vae=values.vae)
     labels, indices = class_major(
-        parse_classes(values.classes, run.source.class_names), values.per_class
+        parse_classes(values.classes, generator.class_names), values.per_class
     )
     started = time.perf_counter()
-    images = run.sample(
+    images = generator.sample(
         labels,
         indices,
         seed=values.seed,
@@ -120,9 +126,18 @@ def main(_: Sequence[str]) -> None:
     seconds = time.perf_counter() - started
     write_samples(out, images, labels, per_class=values.per_class)
     print(
-        f"{len(images)} samples of step {run.step} in {seconds:.1f} s (compilation included), "
+        f"{len(images)} samples of step {generator.step} in {seconds:.1f} s, compilation included, "
         f"one network evaluation each: {out}"
     )
+
+
+def _note_outside(guidance: ConfigDict, cfg_scale: float) -> None:
+    if not guidance.minimum <= cfg_scale <= guidance.maximum:
+        print(
+            f"note: the generator was trained for alpha from {guidance.minimum:g} to "
+            f"{guidance.maximum:g}; {cfg_scale:g} is outside",
+            file=sys.stderr,
+        )
 
 
 def cli() -> None:

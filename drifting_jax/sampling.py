@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from drifting_jax import distributed
 from drifting_jax.models.dit import DiT
+from drifting_jax.models.vae import VAE
 
 Sampler = Callable[..., jax.Array]
 
@@ -33,15 +34,26 @@ def to_uint8(images: jax.Array) -> jax.Array:
     return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
 
 
-def make_sampler(model: DiT, mesh: Mesh) -> Sampler:
+def make_sampler(model: DiT, mesh: Mesh, *, vae: VAE | None = None) -> Sampler:
     """The jitted 1-NFE function.
+
+    Args:
+      model: the generator, of pixels in [-1, 1] or of scaled latents.
+      mesh: devices that share a batch.
+      vae: decodes latents to pixels.
 
     Returns:
       sampler(params, key, labels [b] int32, indices [b] int32, cfg_scale []) -> [b, h, w, c] uint8,
       with `key` that of the seed, `indices` the number of each sample within its class, and b a
-      multiple of the mesh's size.
+      multiple of the mesh's size. With a `vae`, params is {"generator": params, "vae": variables}.
     """
     rows = distributed.batch_sharding(mesh)
+
+    def pixels(params, *inputs):
+        if vae is None:
+            return model.apply({"params": params}, *inputs)
+        latents = model.apply({"params": params["generator"]}, *inputs)
+        return vae.apply(params["vae"], latents, method=VAE.decode_scaled)
 
     @jax.jit
     def sampler(params, key, labels, indices, cfg_scale):
@@ -50,7 +62,7 @@ def make_sampler(model: DiT, mesh: Mesh) -> Sampler:
 
         noise, styles = jax.lax.with_sharding_constraint(jax.vmap(one)(labels, indices), rows)
         scales = jnp.broadcast_to(jnp.float32(cfg_scale), labels.shape)
-        return to_uint8(model.apply({"params": params}, noise, labels, styles, scales))
+        return to_uint8(pixels(params, noise, labels, styles, scales))
 
     return sampler
 

@@ -78,7 +78,7 @@ def read_trained(
             f"with an autoencoder's weights; {trained} is neither"
         )
     network = load_network(trained, kind="autoencoder")
-    init, place = _state_maker(config, source, mesh)
+    init, place = state_maker(config, source, mesh)
     shapes = jax.eval_shape(init).params
     found = jax.tree.map(lambda x: (x.shape, x.dtype), network.variables["params"])
     if found != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
@@ -102,7 +102,7 @@ def _of_run(config: ConfigDict, templates: dict[str, PyTree], trained: Path) -> 
 
 
 def _templates(config: ConfigDict, source: Source, mesh: Mesh) -> dict[str, PyTree]:
-    init, place = _state_maker(config, source, mesh)
+    init, place = state_maker(config, source, mesh)
     return {"ema": distributed.template(init, shardings=place).ema}
 
 
@@ -110,7 +110,7 @@ def _average(config: ConfigDict, ema: dict[str, PyTree]) -> PyTree:
     return ema[ema_name(config.encoder.train.ema_decay)]
 
 
-def _state_maker(config: ConfigDict, source: Source, mesh: Mesh):
+def state_maker(config: ConfigDict, source: Source, mesh: Mesh):
     """A function that makes the initial state, and one that says where its arrays lie."""
     model, optimizer = build.make_encoder(config, source), build.encoder_optimizer(config)
 
@@ -138,7 +138,7 @@ def _train(
         images_per_step=t.batch_size,
         max_skipped_in_a_row=config.train.max_skipped_in_a_row,
     )
-    init, place = _state_maker(config, source, mesh)
+    init, place = state_maker(config, source, mesh)
     with Checkpoints(checkpoint_directory(workdir), keep=config.train.keep) as checkpoints:
         template = distributed.template(init, shardings=place)
         restored = checkpoints.restore_latest(_items(template))

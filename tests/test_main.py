@@ -45,6 +45,7 @@ def test_mistakes_are_one_line_and_status_two(tmp_path):
         ),
         "flags alone; found 'stray'": ("main.py", f"--config={CONFIG}", "stray"),
         f"{nowhere} holds no run": sampling,
+        "expected one of --workdir and --weights": ("-m", "drifting_jax.sample"),
         "flag --per_class=0": (*sampling, "--per_class=0"),
     }  # fmt: skip
     started = {message: start(*arguments) for message, arguments in commands.items()}

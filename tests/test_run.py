@@ -228,6 +228,8 @@ def test_a_mistake_can_be_mended_in_the_same_workdir(tmp_path, capsys):
 def test_sampling_a_run(finished, tmp_path, monkeypatch, capsys):
     values = SimpleNamespace(
         workdir=str(finished.workdir),
+        weights="",
+        vae="",
         classes="7,0-2",
         per_class=3,
         cfg_scale=9.0,
