@@ -1,22 +1,30 @@
 """From a config to the objects that it describes."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from drifting_jax import distributed, sample_queue, sampling
+from drifting_jax import distributed, encoders, features, sample_queue, sampling
 from drifting_jax.config import ConfigDict
 from drifting_jax.data import pipeline
 from drifting_jax.data.sources import Source
+from drifting_jax.encoders import FeatureFunction
 from drifting_jax.errors import UserError
 from drifting_jax.fields import FieldOptions
 from drifting_jax.models import layers
+from drifting_jax.models.convnext import ConvNeXtV2
+from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.models.dit import DiT
+from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
+from drifting_jax.models.vae import VAE
 from drifting_jax.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.sample_queue import SampleQueue
 from drifting_jax.train_step import EncoderStep, GeneratorStep
+
+_EXTRA_SIDE = 224  # pixels that encoders of pixels are shown, as they were trained
 
 # Streams of a run's root key: fold_in(key(seed), stream).
 STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generator_steps": 3,
@@ -61,6 +69,8 @@ def make_generator(config: ConfigDict, source: Source) -> DiT:
         styles_per_book=m.styles_per_book,
         dtype=jnp.dtype(m.dtype),
         attention_dtype=jnp.dtype(m.attention_dtype),
+        remat=m.remat,
+        scan=m.scan,
     )
 
 
@@ -76,7 +86,76 @@ def make_encoder(config: ConfigDict, source: Source) -> ResNetMAE:
         mask_patch_size=e.mask_patch_size,
         every_k_block=e.every_k_block,
         num_classes=source.num_classes,
+        dtype=jnp.dtype(e.dtype),
     )
+
+
+def make_feature_function(
+    config: ConfigDict, source: Source, *, extra: nn.Module | None = None, vae: VAE | None = None
+) -> FeatureFunction:
+    """The features of config.features and of every frozen network (3.4, A.4, A.5).
+
+    Args:
+      config: of the run.
+      source: of its samples, images or latents.
+      extra: the network of config.extra_encoder, on pixels.
+      vae: decodes latents for it.
+
+    Returns:
+      (variables, samples [b, h, w, c]) -> {name: [b, t, d]} with the variables {"": those of the
+      autoencoder, kind: those of `extra`, behind a VAE {"vae": …, "encoder": …}}.
+    """
+    f, kind = config.features, config.extra_encoder.kind
+    patch_sizes = tuple(f.patch_sizes)
+    functions = {
+        "": encoders.autoencoder_features(
+            make_encoder(config, source), patch_sizes=patch_sizes, input_rms=f.input_rms
+        )
+    }
+    if extra is not None:
+        of_images = (
+            encoders.convnext_features(extra)
+            if kind == "convnext"
+            else encoders.map_features(extra, patch_sizes=patch_sizes)
+        )
+        functions[kind] = encoders.through_decoder(vae, of_images) if vae else of_images
+    of_encoders = encoders.compose(functions)
+
+    def feature_function(variables, samples: jax.Array) -> dict[str, jax.Array]:
+        found = of_encoders(variables, samples)
+        return found | (features.raw_features(samples) if f.raw else {})
+
+    return feature_function
+
+
+def published_sizes(config: ConfigDict) -> tuple[nn.Module | None, VAE | None]:
+    """The networks of config.extra_encoder and config.vae as published, without their weights."""
+    dtype = jnp.dtype(config.encoder.dtype)
+    known = {
+        "none": lambda: None,
+        "convnext": lambda: ConvNeXtV2(dtype=dtype),
+        "resnet": lambda: ResNet(image_size=_EXTRA_SIDE, dtype=dtype),
+        "dinov2": lambda: DINOv2(image_size=_EXTRA_SIDE, dtype=dtype),
+    }
+    return known[config.extra_encoder.kind](), VAE(dtype=dtype) if config.data.latent else None
+
+
+def encoder_shapes(config: ConfigDict, source: Source):
+    """Shapes of the autoencoder's variables, nothing computed."""
+    model = make_encoder(config, source)
+
+    def init():
+        image = jnp.zeros((1, *source.image_shape))
+        grid = layers.patchify(image, model.input_patch_size).shape[:3]
+        return model.init(jax.random.key(0), image, jnp.zeros(grid))
+
+    return jax.eval_shape(init)
+
+
+def variables_shapes(model: nn.Module):
+    """Shapes of a network of pixels' variables, nothing computed."""
+    pixels = jax.ShapeDtypeStruct((1, _EXTRA_SIDE, _EXTRA_SIDE, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), pixels)
 
 
 def check_models(config: ConfigDict, source: Source) -> None:
@@ -144,6 +223,7 @@ def make_encoder_step(config: ConfigDict) -> EncoderStep:
         classifier_warmup=t.classifier_steps // 3,
         classifier_weight=t.classifier_weight,
         ema_decays=(t.ema_decay,),
+        microbatches=t.microbatches,
     )
 
 
@@ -195,7 +275,7 @@ def make_queue(config: ConfigDict, source: Source, mesh: Mesh) -> SampleQueue:
         per_class=config.queue.per_class,
         unconditional=config.queue.unconditional,
         shape=source.image_shape,
-        dtype=jnp.uint8,
+        dtype=jnp.float16 if config.data.latent else jnp.uint8,
         mesh=mesh,
     )
 

@@ -25,12 +25,14 @@ _MESH = {
     "rules": (),  # ordered (regex on the parameter's path, spec) pairs; the first match wins
 }
 
-_GENERATOR = {
-    "task": "generator",
+_IMAGES = {
+    "task": "",  # of the two tables below
     "seed": 0,  # root of every random number of the run
     "log_every": 50,  # steps between two lines of metrics
     "data": {
-        "source": "digits",  # "digits", "mnist" or "cifar10"
+        "source": "digits",  # "digits", "mnist", "cifar10" or "imagenet"
+        "image_size": 256,  # side of the crops of "imagenet"; the others have a size of their own
+        "latent": False,  # train on the VAE's latents of the images, an eighth of the side
         "path": "",  # directory of the prepared data set; digits need none
         "num_workers": 0,  # processes that read ahead; 0 = read in the training process
         "flip": False,  # random horizontal flips
@@ -42,10 +44,12 @@ _GENERATOR = {
         "input_patch_size": 1,  # pixels folded into channels before the stem
         "mask_patch_size": 2,  # side of a masked square, on the patchified grid
         "every_k_block": 1,  # features after every k-th residual block of a stage
-        "path": "",  # workdir of a trained encoder; empty = trained first, in this workdir
+        "dtype": "float32",  # of the computation, "float32" or "bfloat16"; parameters stay float32
+        "path": "",  # workdir or weights of one that is trained; empty = trained here, first
         "train": {
             "num_steps": 1000,  # classifier steps included
             "batch_size": 128,
+            "microbatches": 1,  # parts of a batch whose gradients are added up one after another
             "learning_rate": 1e-3,
             "schedule": "constant",  # after the warm-up; or "cosine", to zero at num_steps
             "warmup_steps": 100,
@@ -61,6 +65,11 @@ _GENERATOR = {
             "save_every": 500,  # steps between two checkpoints
         },
     },
+    "extra_encoder": {  # a second frozen network, on pixels, whose features join (A.4)
+        "kind": "none",  # "none", "convnext", "resnet" or "dinov2"
+        "path": "",  # its weights: a folder, a file or hf://owner/repo
+    },
+    "vae": {"path": ""},  # weights of the VAE of data.latent, likewise
     "features": {  # what is taken from each feature map (A.5), besides every location
         "patch_sizes": (2, 4),  # means and stds over squares of these sides; empty = none
         "input_rms": True,  # the per-channel root mean square of the encoder's input
@@ -77,6 +86,8 @@ _GENERATOR = {
         "styles_per_book": 16,  # entries of each; 0 = no styles
         "dtype": "float32",  # of the computation, "float32" or "bfloat16"; parameters stay float32
         "attention_dtype": "float32",  # of queries, keys, values and softmax; likewise
+        "remat": False,  # compute blocks again in the backward pass: less memory, more time
+        "scan": False,  # compile one block for all: less to compile
     },
     "drift": _DRIFT,
     "guidance": {  # α at training time (3.5, A.7)
@@ -163,14 +174,21 @@ _TOY = {
     "mesh": _MESH,
 }
 
-DEFAULTS: dict[str, dict[str, Any]] = {"generator": _GENERATOR, "toy": _TOY}
+# An encoder by itself has the sections of a generator, of which it reads its own.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "generator": _IMAGES | {"task": "generator"},
+    "encoder": _IMAGES | {"task": "encoder"},
+    "toy": _TOY,
+}
 
 CHOICES = {
-    "data.source": ("digits", "mnist", "cifar10"),
+    "data.source": ("digits", "mnist", "cifar10", "imagenet"),
     "data.target": ("two_modes", "eight_gaussians", "checkerboard", "two_moons"),
     "start": ("collapsed", "between", "far"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention_dtype": ("float32", "bfloat16"),
+    "encoder.dtype": ("float32", "bfloat16"),
+    "extra_encoder.kind": ("none", "convnext", "resnet", "dinov2"),
     "drift.normalize": ("both", "targets", "none"),
     "drift.combine": ("crossed", "separate"),
     "drift.kernel": ("laplacian", "gaussian"),

@@ -44,8 +44,8 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
         tools = Tools(writer=writer, interruption=interruption, speaks=speaks)
         _say(speaks, f"{workdir}: {jax.device_count()} {jax.devices()[0].platform} device(s)")
         started = time.monotonic()
-        task = toy.train if config.task == "toy" else _generator
-        if not task(config, workdir=workdir, tools=tools):
+        tasks = {"toy": toy.train, "encoder": train_mae.train, "generator": _generator}
+        if not tasks[config.task](config, workdir=workdir, tools=tools):
             _say(speaks, f"\nstopped and saved; the same command goes on from there ({workdir})")
             return interruption.exit_status
         minutes = (time.monotonic() - started) / 60
@@ -118,7 +118,8 @@ def _generator(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
 def _is_complete(config: ConfigDict, workdir: Path) -> bool:
     try:
         record = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
-        return record["step"] >= config.train.num_steps
+        of_encoder = config.task == "encoder"
+        return record["step"] >= (config.encoder if of_encoder else config).train.num_steps
     except (OSError, ValueError, KeyError):
         return False
 
@@ -145,6 +146,7 @@ def _where(workdir: Path) -> str:
         "checkpoints": "state, averages, queue, position",
         "encoder/checkpoints": "the pre-trained encoder",
         "config.json": "resolved config, versions",
+        "encoder_parameters.txt": "the encoder's parameters, by name",
         "generator_parameters.txt": "the generator's parameters, by name",
     }
     there = {str(workdir / name): words for name, words in entries.items()}

@@ -23,8 +23,8 @@ from drifting_jax.train_step import (
     GeneratorMetrics,
     culprit_name,
     generator_step,
-    make_feature_function,
 )
+from drifting_jax.weights.networks import load_network
 
 PyTree = Any
 
@@ -67,9 +67,13 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     check_batch(config, mesh)
     source = make_source(config.data, "train")
     build.check_models(config, source)
-    frozen = train_mae.encoder_params(config, source, mesh, workdir=workdir, tools=tools)
-    if frozen is None:
+    encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, tools=tools)
+    if encoder is None:
         return False
+    frozen, networks = _frozen(config, encoder, mesh)
+    feature_function = build.make_feature_function(config, source, **networks)
+    images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
+    names = list(jax.eval_shape(feature_function, frozen, images))
     t = config.train
     stage = Stage(
         name="generator",
@@ -106,11 +110,11 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
                 stage,
                 (state, queue),
                 start=start,
-                advance=_make_advance(config, source, frozen, state, queue),
+                advance=_make_advance(config, source, frozen, feature_function, state, queue),
                 batches=batches,
                 describe=_make_describe(config),
                 state_of=lambda carry: carry[0],
-                culprit=functools.partial(_culprit_words, config, source),
+                culprit=lambda number: culprit_name(number, names, config.drift.temperatures),
                 items=lambda step, carry: _items(*carry, position + step - start),
                 checkpoints=checkpoints,
                 tools=tools,
@@ -126,15 +130,12 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         distributed.row_sharding(mesh, t.labels_per_step, t.generated_per_label)
     except ValueError as error:
         raise UserError(f"config.train does not fit the devices: {error}") from None
-    sizes = {
-        "queue.push_per_step": config.queue.push_per_step,
-        "encoder.train.batch_size": config.encoder.train.batch_size,
-    }
-    for name, size in sizes.items():
-        if size % mesh.size:
-            raise UserError(
-                f"config.{name} must be a multiple of the {mesh.size} devices; found {size}"
-            )
+    if config.queue.push_per_step % mesh.size:
+        raise UserError(
+            f"config.queue.push_per_step must be a multiple of the {mesh.size} devices; found "
+            f"{config.queue.push_per_step}"
+        )
+    train_mae.check_batch(config, mesh)
 
 
 def _items(state: TrainState, queue: SampleQueue, batches_taken: int) -> dict[str, PyTree]:
@@ -182,16 +183,34 @@ def fill_queue(
     return queue, taken + 1
 
 
-def _make_advance(config, source, frozen, state, queue) -> Callable:
+def _frozen(config: ConfigDict, encoder: PyTree, mesh: Mesh) -> tuple[PyTree, dict[str, Any]]:
+    """Variables of all frozen networks, and the networks besides the autoencoder."""
+    variables, networks = {"": {"params": encoder}}, {"extra": None, "vae": None}
+    kind = config.extra_encoder.kind
+    if kind == "none":
+        return variables, networks
+    for section in ("extra_encoder", "vae"):
+        needed = section == "extra_encoder" or config.data.latent
+        if needed and not config[section].path:
+            raise UserError(f"config.{section}.path must say where its weights are")
+    extra = load_network(config.extra_encoder.path, kind=kind)
+    placed = functools.partial(jax.device_put, device=distributed.replicated(mesh))
+    networks["extra"] = extra.model.clone(dtype=jnp.dtype(config.encoder.dtype))
+    variables[kind] = placed(extra.variables)
+    if config.data.latent:
+        vae = load_network(config.vae.path, kind="vae")
+        networks["vae"] = vae.model.clone(dtype=jnp.dtype(config.encoder.dtype), remat=True)
+        variables[kind] = {"vae": placed(vae.variables), "encoder": variables[kind]}
+    return variables, networks
+
+
+def _make_advance(config, source, frozen, feature_function, state, queue) -> Callable:
     """The jitted step on the carry (state, queue), which it donates."""
-    encoder, f = build.make_encoder(config, source), config.features
     step = functools.partial(
         generator_step,
         key=build.stream_key(config, "generator_steps"),
         model=build.make_generator(config, source),
-        feature_function=make_feature_function(
-            encoder, patch_sizes=tuple(f.patch_sizes), input_rms=f.input_rms, raw=f.raw
-        ),
+        feature_function=feature_function,
         optimizer=build.generator_optimizer(config),
         settings=build.make_generator_step(config),
     )
@@ -248,20 +267,6 @@ def describe_metrics(
             scalars[f"drift/{name}/{temperature:g}"] = float(s.drift_mean_square[i])
         scalars[f"distance_scale/{name}"] = float(s.distance_scale)
     return scalars | {f"diversity/{name}": value for name, value in diversity.items()}
-
-
-def _culprit_words(config: ConfigDict, source: Source, number: int) -> str:
-    encoder, f = build.make_encoder(config, source), config.features
-    feature_function = make_feature_function(
-        encoder, patch_sizes=tuple(f.patch_sizes), input_rms=f.input_rms, raw=f.raw
-    )
-    images = jnp.zeros((1, *source.image_shape))
-    mask = jnp.zeros((1, *(side // encoder.input_patch_size for side in images.shape[1:3])))
-    names = jax.eval_shape(
-        lambda key: feature_function(encoder.init(key, images, mask)["params"], images),
-        build.stream_key(config, "encoder_init"),
-    )
-    return culprit_name(number, list(names), config.drift.temperatures)
 
 
 def _make_pictures(

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from drifting_jax import build, distributed
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import ConfigDict, load_config
-from drifting_jax.data.sources import Source
+from drifting_jax.data.sources import Source, make_source
 from drifting_jax.errors import UserError
+from drifting_jax.files import write_json
 from drifting_jax.loop import Stage, Tools, run_stage
 from drifting_jax.state import TrainState, create_state, ema_name
 from drifting_jax.train_step import encoder_step
@@ -25,6 +26,34 @@ PyTree = Any
 def checkpoint_directory(workdir: Path) -> Path:
     """Where a run keeps the encoder that it trained."""
     return workdir / "encoder" / "checkpoints"
+
+
+def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
+    """Trains an encoder by itself, from where it stands; returns whether it is complete.
+
+    Raises:
+      UserError: the batch does not fit the mesh, the network does not fit the data, or the data is
+        missing.
+    """
+    mesh = build.make_mesh(config)
+    check_batch(config, mesh)
+    source = make_source(config.data, "train")
+    build.check_models(config, source)
+    if encoder_params(config, source, mesh, workdir=workdir, tools=tools) is None:
+        return False
+    if tools.speaks:  # it marks the run as complete
+        write_json(workdir / "evaluation.json", {"step": config.encoder.train.num_steps})
+    return True
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Makes sure that every part of a batch splits over the mesh."""
+    t = config.encoder.train
+    if t.batch_size % (mesh.size * t.microbatches):
+        raise UserError(
+            f"config.encoder.train.batch_size must be a multiple of {mesh.size} devices times "
+            f"{t.microbatches} microbatches; found {t.batch_size}"
+        )
 
 
 def encoder_params(

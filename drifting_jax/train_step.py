@@ -1,7 +1,7 @@
 """The pure training steps of generator and encoder: shapes, keys and mathematics, no loop."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from drifting_jax import distributed, features, guidance, losses, sample_queue, sampling
+from drifting_jax import distributed, guidance, losses, sample_queue, sampling
+from drifting_jax.encoders import FeatureFunction
 from drifting_jax.fields import FieldOptions
 from drifting_jax.losses import DriftingStatistics
 from drifting_jax.models import layers
@@ -17,8 +18,6 @@ from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask, mae_loss
 from drifting_jax.sample_queue import SampleQueue
 from drifting_jax.state import TrainState, apply_gradients
-
-FeatureFunction = Callable[..., dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +80,6 @@ def draw_labels(key: jax.Array, count: int, num_classes: int) -> jax.Array:
     return permutations.reshape(-1)[:count].astype(jnp.int32)
 
 
-def make_feature_function(
-    encoder: ResNetMAE, *, patch_sizes: Sequence[int], input_rms: bool, raw: bool
-) -> FeatureFunction:
-    """(encoder params, images [b, h, w, c] in [-1, 1]) -> {name: [b, t, d]} (3.4, A.5)."""
-
-    def feature_function(params, images: jax.Array) -> dict[str, jax.Array]:
-        maps = encoder.apply({"params": params}, images, method=ResNetMAE.feature_maps)
-        if not input_rms:
-            del maps["input"]
-        found = features.multiscale_features(maps, patch_sizes=patch_sizes)
-        return found | (features.raw_features(images) if raw else {})
-
-    return feature_function
-
-
 def _merge(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     """[c, n, ...] -> [c·n, ...], whichever of the two axes is split over devices going first."""
     x = jax.lax.with_sharding_constraint(x, sharding)
@@ -147,7 +131,7 @@ def generator_step(
 
     Args:
       state, queue: donated by the caller's jit.
-      frozen: encoder parameters, an argument and never a constant.
+      frozen: what `feature_function` takes first, an argument and never a constant.
       batch: new real samples {"image": [b, h, w, c], "label": [b]} for the queue.
       key: the run's root key; the step folds in its own number.
 
@@ -245,6 +229,8 @@ class EncoderStep:
       classifier_start: step at which the linear classifier joins; its weight λ rises linearly to
         `classifier_weight` over `classifier_warmup` steps.
       ema_decays: one moving average of the parameters for each.
+      microbatches: parts of the batch whose gradients are added up one after another, for the
+        memory's sake; numbers do not depend on it.
     """
 
     mask_ratio_min: float
@@ -253,6 +239,7 @@ class EncoderStep:
     classifier_warmup: int
     classifier_weight: float
     ema_decays: tuple[float, ...]
+    microbatches: int = 1
 
 
 def encoder_step(
@@ -288,21 +275,24 @@ def encoder_step(
     progress = (state.step - s.classifier_start) / max(s.classifier_warmup, 1)
     weight = s.classifier_weight * jnp.clip(progress, 0.0, 1.0)
 
-    def loss_function(params):
+    def loss_function(params, part):
+        images, patches, mask, labels = part
         output = model.apply({"params": params}, images, mask)
         loss = mae_loss(output, patches, mask, labels, classification_weight=weight)
         accuracy = jnp.mean(jnp.argmax(output.logits, -1) == labels)
-        return jnp.mean(loss.total), (loss, accuracy)
+        return jnp.mean(loss.total), (jax.tree.map(jnp.mean, loss), accuracy)
 
-    (loss, (parts, accuracy)), gradients = jax.value_and_grad(loss_function, has_aux=True)(
-        state.params
+    (loss, (parts, accuracy)), gradients = _mean_over_parts(
+        lambda part: jax.value_and_grad(loss_function, has_aux=True)(state.params, part),
+        (images, patches, mask, labels),
+        s.microbatches,
     )
     norm = optax.tree.norm(gradients)
     metrics = {
         "step": state.step,
         "loss": loss,
-        "reconstruction": jnp.mean(parts.reconstruction),
-        "classification": jnp.mean(parts.classification),
+        "reconstruction": parts.reconstruction,
+        "classification": parts.classification,
         "accuracy": accuracy,
         "classifier_weight": weight,
         "grad_norm": norm,
@@ -316,3 +306,21 @@ def encoder_step(
         culprit=jnp.where(jnp.isfinite(loss), 1, 0),
     )
     return state, metrics
+
+
+def _mean_over_parts(function, batch, parts: int):
+    """The mean of a function of a batch over equal parts of it, one after another.
+
+    Part j holds the rows j, j + parts, …: so each device keeps the rows that it has.
+    """
+    if parts == 1:
+        return function(batch)
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    total, _ = jax.lax.scan(add, zeros, split)
+    return jax.tree.map(lambda x: x / parts, total)

@@ -89,7 +89,7 @@ def test_tables_of_rules_name_fields_that_exist():
             "encoder.train.num_steps must be above config.encoder.train.warmup_steps",
         ),
         ({"model__num_style_books": 0}, "num_style_books must be above zero"),
-        ({"task": "toi"}, "config.task must be one of 'generator', 'toy'; found 'toi'"),
+        ({"task": "toi"}, "config.task must be one of 'generator', 'encoder', 'toy'; found 'toi'"),
     ],
 )
 def test_a_mistake_names_its_field(fields, message):

@@ -11,7 +11,7 @@ import pytest
 import read_release
 import release_names
 
-from drifting_jax import distributed, sample_queue, train_step
+from drifting_jax import distributed, encoders, sample_queue, train_step
 from drifting_jax import state as states
 from drifting_jax.fields import FieldOptions
 from drifting_jax.models.dit import DiT
@@ -117,9 +117,10 @@ def test_steps_equal_the_release(monkeypatch):
         ema_decays=(0.9,),
     )
 
-    feature_function = train_step.make_feature_function(
-        encoder, patch_sizes=(2, 4), input_rms=True, raw=True
-    )
+    of_encoder = encoders.autoencoder_features(encoder)
+
+    def feature_function(variables, images):
+        return of_encoder(variables, images) | encoders.raw_features(None, images)
 
     # Compiling takes most of the time, running next to nothing.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -130,7 +131,7 @@ def test_steps_equal_the_release(monkeypatch):
         return train_step.generator_step(
             state,
             queue,
-            frozen,
+            {"params": frozen},
             padding,
             jax.random.key(0),
             model=fed,

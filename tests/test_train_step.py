@@ -245,26 +245,6 @@ def test_no_unconditional_samples():
     assert metrics.loss.shape == ()
 
 
-def test_features_that_can_be_left_out():
-    encoder = ResNetMAE(in_channels=1, width=4, num_classes=3, blocks=(1, 1), groups=2)
-    images, mask = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 8, 8, 1), (2, 8, 8)))
-    params = jax.eval_shape(encoder.init, jax.random.key(0), images, mask)["params"]
-
-    def names(**choices):
-        function = train_step.make_feature_function(encoder, **choices)
-        return {k: v.shape for k, v in jax.eval_shape(function, params, images).items()}
-
-    every = names(patch_sizes=(2,), input_rms=True, raw=True)
-    assert every["raw"] == (2, 1, 64) and every["input/rms"] == (2, 1, 1)
-    assert every["stage2"] == (2, 16, 8) and every["stage1/std_2x2"] == (2, 16, 4)
-    assert "stage1_block2" not in every  # the stage has one block
-    fewer = names(patch_sizes=(), input_rms=False, raw=False)
-    left_out = {n for n in every if "2x2" in n} | {"raw", "input/rms"}
-    assert set(every) - set(fewer) == left_out
-    ones = names(patch_sizes=(2,), input_rms=True, raw=False)
-    assert set(every) - set(ones) == {"raw"}
-
-
 @pytest.mark.parametrize("count", [3, 10, 25])
 def test_labels_are_whole_permutations(count):
     draw = jit(jax.vmap(lambda key: train_step.draw_labels(key, count, 10)))
@@ -301,15 +281,16 @@ ENCODER_STEP = train_step.EncoderStep(
 
 
 @functools.cache
-def encoder_inputs():
+def encoder_inputs(microbatches=1):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 4, 4, 1), dtype=np.uint8)
     batch = {"image": images, "label": np.arange(8, dtype=np.int32) % 3}
     params = ENCODER.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 4, 4)))
     optimizer = optax.sgd(0.01)
     state = states.create_state(params["params"], optimizer, ema_decays=(0.9,))
+    settings = dataclasses.replace(ENCODER_STEP, microbatches=microbatches)
     step = functools.partial(
-        train_step.encoder_step, model=ENCODER, optimizer=optimizer, settings=ENCODER_STEP
+        train_step.encoder_step, model=ENCODER, optimizer=optimizer, settings=settings
     )
     return state, batch, jit(step)
 
@@ -337,6 +318,20 @@ def test_the_encoder_learns_and_its_keys_follow_the_step():
     again = [step(fresh, batch, jax.random.key(1))[1]["reconstruction"] for _ in range(2)]
     other = step(fresh.replace(step=jnp.int32(1)), batch, jax.random.key(1))[1]["reconstruction"]
     assert again[0] == again[1] != other  # another step, another mask
+
+
+def test_an_encoder_batch_in_parts_gives_the_same_numbers():
+    state, batch, step = encoder_inputs()
+    _, _, in_parts = encoder_inputs(microbatches=2)
+    state = state.replace(step=jnp.int32(50))
+    after, metrics = step(state, batch, jax.random.key(1))
+    other, found = in_parts(state, batch, jax.random.key(1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, metrics)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        other.params,
+        after.params,
+    )
 
 
 def test_an_encoder_step_that_is_not_finite_is_skipped():
