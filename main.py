@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from drifting_jax import distributed, run
+from drifting_jax import distributed, dry_run, run
 from drifting_jax.checkpoint import quiet_orbax
 from drifting_jax.command_line import parse_flags
 from drifting_jax.config import default_workdir, resolve
@@ -23,6 +23,8 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; default: ru
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, if several.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, if several.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Tell what a step needs, and run nothing.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "With --dry_run: a TPU slice, such as v5e:8x8.")
 flags.mark_flag_as_required("config")
 
 
@@ -35,6 +37,11 @@ def main(argv: Sequence[str]) -> int:
     quiet_orbax()
     try:
         config = resolve(_CONFIG.value)
+        if _TOPOLOGY.value and not _DRY_RUN.value:
+            raise UserError("--topology goes with --dry_run")
+        if _DRY_RUN.value:
+            print(dry_run.dry_run(config, topology=_TOPOLOGY.value))
+            return 0
         distributed.initialize(
             coordinator_address=_COORDINATOR.value,
             num_processes=_NUM_PROCESSES.value,

@@ -1,5 +1,7 @@
 """From a config to the objects that it describes."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,14 +38,14 @@ def stream_key(config: ConfigDict, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), STREAMS[name])
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh of config.mesh.
+def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of config.mesh, of the devices at hand or of others to compile for.
 
     Raises:
       UserError: it does not fit the devices.
     """
     try:
-        return distributed.make_mesh(config.mesh.data, config.mesh.fsdp)
+        return distributed.make_mesh(config.mesh.data, config.mesh.fsdp, devices=devices)
     except ValueError as error:
         raise UserError(f"config.mesh: {error}") from None
 
@@ -269,8 +271,11 @@ def encoder_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def make_queue(config: ConfigDict, source: Source, mesh: Mesh) -> SampleQueue:
-    return sample_queue.init(
+def make_queue(
+    config: ConfigDict, source: Source, mesh: Mesh, *, make=sample_queue.init
+) -> SampleQueue:
+    """The empty queue of a run, or with `sample_queue.template` its shapes."""
+    return make(
         source.num_classes,
         per_class=config.queue.per_class,
         unconditional=config.queue.unconditional,

@@ -123,7 +123,7 @@ def _check_value(name: str, value: Any) -> None:
     if name in CHOICES and value not in CHOICES[name]:
         raise UserError(f"config.{name} must be one of {_listed(CHOICES[name])}; found {value!r}")
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, bool | str) or (name == "mesh.data" and number == -1):
+        if isinstance(number, bool | str) or (name in ("mesh.data", "mesh.fsdp") and number == -1):
             continue
         if not math.isfinite(number):
             raise UserError(f"config.{name} must be finite; found {value!r}")

@@ -21,7 +21,7 @@ _DRIFT = {
 
 _MESH = {
     "data": -1,  # devices that split the batch alone; -1 = all that remain
-    "fsdp": 1,  # devices that also split parameters and optimizer state
+    "fsdp": 1,  # devices that also split parameters and optimizer state; -1 = all that remain
     "rules": (),  # ordered (regex on the parameter's path, spec) pairs; the first match wins
 }
 
@@ -195,7 +195,7 @@ CHOICES = {
     "optim.schedule": ("constant", "cosine"),
     "encoder.train.schedule": ("constant", "cosine"),
 }
-# Every number is above zero, but for these, which may be zero (and mesh.data, which may be -1).
+# Every number is above zero, but for these, which may be zero, and the mesh, which may be -1.
 MAY_BE_ZERO = {
     "seed",
     "data.num_workers",

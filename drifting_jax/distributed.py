@@ -100,7 +100,9 @@ def _launched_as_several(env: Mapping[str, str]) -> bool:
     return "," in (hosts or "")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """Mesh with axes `("data", "fsdp")`, of automatically sharded (`AxisType.Auto`) arrays.
 
     Devices stand in the order of their processes, so that each process holds one contiguous part
@@ -109,11 +111,13 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     Args:
         data: devices over which batches are split; -1 for all that `fsdp` leaves.
         fsdp: devices over which parameters, and batches too, are split; -1 as above.
+        devices: others than those at hand, to compile for.
 
     Raises:
         ValueError: the sizes do not fit the devices.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     n = len(devices)
     sizes = {"data": data, "fsdp": fsdp}
     fits = f"with {n} devices, data x fsdp may be " + ", ".join(

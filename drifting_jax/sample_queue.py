@@ -78,6 +78,30 @@ def init(
     Raises:
         ValueError: a count below 1.
     """
+    sizes = (num_classes, per_class, unconditional, shape, dtype, mesh)
+    rings, shardings = _empty_rings(*sizes)
+    by_class, of_any = jax.jit(rings, out_shardings=shardings)()
+    return SampleQueue(by_class=by_class, unconditional=of_any, mesh=mesh, num_classes=num_classes)
+
+
+def template(
+    num_classes: int,
+    *,
+    per_class: int,
+    unconditional: int,
+    shape: Sequence[int],
+    dtype: jax.typing.DTypeLike,
+    mesh: Mesh,
+) -> SampleQueue:
+    """What `init` would make, as `jax.ShapeDtypeStruct`s with shardings."""
+    sizes = (num_classes, per_class, unconditional, shape, dtype, mesh)
+    rings, shardings = _empty_rings(*sizes)
+    by_class, of_any = distributed.template(rings, shardings=lambda _: shardings)
+    return SampleQueue(by_class=by_class, unconditional=of_any, mesh=mesh, num_classes=num_classes)
+
+
+def _empty_rings(num_classes, per_class, unconditional, shape, dtype, mesh):
+    """A function that makes the rings of a queue, and their shardings."""
     _require_positive(num_classes=num_classes, per_class=per_class, unconditional=unconditional)
     padded = -(-num_classes // mesh.size) * mesh.size
 
@@ -88,9 +112,7 @@ def init(
     def rings() -> tuple[Ring, Ring]:
         return empty((padded,), per_class), empty((), unconditional)
 
-    shardings = jax.tree.map(functools.partial(NamedSharding, mesh), _SPECS)
-    by_class, of_any = jax.jit(rings, out_shardings=shardings)()
-    return SampleQueue(by_class=by_class, unconditional=of_any, mesh=mesh, num_classes=num_classes)
+    return rings, jax.tree.map(functools.partial(NamedSharding, mesh), _SPECS)
 
 
 def _advance(

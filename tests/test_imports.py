@@ -75,6 +75,7 @@ LAYERS = {
         "convert",
         "evaluate",
         "run",
+        "dry_run",
     },
     "main": {"main"},
 }

@@ -6,6 +6,7 @@ and batches belong to `pipeline`. The libraries behind a source are imported whe
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from drifting_jax.errors import UserError
 
 IMAGE_SOURCES = ("digits", "mnist", "cifar10")
+_VAE_FACTOR, _VAE_CHANNELS = 8, 4  # of the Stable Diffusion VAE
 
 
 class Source(Protocol):
@@ -142,6 +144,33 @@ def _prepared_builder(name: str, data_dir: str | None):
             f"random access: run `{build}FOLDER` with another FOLDER and give it as the path"
         )
     return builder
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What networks need to know of a source: nothing is read."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+
+def describe(data: Any) -> Described:
+    """Shape and classes of the samples that a config's `data` section names.
+
+    Raises:
+      UserError: latents of images whose side the VAE does not divide.
+    """
+    shapes = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+    side = data.image_size
+    shape = shapes.get(data.source, (side, side, 3))
+    if data.latent:
+        if shape[0] % _VAE_FACTOR or shape[-1] != 3:
+            raise UserError(
+                f"config.data.latent needs colour images of sides {_VAE_FACTOR}·n; "
+                f"{data.source} has {'x'.join(map(str, shape))}"
+            )
+        shape = (shape[0] // _VAE_FACTOR, shape[1] // _VAE_FACTOR, _VAE_CHANNELS)
+    return Described(shape, 1000 if data.source == "imagenet" else 10)
 
 
 def make_source(data: Any, split: str) -> Source:

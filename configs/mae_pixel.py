@@ -1,0 +1,47 @@
+"""The masked autoencoder of ImageNet 256x256 that gives the features of pixels (A.3).
+
+    python main.py --config=configs/mae_pixel.py:640 --dry_run --topology=v5e:8x8
+
+Variants are base widths: `:640` (2.69B parameters, the default) and `:256` (431M). AdamW at 4e-3,
+batches of 8,192, averages of decay 0.9995, and a linear classifier in the last 3,000 steps. With
+its optimizer and average the wide one takes 43 GB, so it is split over all devices.
+"""
+
+from drifting_jax.config import base_config
+from drifting_jax.errors import UserError
+
+WIDTHS = ("640", "256")
+
+
+def get_config(variant: str = "640"):
+    """The config of a width; every field and its default is in drifting_jax/defaults.py."""
+    if variant not in WIDTHS:
+        raise UserError(
+            f"configs/mae_pixel.py has no variant {variant!r}; it knows {', '.join(WIDTHS)}"
+        )
+    config = base_config("encoder")
+    config.log_every = 100
+    config.data.source = "imagenet"
+    config.data.flip = True
+    config.data.num_workers = 16
+    config.encoder.input_patch_size = 8
+
+    config.encoder.width = int(variant)
+    config.encoder.blocks = (3, 4, 6, 3)
+    config.encoder.groups = 32
+    config.encoder.every_k_block = 2
+    config.encoder.dtype = "bfloat16"
+    config.encoder.train.num_steps = 33000
+    config.encoder.train.classifier_steps = 3000
+    config.encoder.train.classifier_weight = 0.1
+    config.encoder.train.batch_size = 8192
+    config.encoder.train.microbatches = 8
+    config.encoder.train.learning_rate = 4e-3
+    config.encoder.train.warmup_steps = 1000
+    config.encoder.train.ema_decay = 0.9995
+    config.encoder.train.save_every = 1000
+
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.mesh.rules = (("kernel", (None, None, None, "fsdp")),)
+    return config

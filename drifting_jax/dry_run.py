@@ -1,0 +1,237 @@
+"""What a run would need, without running it: parameters, bytes and FLOPs of a step.
+
+`python main.py --config=… --dry_run` traces the step for the devices at hand; with
+`--topology=v5e:8x8` the TPU compiler, on this CPU, compiles the real program for that slice
+and tells its memory, its FLOPs and its collectives (pip install "drifting_jax[tpu]").
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from drifting_jax import build, distributed, sample_queue, train, train_mae
+from drifting_jax.config import ConfigDict
+from drifting_jax.data.sources import Described, describe
+from drifting_jax.errors import UserError
+from drifting_jax.train_step import encoder_step, generator_step
+
+PyTree = Any
+
+# Bytes of a device's memory, by jax's name of its kind.
+_MEMORY = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v6 lite": 32}
+_COLLECTIVE = re.compile(
+    r"= .*? (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A training step with the shapes of its arguments, ready to be lowered.
+
+    Attributes:
+      step: jitted.
+      arguments: trees of `jax.ShapeDtypeStruct` with shardings, by what they are.
+      networks: parameters of each network.
+    """
+
+    step: Callable
+    arguments: dict[str, PyTree]
+    networks: dict[str, int]
+
+    def lower(self) -> jax.stages.Lowered:
+        return self.step.lower(*self.arguments.values())
+
+
+def dry_run(config: ConfigDict, *, topology: str = "") -> str:
+    """A report on the step of a generator's or encoder's config.
+
+    Args:
+      config: resolved, of task "generator" or "encoder".
+      topology: a TPU slice to compile for, such as "v5e:8x8"; empty for the devices at hand.
+
+    Raises:
+      UserError: the config does not fit the devices, or the topology cannot be compiled for.
+    """
+    if config.task == "toy":
+        raise UserError("--dry_run is for generators and encoders; a toy runs in under a minute")
+    devices = _devices_of(topology) if topology else None
+    mesh = build.make_mesh(config, devices=devices)
+    found = program(config, mesh)
+    lines = [f"{name}: {count:,} parameters" for name, count in found.networks.items()]
+    kind = mesh.devices.flat[0].device_kind
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    lines.append(f"a step on {mesh.size} {kind} ({shape}), a device:")
+    for name, tree in found.arguments.items():
+        lines.append(f"  {name:<24}{_gigabytes(bytes_per_device(tree))}")
+    flops = count_flops(config) / mesh.size
+    lines.append(f"  {'floating-point work':<24}{flops / 1e12:10.3f} TFLOP")
+    if topology:
+        lines += _compiled(found, kind)
+    return "\n".join(lines)
+
+
+def program(config: ConfigDict, mesh: Mesh) -> Program:
+    """The step of a config on a mesh.
+
+    Raises:
+      UserError: the batch does not fit the mesh, or a network the data.
+    """
+    spec = describe(config.data)
+    build.check_models(config, spec)
+    if config.task == "encoder":
+        return _encoder_program(config, spec, mesh)
+    return _generator_program(config, spec, mesh)
+
+
+def _encoder_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Program:
+    train_mae.check_batch(config, mesh)
+    init, place = train_mae.state_maker(config, spec, mesh)
+    state = distributed.template(init, shardings=place)
+    step = functools.partial(
+        encoder_step,
+        key=build.stream_key(config, "encoder_steps"),
+        model=build.make_encoder(config, spec),
+        optimizer=build.encoder_optimizer(config),
+        settings=build.make_encoder_step(config),
+    )
+    where = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, distributed.replicated(mesh)))
+    batch = _batch(config, spec, mesh, config.encoder.train.batch_size)
+    return Program(
+        jitted, {"state": state, "batch": batch}, {"encoder": count_parameters(state.params)}
+    )
+
+
+def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Program:
+    train.check_batch(config, mesh)
+    init, place = train.state_maker(config, spec, mesh)
+    state = distributed.template(init, shardings=place)
+    queue = build.make_queue(config, spec, mesh, make=sample_queue.template)
+    extra, vae = build.published_sizes(config)
+    frozen = _frozen(config, spec, mesh, extra, vae)
+    step = functools.partial(
+        generator_step,
+        key=build.stream_key(config, "generator_steps"),
+        model=build.make_generator(config, spec),
+        feature_function=build.make_feature_function(config, spec, extra=extra, vae=vae),
+        optimizer=build.generator_optimizer(config),
+        settings=build.make_generator_step(config),
+    )
+    where = jax.tree.map(lambda x: x.sharding, (state, queue))
+    jitted = jax.jit(
+        step, donate_argnums=(0, 1), out_shardings=(*where, distributed.replicated(mesh))
+    )
+    arguments = {
+        "state": state,
+        "queue": queue,
+        "frozen networks": frozen,
+        "batch": _batch(config, spec, mesh, config.queue.push_per_step),
+    }
+    networks = {"generator": count_parameters(state.params)}
+    networks |= {name or "autoencoder": count_parameters(tree) for name, tree in frozen.items()}
+    return Program(jitted, arguments, networks)
+
+
+def _frozen(config: ConfigDict, spec: Described, mesh: Mesh, extra, vae) -> PyTree:
+    place = functools.partial(distributed.sharding_for_tree, mesh=mesh, rules=config.mesh.rules)
+    variables: dict[str, PyTree] = {"": build.encoder_shapes(config, spec)}
+    if extra is not None:
+        shapes = build.variables_shapes(extra)
+        both = {"vae": build.variables_shapes(vae), "encoder": shapes} if vae else shapes
+        variables[config.extra_encoder.kind] = both
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), variables)
+    return distributed.template(zeros, shardings=place)
+
+
+def _batch(config: ConfigDict, spec: Described, mesh: Mesh, size: int) -> PyTree:
+    dtype = jnp.float16 if config.data.latent else jnp.uint8
+    rows = distributed.batch_sharding(mesh)
+    return {
+        "image": jax.ShapeDtypeStruct((size, *spec.image_shape), dtype, sharding=rows),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
+    }
+
+
+def count_parameters(tree: PyTree) -> int:
+    """Entries of all arrays of a tree."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def bytes_per_device(tree: PyTree) -> int:
+    """Bytes of a tree of `jax.ShapeDtypeStruct`s with shardings that one device holds."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def count_flops(config: ConfigDict) -> float:
+    """Floating-point operations of one step on all devices, by XLA's count of the traced program.
+
+    Recomputation in the backward pass is counted; a loop's body would be counted once, so blocks
+    and parts of a batch are traced one by one.
+    """
+    one_by_one = config.copy_and_resolve_references()
+    with one_by_one.unlocked():
+        one_by_one.model.scan = False
+        one_by_one.encoder.train.microbatches = 1
+    on_one = distributed.make_mesh(1, 1, devices=jax.local_devices(backend="cpu"))
+    return program(one_by_one, on_one).lower().cost_analysis()["flops"]
+
+
+def _devices_of(topology: str) -> Sequence[jax.Device]:
+    # There is no TPU to ask.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        from jax.experimental import topologies
+
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # whatever libtpu raises for a name it does not know
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"--topology={topology} cannot be compiled for ({reason}): use a name such as v5e:8x8 "
+            'or v4:2x2x1, with pip install "drifting_jax[tpu]"'
+        ) from None
+
+
+def _compiled(found: Program, kind: str) -> list[str]:
+    """What the compiler says of a step for TPUs."""
+    capacity = _MEMORY.get(kind, 0) * 2**30
+    try:
+        compiled = found.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        reason = next((x for x in str(error).splitlines() if "xceeded" in x or "hbm" in x), "")
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return [f"compiled for {kind}: does NOT fit. {reason.strip()}"]
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = held + memory.temp_size_in_bytes
+    counts = Counter(_COLLECTIVE.findall(compiled.as_text()))
+    listed = ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) or "none"
+    lines = [
+        f"compiled for {kind}, a device:",
+        f"  {'arguments and results':<24}{_gigabytes(held)}",
+        f"  {'temporary':<24}{_gigabytes(memory.temp_size_in_bytes)}",
+        f"  {'floating-point work':<24}{compiled.cost_analysis()['flops'] / 1e12:10.3f} TFLOP "
+        "(loops counted once)",
+        f"  collectives: {listed}",
+    ]
+    if capacity:
+        verdict = "fits" if total <= capacity else "does NOT fit"
+        lines.append(f"  {verdict}: {total / 2**30:.2f} of {capacity / 2**30:.0f} GiB")
+    return lines
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 2**30:10.3f} GiB"
