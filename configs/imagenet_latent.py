@@ -8,6 +8,7 @@ for B and 8.46 for the ablation, at one network evaluation. Made for TPU slices.
 """
 
 from drifting_jax.config import base_config
+from drifting_jax.defaults import FSDP_RULES
 from drifting_jax.errors import UserError
 
 SIZES = {
@@ -82,7 +83,4 @@ def set_common(config):
     # Parameters, averages and the frozen encoder are split over all devices.
     config.mesh.data = 1
     config.mesh.fsdp = -1
-    config.mesh.rules = (
-        ("kernel", (None, None, None, "fsdp")),
-        ("embedding|style_books", (None, None, "fsdp")),
-    )
+    config.mesh.rules = FSDP_RULES

@@ -8,6 +8,7 @@ its optimizer and average the wide one takes 43 GB, so it is split over all devi
 """
 
 from drifting_jax.config import base_config
+from drifting_jax.defaults import FSDP_RULES
 from drifting_jax.errors import UserError
 
 WIDTHS = ("640", "256")
@@ -43,5 +44,5 @@ def get_config(variant: str = "640"):
 
     config.mesh.data = 1
     config.mesh.fsdp = -1
-    config.mesh.rules = (("kernel", (None, None, None, "fsdp")),)
+    config.mesh.rules = FSDP_RULES
     return config

@@ -25,6 +25,15 @@ _MESH = {
     "rules": (),  # ordered (regex on the parameter's path, spec) pairs; the first match wins
 }
 
+# For mesh.rules: the output channels of every large array of our networks over `fsdp`.
+FSDP_RULES = (
+    ("blocks/.*kernel", (None, None, "fsdp")),  # stacked, model.scan
+    ("(conv|head|stem|downsample)/kernel", (None, None, None, "fsdp")),
+    ("kernel", (None, "fsdp")),
+    ("style_books", (None, None, "fsdp")),
+    ("embedding", (None, "fsdp")),
+)
+
 _IMAGES = {
     "task": "",  # of the two tables below
     "seed": 0,  # root of every random number of the run

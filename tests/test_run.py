@@ -202,6 +202,24 @@ def test_only_some_fields_may_change(finished):
     (finished.workdir / "config.json").write_text(stored)
 
 
+@pytest.mark.slow
+def test_an_encoder_by_itself_is_trained_and_serves(tmp_path, capsys):
+    alone = {"task": "encoder", "encoder__train__num_steps": 12, "encoder__train__microbatches": 2}
+    found = tiny_config.get_config()
+    changes = {k.replace("__", "."): v for k, v in alone.items()}
+    found.update_from_flattened_dict(changes | {"encoder.train.classifier_steps": 4})
+    workdir = tmp_path / "encoder"
+    assert run.run(resolve(found), workdir=workdir) == 0
+    assert "encoder_parameters.txt" in capsys.readouterr().out
+    assert steps(workdir / "encoder" / "checkpoints") == [8, 12]
+    assert [r["step"] for r in read_metrics(workdir)] == [5, 10, 12]
+    assert run.run(resolve(found), workdir=workdir) == 0
+    assert "is complete" in capsys.readouterr().out
+    source, mesh = make_source(found.data, "train"), build.make_mesh(config())
+    step, params = train_mae.read_trained(config(), source, mesh, workdir)
+    assert step == 12 and "classifier" in params
+
+
 def test_a_workdir_of_others_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds files but no config\.json"):

@@ -184,6 +184,11 @@ def make_source(data: Any, split: str) -> Source:
     Raises:
       UserError: an unknown source, or what the source itself finds wrong.
     """
+    if data.source == "imagenet" or getattr(data, "latent", False):
+        raise UserError(
+            "ImageNet and latents are not read by this version: --dry_run tells what their "
+            "training needs"
+        )
     if data.source == "digits":
         return DigitsSource(split)
     if data.source in IMAGE_SOURCES:
