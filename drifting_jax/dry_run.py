@@ -210,10 +210,11 @@ def _compiled(found: Program, kind: str) -> list[str]:
     try:
         compiled = found.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        reason = next((x for x in str(error).splitlines() if "xceeded" in x or "hbm" in x), "")
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return [f"compiled for {kind}: does NOT fit. {reason.strip()}"]
+        used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm", str(error))
+        reason = used[0] if used else str(error).partition("\n")[0]
+        return [f"compiled for {kind}: does NOT fit ({reason})"]
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = held + memory.temp_size_in_bytes

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from drifting_jax import distributed, guidance, losses, sample_queue, sampling
 from drifting_jax.encoders import FeatureFunction
@@ -85,7 +86,19 @@ def _merge(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     x = jax.lax.with_sharding_constraint(x, sharding)
     if _samples_first(sharding):
         x = x.swapaxes(0, 1)
-    return x.reshape(-1, *x.shape[2:])
+    return _keep_split(x.reshape(-1, *x.shape[2:]), sharding)
+
+
+def _keep_split(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """[c·n, ...] of `_merge`, held to its split.
+
+    Left to itself the compiler splits a convolution as its weights are split, over channels, and
+    then each device works on all samples.
+    """
+    axes = [axis for axis in sharding.spec if axis is not None]
+    if len(axes) != 1:  # rows and samples split apart: no axis of the merged array is
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, P(axes[0])))
 
 
 def _split(x: jax.Array, sharding: NamedSharding, c: int, n: int) -> jax.Array:
@@ -178,7 +191,9 @@ def generator_step(
     inputs = _merge(noise, rows), of_rows(labels), _merge(styles, rows), of_rows(cfg_scale)
 
     def loss_function(params):
-        images = model.apply({"params": params}, *inputs)
+        # Gathered for use: split weights would split the activations, over channels.
+        params = jax.lax.with_sharding_constraint(params, distributed.replicated(queue.mesh))
+        images = _keep_split(model.apply({"params": params}, *inputs), rows)
         found = feature_function(frozen, images)
         generated = {name: _split(x, rows, c, g) for name, x in found.items()}
         return losses.feature_drifting_loss(
