@@ -2,47 +2,27 @@
 
     python main.py --config=configs/mae_pixel.py:640 --dry_run --topology=v5e:8x8
 
-Variants are base widths: `:640` (2.69B parameters, the default) and `:256` (431M). AdamW at 4e-3,
-batches of 8,192, averages of decay 0.9995, and a linear classifier in the last 3,000 steps. With
-its optimizer and average the wide one takes 43 GB, so it is split over all devices.
+As configs/mae_latent.py, variants and all, on pixels patchified 8x8.
 """
 
-from drifting_jax.config import base_config
-from drifting_jax.defaults import FSDP_RULES
-from drifting_jax.errors import UserError
+import importlib.util
+from pathlib import Path
 
-WIDTHS = ("640", "256")
+from drifting_jax.errors import UserError
 
 
 def get_config(variant: str = "640"):
     """The config of a width; every field and its default is in drifting_jax/defaults.py."""
-    if variant not in WIDTHS:
+    # Configs are no package, so the file beside this one is not simply imported.
+    path = Path(__file__).with_name("mae_latent.py")
+    spec = importlib.util.spec_from_file_location("mae_latent", path)
+    latent = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(latent)
+    if variant not in latent.WIDTHS:
         raise UserError(
-            f"configs/mae_pixel.py has no variant {variant!r}; it knows {', '.join(WIDTHS)}"
+            f"configs/mae_pixel.py has no variant {variant!r}; it knows {', '.join(latent.WIDTHS)}"
         )
-    config = base_config("encoder")
-    config.log_every = 100
-    config.data.source = "imagenet"
-    config.data.flip = True
-    config.data.num_workers = 16
+    config = latent.get_config(variant)
+    config.data.latent = False
     config.encoder.input_patch_size = 8
-
-    config.encoder.width = int(variant)
-    config.encoder.blocks = (3, 4, 6, 3)
-    config.encoder.groups = 32
-    config.encoder.every_k_block = 2
-    config.encoder.dtype = "bfloat16"
-    config.encoder.train.num_steps = 33000
-    config.encoder.train.classifier_steps = 3000
-    config.encoder.train.classifier_weight = 0.1
-    config.encoder.train.batch_size = 8192
-    config.encoder.train.microbatches = 8
-    config.encoder.train.learning_rate = 4e-3
-    config.encoder.train.warmup_steps = 1000
-    config.encoder.train.ema_decay = 0.9995
-    config.encoder.train.save_every = 1000
-
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-    config.mesh.rules = FSDP_RULES
     return config

@@ -8,31 +8,15 @@ import read_release
 import release_names
 
 from drifting_jax.models.dit import DiT, stack_blocks, unstack_blocks
+from drifting_jax.weights.release import model_of
 
 FLOAT = jnp.float32
 
 
 def _generator(config: dict) -> DiT:
-    """`DiT` with the settings of a released generator."""
-    return DiT(
-        image_size=config["input_size"],
-        in_channels=config["in_channels"],
-        out_channels=config["out_channels"],
-        patch_size=config["patch_size"],
-        width=config["hidden_size"],
-        depth=config["depth"],
-        num_heads=config["num_heads"],
-        num_classes=config["num_classes"],
-        mlp_ratio=config.get("mlp_ratio", 4.0),
-        condition_width=config["cond_dim"],
-        num_context_tokens=config["n_cls_tokens"],
-        num_style_books=config["noise_coords"],
-        styles_per_book=config["noise_classes"],
-        qk_norm=config.get("use_qknorm", False),
-        swiglu=config.get("use_swiglu", False),
-        rope=config.get("use_rope", False),
-        rms_norm=config.get("use_rmsnorm", False),
-    )
+    """`DiT` with the settings of a released generator, in float32."""
+    model = model_of({"kind": "gen", "model_config": config})
+    return model.clone(dtype=FLOAT, attention_dtype=None, remat=False)
 
 
 def _shapes(model: DiT, batch: int = 1) -> dict:

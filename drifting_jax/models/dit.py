@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
+from drifting_jax.models.transformer import Block, Modulation, modulate
 
 PyTree = Any
 
@@ -16,120 +17,6 @@ _NORMAL_02 = nn.initializers.normal(0.02)
 _ZEROS = nn.initializers.zeros
 _SINUSOID_WIDTH = 256
 _SCALE_EMBEDDING_GAIN = 0.02  # weight of the CFG scale's embedding in the condition (A.2)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens [b, t, width] with optional QK-norm and RoPE."""
-
-    num_heads: int
-    qk_norm: bool
-    rms_norm: bool
-    dtype: jnp.dtype
-    attention_dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        b, t, width = x.shape
-        head_width = width // self.num_heads
-        qkv = layers.linear(3 * width, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(b, t, 3, self.num_heads, head_width)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [b, t, heads, head_width]
-        if self.qk_norm:
-            q = layers.token_norm(rms=self.rms_norm, affine=True, dtype=self.dtype, name="q_norm")(
-                q
-            )
-            k = layers.token_norm(rms=self.rms_norm, affine=True, dtype=self.dtype, name="k_norm")(
-                k
-            )
-        q, k, v = (a.astype(self.attention_dtype) for a in (q, k, v))
-        if rotation is not None:
-            q = layers.apply_rotary(q, *rotation)
-            k = layers.apply_rotary(k, *rotation)
-        logits = jnp.einsum("bqnd,bknd->bnqk", q * head_width**-0.5, k)
-        weights = nn.softmax(logits, axis=-1)
-        y = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(b, t, width).astype(self.dtype)
-        return layers.linear(width, dtype=self.dtype, name="out")(y)
-
-
-class FeedForward(nn.Module):
-    """Per-token network: SwiGLU, or two layers with a GELU between them.
-
-    SwiGLU's three matrices hold as many weights as the two of the GELU network: its hidden width is
-    2/3 of `mlp_ratio * width`, rounded up to a multiple of 32.
-    """
-
-    mlp_ratio: float
-    swiglu: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        hidden = int(width * self.mlp_ratio)
-        if self.swiglu:
-            hidden = -(-int(hidden * 2 / 3) // 32) * 32
-            gate = layers.linear(hidden, dtype=self.dtype, name="gate")(x)
-            up = layers.linear(hidden, dtype=self.dtype, name="up")(x)
-            y = nn.silu(gate) * up
-        else:
-            y = nn.gelu(layers.linear(hidden, dtype=self.dtype, name="up")(x), approximate=False)
-        return layers.linear(width, dtype=self.dtype, name="down")(y)
-
-
-def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    return x * (1 + scale) + shift
-
-
-class Modulation(nn.Module):
-    """adaLN-zero: condition [b, condition_width] -> `parts` arrays [b, 1, width], 0 at first."""
-
-    width: int
-    parts: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, condition: jax.Array) -> list[jax.Array]:
-        y = layers.linear(
-            self.parts * self.width, dtype=self.dtype, kernel_init=_ZEROS, name="linear"
-        )(nn.silu(condition))
-        return jnp.split(y[:, None], self.parts, axis=-1)
-
-
-class Block(nn.Module):
-    """Transformer block with adaLN-zero: attention, then the per-token network."""
-
-    num_heads: int
-    mlp_ratio: float
-    qk_norm: bool
-    swiglu: bool
-    rms_norm: bool
-    dtype: jnp.dtype
-    attention_dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        condition: jax.Array,
-        rotation: tuple[jax.Array, jax.Array] | None,
-    ) -> jax.Array:
-        norm = {"rms": self.rms_norm, "affine": False, "dtype": self.dtype}
-        shift1, scale1, gate1, shift2, scale2, gate2 = Modulation(
-            x.shape[-1], 6, self.dtype, name="modulation"
-        )(condition)
-        y = _modulate(layers.token_norm(**norm, name="attention_norm")(x), shift1, scale1)
-        x = x + gate1 * SelfAttention(
-            self.num_heads,
-            self.qk_norm,
-            self.rms_norm,
-            self.dtype,
-            self.attention_dtype,
-            name="attention",
-        )(y, rotation)
-        y = _modulate(layers.token_norm(**norm, name="feed_forward_norm")(x), shift2, scale2)
-        return x + gate2 * FeedForward(
-            self.mlp_ratio, self.swiglu, self.dtype, name="feed_forward"
-        )(y)
 
 
 class FinalLayer(nn.Module):
@@ -144,7 +31,7 @@ class FinalLayer(nn.Module):
         shift, scale = Modulation(x.shape[-1], 2, self.dtype, name="modulation")(condition)
         norm = layers.token_norm(rms=self.rms_norm, affine=False, dtype=self.dtype, name="norm")
         return layers.linear(self.features, dtype=self.dtype, kernel_init=_ZEROS, name="output")(
-            _modulate(norm(x), shift, scale)
+            modulate(norm(x), shift, scale)
         )
 
 
