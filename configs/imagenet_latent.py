@@ -63,6 +63,7 @@ def set_common(config):
     config.encoder.groups = 32
     config.encoder.every_k_block = 2
     config.encoder.dtype = "bfloat16"
+    config.encoder.remat = True
 
     config.model.num_context_tokens = 16
     config.model.num_style_books = 32

@@ -32,6 +32,7 @@ def get_config(variant: str = "640"):
     config.encoder.groups = 32
     config.encoder.every_k_block = 2
     config.encoder.dtype = "bfloat16"
+    config.encoder.remat = True
     config.encoder.train.num_steps = 33000
     config.encoder.train.classifier_steps = 3000
     config.encoder.train.classifier_weight = 0.1

@@ -89,6 +89,7 @@ def make_encoder(config: ConfigDict, source: Source) -> ResNetMAE:
         every_k_block=e.every_k_block,
         num_classes=source.num_classes,
         dtype=jnp.dtype(e.dtype),
+        remat=e.remat,
     )
 
 

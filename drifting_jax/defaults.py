@@ -54,6 +54,7 @@ _IMAGES = {
         "mask_patch_size": 2,  # side of a masked square, on the patchified grid
         "every_k_block": 1,  # features after every k-th residual block of a stage
         "dtype": "float32",  # of the computation, "float32" or "bfloat16"; parameters stay float32
+        "remat": False,  # compute blocks again in the backward pass: less memory, more time
         "path": "",  # workdir or weights of one that is trained; empty = trained here, first
         "train": {
             "num_steps": 1000,  # classifier steps included

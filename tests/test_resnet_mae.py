@@ -269,3 +269,21 @@ def test_wrong_shapes_are_named(tiny):
         jax.eval_shape(model.apply, params, images, np.zeros((2, 3, 3)))
     with pytest.raises(ValueError, match=r"images must be \[b, h, w, 1\]"):
         jax.eval_shape(model.apply, params, np.zeros((2, 6, 6, 3)), np.zeros((2, 6, 6)))
+
+
+def test_remat_changes_no_gradient():
+    model = ResNetMAE(3, 8, 2, (2, 1), groups=4)
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    params = model.init(jax.random.key(1), images, jnp.zeros((2, 8, 8)))["params"]
+
+    def gradient(model):
+        def loss(images):
+            maps = model.apply({"params": params}, images, method=ResNetMAE.feature_maps)
+            return sum(jnp.sum(jnp.square(x)) for x in maps.values())
+
+        return jax.grad(loss)
+
+    plain, again = (gradient(model.clone(remat=remat)) for remat in (False, True))
+    np.testing.assert_allclose(jax.jit(again)(images), jax.jit(plain)(images), rtol=1e-4, atol=1e-4)
+    counts = [str(jax.make_jaxpr(g)(images)).count("remat") for g in (plain, again)]
+    assert counts[0] == 0 and counts[1] >= 3  # one of each block

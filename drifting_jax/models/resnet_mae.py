@@ -75,18 +75,20 @@ class Encoder(nn.Module):
     blocks: tuple[int, ...]
     groups: int
     dtype: jnp.dtype
+    remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, every_k_block: int = 0) -> dict[str, jax.Array]:
         """Maps "stem", "stage1", ..., and every `every_k_block`-th block's (0: of none)."""
         x = nn.relu(ConvNorm(self.width, 3, self.groups, 1, self.dtype, name="stem")(x))
         maps = {"stem": x}
+        block = nn.remat(BasicBlock) if self.remat else BasicBlock
         for i, depth in enumerate(self.blocks):
             stage = f"stage{i + 1}"
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
                 name = f"{stage}_block{j + 1}"
-                x = BasicBlock(self.width * 2**i, self.groups, stride, self.dtype, name=name)(x)
+                x = block(self.width * 2**i, self.groups, stride, self.dtype, name=name)(x)
                 if every_k_block and (j + 1) % every_k_block == 0:
                     maps[name] = x
             x = layers.GroupNorm(self.groups, self.dtype, name=f"{stage}_norm")(x)
@@ -145,6 +147,8 @@ class ResNetMAE(nn.Module):
       num_classes: classes of the linear classifier.
       every_k_block: `feature_maps` also gives the output of every k-th block; 0 for none.
       dtype: compute dtype; parameters and norm statistics are float32 always.
+      remat: compute each block of the encoder again in the backward pass instead of keeping what is
+        inside it.
     """
 
     in_channels: int
@@ -156,9 +160,11 @@ class ResNetMAE(nn.Module):
     groups: int = 32
     every_k_block: int = 2
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
-        self.encoder = Encoder(self.width, tuple(self.blocks), self.groups, self.dtype)
+        blocks = tuple(self.blocks)
+        self.encoder = Encoder(self.width, blocks, self.groups, self.dtype, self.remat)
         features = self.in_channels * self.input_patch_size**2
         self.decoder = Decoder(features, len(self.blocks), self.groups, self.dtype)
         self.classifier = layers.linear(self.num_classes, dtype=self.dtype)
