@@ -43,6 +43,7 @@ setup(
             "hypothesis>=6.100,<7",
             "ruff>=0.14",
             "safetensors>=0.5",
+            "huggingface_hub>=1,<3",
         ],
     },
     entry_points={
