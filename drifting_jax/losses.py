@@ -266,7 +266,9 @@ def drifting_loss(
         affinity_floor=affinity_floor,
         options=options,
     )
-    drift_mean_square = drift_sums(drifts) / generated.size
+    drift_mean_square = drift_sums(drifts) / float(
+        generated.size
+    )  # beyond 2³¹ at the paper's sizes
     loss = drifted_loss(generated, drifts, distance_scale, drift_mean_square)
     g, m = sets.num_generated, sets.num_negative
     own = SQUARED_DISTANCE_MINIMUM**0.5

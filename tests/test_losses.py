@@ -323,3 +323,9 @@ def test_every_product_is_lowered_at_highest_precision():
     products = [line for line in gradient.lower(x, x, x).as_text().splitlines() if "dot_g" in line]
     assert len(products) > 2
     assert all("HIGHEST, HIGHEST" in line for line in products)
+
+
+def test_a_feature_of_more_numbers_than_an_int32_counts():
+    x = jax.ShapeDtypeStruct((128, 64, 1024, 640), jnp.float32)
+    loss, _ = jax.eval_shape(drifting_loss, x, x, x)
+    assert loss.shape == ()
