@@ -12,10 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from drifting_jax import build, distributed, train_mae
+from drifting_jax import build, distributed, feeding, train_mae
 from drifting_jax.command_line import run_program
 from drifting_jax.config import load_config
-from drifting_jax.data.sources import make_source
 from drifting_jax.errors import UserError
 from drifting_jax.loading import load_run
 from drifting_jax.weights import files, release
@@ -43,18 +42,23 @@ def read_source(
     """
     workdir = Path(source)
     if not (workdir / "config.json").is_file() or not (workdir / "metrics.jsonl").is_file():
+        if part == "encoder" or ema_decay is not None:
+            raise UserError(f"--part and --ema_decay are of a run's workdir; {source} is none")
         return load_network(source, kind=kind)
     if part == "encoder":
         return _encoder_of(workdir)
     run = load_run(workdir, ema_decay=ema_decay)
     params = distributed.fetch(run.params)
-    model = build.make_generator(run.config, run.source)
+    params = params["generator"] if run.config.data.latent and run.makes_pixels else params
+    model = build.make_generator(run.config, run.described)
     return Network("generator", model, {"params": params}, run.step, run.ema_decay)
 
 
 def _encoder_of(workdir: Path) -> Network:
     config = load_config(workdir)
-    source, mesh = make_source(config.data, "train"), distributed.make_mesh()
+    if config.task == "toy":
+        raise UserError(f"{workdir} is a run of task 'toy', which has no encoder")
+    (source, _), mesh = feeding.read_described(workdir, config), distributed.make_mesh()
     step, params = train_mae.read_trained(config, source, mesh, workdir)
     decay = config.encoder.train.ema_decay
     model = build.make_encoder(config, source)

@@ -115,7 +115,7 @@ def test_converted_encoders_serve_runs(workdir, tmp_path, monkeypatch):
     expected = load_network(out).variables["params"]
     assert_same(distributed.fetch(params(config, tmp_path / "other")), expected)
     config.encoder.width = 8
-    with pytest.raises(UserError, match=r"has other sizes than config\.encoder: it is ResNetMAE"):
+    with pytest.raises(UserError, match=r"has other sizes than config\.encoder: it has width 4"):
         params(config, tmp_path / "third")
 
 

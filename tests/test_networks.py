@@ -16,6 +16,7 @@ from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.vae import VAE
+from drifting_jax.weights.files import list_tensors
 from drifting_jax.weights.networks import KINDS, Network, load_network, save_network
 
 TORCH = Path(__file__).parent / "fixtures" / "torch"
@@ -72,7 +73,9 @@ def test_our_format_keeps_every_bit(tmp_path, name):
 )
 def test_every_kind_keeps_its_fields(tmp_path, model):
     kind = next(name for name, cls in KINDS.items() if isinstance(model, cls))
-    network = Network(kind, model, {"params": {"a": {"b": np.arange(3.0, dtype=np.float32)}}})
+    pixels = jax.ShapeDtypeStruct((1, 14, 14, 3) if kind == "dinov2" else (1, 32, 32, 3), "float32")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), pixels)
+    network = Network(kind, model, jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes))
     save_network(tmp_path, network)
     assert load_network(tmp_path).model == model
 
@@ -85,8 +88,83 @@ def test_what_is_not_recognised_is_said(tmp_path):
         load_network(tmp_path / "other.npz")
     with pytest.raises(UserError, match=r"kind of a network is one of .* found 'gan'"):
         load_network(tmp_path, kind="gan")
-    with pytest.raises(UserError, match="'generator' is read from our folders"):
+    with pytest.raises(UserError, match="holds no generator of ours"):
         load_network(tmp_path / "other.npz", kind="generator")
     (tmp_path / "network.json").write_text('{"network": "vae", "fields": {"colour": 1}}')
     with pytest.raises(UserError, match="describes no network"):
         load_network(tmp_path)
+
+
+def edited(folder, **changes):
+    """Replaces entries of network.json, "fields" one by one."""
+    record = json.loads((folder / "network.json").read_text())
+    record["fields"] |= changes.pop("fields", {})
+    (folder / "network.json").write_text(json.dumps(record | changes))
+
+
+def test_our_format_is_checked_against_the_network(tmp_path):
+    save_network(tmp_path / "whole", load_network(unpacked("gen_latent", tmp_path)))
+    arrays = dict(np.load(tmp_path / "whole" / "params.npz"))
+    name = next(name for name in sorted(arrays) if name.endswith("kernel"))
+    others = {n: x for n, x in arrays.items() if n != name}
+    for changed, message in (
+        (others, f"lacks {name}"),
+        (arrays | {"more": np.zeros(3)}, "holds more, which this network has no place for"),
+        (arrays | {name: arrays[name][..., :1]}, f"{name} of .* has the shape"),
+        (arrays | {name: arrays[name] * np.nan}, f"{name} of .* not finite"),
+        (arrays | {name: arrays[name].astype(int)}, f"{name} of .* is of int64"),
+    ):
+        folder = tmp_path / "changed"
+        shutil.copytree(tmp_path / "whole", folder)
+        np.savez(folder / "params.npz", **changed)
+        with pytest.raises(UserError, match=message):
+            load_network(folder)
+        shutil.rmtree(folder)
+    half = tmp_path / "half"
+    shutil.copytree(tmp_path / "whole", half)
+    np.savez(half / "params.npz", **{n: x.astype(np.float16) for n, x in arrays.items()})
+    leaves = jax.tree.leaves(load_network(half).variables)
+    assert all(x.dtype == np.float32 for x in leaves)
+    edited(half, step=None)
+    with pytest.raises(UserError, match="step must be a whole number; found None"):
+        load_network(half)
+    edited(half, step=1, fields={"depth": 1})
+    with pytest.raises(UserError, match="no place for"):
+        load_network(half)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("num_heads", 3), ("num_heads", 0), ("num_heads", "4"), ("patch_size", 0), ("patch_size", 3),
+     ("depth", "2"), ("depth", None), ("num_classes", -1), ("mlp_ratio", None)],
+)  # fmt: skip
+def test_sizes_that_fit_no_generator(tmp_path, field, value):
+    folder = unpacked("gen_latent", tmp_path)
+    path = next(folder.rglob("metadata.json"))
+    metadata = json.loads(path.read_text())
+    metadata["model_config"][field] = value
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(UserError):
+        load_network(folder)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("norm_num_groups", 7), ("norm_num_groups", 0), ("layers_per_block", None),
+     ("block_out_channels", 24), ("scaling_factor", None), ("scaling_factor", 0),
+     ("scaling_factor", "0.2"), ("latent_channels", -1), ("_class_name", ["x"])],
+)  # fmt: skip
+def test_sizes_that_fit_no_vae(tmp_path, field, value):
+    shutil.copytree(TORCH / "vae", tmp_path / "vae")
+    config = tmp_path / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
+    with pytest.raises(UserError):
+        load_network(tmp_path / "vae", kind="vae")
+
+
+def test_a_part_of_a_network_names_its_folder(tmp_path):
+    folder = unpacked("gen_latent", tmp_path)
+    part = next(folder.rglob("*.msgpack"))
+    with pytest.raises(UserError, match=r"is a part of the network in .*: give that folder"):
+        load_network(part)
+    assert list_tensors(folder) == list_tensors(part)

@@ -604,3 +604,17 @@ def test_the_file_is_read_no_further_than_needed(tmp_path):
     path.write_bytes(head[:-12] + struct.pack("<q", n))
     os.truncate(path, len(head) - 4 + 4 * n)
     assert_same(pth.read_pth(path)["x"], np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize("place", ["storage", "key", "ordered"])
+def test_a_tuple_too_large_to_print_or_hash_is_refused_at_once(tmp_path, place):
+    """Sixty doublings in a hundred bytes: printed or hashed, it would never end."""
+    bomb = b"(K\x01t" + b"2\x86" * 60
+    pickled = {
+        "storage": b"\x80\x02(X\x07\x00\x00\x00storage" + bomb + b"tQ.",
+        "key": b"\x80\x02}" + bomb + b"K\x01s.",
+        "ordered": b"\x80\x02ccollections\nOrderedDict\n((" + bomb + b"K\x01tt\x85R.",
+    }[place]
+    write_zip(tmp_path / "x.pth", {}, pickled=pickled, storages={})
+    with pytest.raises(UserError, match="damaged"):
+        pth.read_pth(tmp_path / "x.pth")

@@ -64,7 +64,8 @@ def list_tensors(path: str | os.PathLike) -> str:
 
     Of large files it reads little more than the names, .msgpack apart. Raises as `read_tensors`.
     """
-    found = _read(find_weights(path), load=False)
+    inner = Path(path) / "params_ema"  # where the paper's release keeps its weights
+    found = _read(find_weights(inner if inner.is_dir() else path), load=False)
     rows = [("name", "shape", "dtype")]
     for name, array in found.items():
         shape = " x ".join(map(str, array.shape)) or "scalar"
@@ -82,8 +83,8 @@ def select(tensors: Mapping[str, Any], prefix: str | None = None) -> dict[str, A
     Args:
       tensors: as `read_tensors` names them.
       prefix: the group, "state_dict" or "a/b"; "" takes all. None takes all where no name has a
-        "/", else the one group there is of those called state_dict, model_state_dict, model,
-        params_ema or params.
+        "/", else the one group there is, at all or of those called state_dict, model_state_dict,
+        model, params_ema or params.
 
     Raises:
       UserError: there is no such group, or, with None, none or more than one.
@@ -91,9 +92,13 @@ def select(tensors: Mapping[str, Any], prefix: str | None = None) -> dict[str, A
     groups = sorted({name.partition("/")[0] for name in tensors if "/" in name})
     if prefix is None and groups:
         known = [group for group in _WEIGHT_GROUPS if group in groups]
-        if len(known) != 1:
-            raise UserError(f"say which tensors to take, from the groups {', '.join(groups)}")
-        prefix = known[0]
+        alone = groups if len(groups) == 1 and all("/" in name for name in tensors) else known
+        if len(alone) != 1:
+            raise UserError(
+                f"the file holds several groups of tensors, {', '.join(groups)}, none of which is "
+                "known to be the network: save the one alone"
+            )
+        prefix = alone[0]
     if not prefix:
         return dict(tensors)
     start = prefix.rstrip("/") + "/"

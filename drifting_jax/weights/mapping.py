@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -77,6 +78,10 @@ def assemble(
     arrays = {}
     for path, entry in table.items():
         found = np.asarray(tensors[entry.name])
+        if not jnp.issubdtype(found.dtype, jnp.floating):
+            raise UserError(
+                f"{entry.name} of {origin} is of {found.dtype}; expected floating-point numbers"
+            )
         rank = _RANKS.get(entry.layout, found.ndim)
         array = _LAYOUTS[entry.layout][0](found) if found.ndim == rank else found
         if found.ndim != rank or array.shape != wanted[path].shape:
@@ -84,7 +89,10 @@ def assemble(
                 f"{entry.name} of {origin} has the shape {found.shape}, which does not give "
                 f"{path} {tuple(wanted[path].shape)}"
             )
-        arrays[path] = array.astype(wanted[path].dtype, copy=False)
+        with np.errstate(over="ignore"):
+            arrays[path] = array.astype(wanted[path].dtype, copy=False)
+        if not np.isfinite(arrays[path]).all():
+            raise UserError(f"{entry.name} of {origin} holds values that are not finite")
     return unflatten_dict(arrays, sep="/")
 
 

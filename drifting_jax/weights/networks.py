@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_bytes, write_json
@@ -21,6 +21,8 @@ from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights import convnext, dinov2, files, release, resnet, vae
+from drifting_jax.weights.mapping import Tensor, assemble
+from drifting_jax.weights.release_names import parameter_shapes
 
 PyTree = Any
 
@@ -32,6 +34,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "dinov2": DINOv2,
     "vae": VAE,
 }
+_SIDES = {"convnext": 224, "resnet": 32, "vae": 64}  # of images small enough to tell the shapes
 _DESCRIPTION, _PARAMS = "network.json", "params.npz"
 # By the entry of a config.json that says what it describes.
 _BY_CONFIG = {"AutoencoderKL": "vae", "convnextv2": "convnext", "dinov2": "dinov2"}
@@ -78,15 +81,45 @@ def load_network(name: str | Path, *, kind: str = "") -> Network:
     if kind and kind not in KINDS:
         raise UserError(f"the kind of a network is one of {', '.join(KINDS)}; found {kind!r}")
     path = files.fetch(name)
-    if release.is_artifact(path):
-        found = _from_artifact(path)
-    elif (path / _DESCRIPTION).is_file():
-        found = _from_ours(path)
-    else:
-        return _from_others(path, kind)
+    try:
+        found = _read(path, kind)
+    except UserError:
+        raise
+    # Sizes that fit no network make its module, or the arithmetic before it, raise nearly anything.
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} describes no network that can be built: {reason}") from error
     if kind and found.kind != kind:
         raise UserError(f"{path} holds a network of the kind {found.kind!r}; expected {kind!r}")
+    _check_fields(found, path)
     return found
+
+
+def _read(path: Path, kind: str) -> Network:
+    if release.is_artifact(path):
+        return _from_artifact(path)
+    if (path / _DESCRIPTION).is_file():
+        return _from_ours(path)
+    beside = path.parent
+    if path.is_file() and (release.is_artifact(beside) or (beside / _DESCRIPTION).is_file()):
+        raise UserError(f"{path} is a part of the network in {beside}: give that folder")
+    return _from_others(path, kind)
+
+
+def _check_fields(network: Network, path: Path) -> None:
+    """Makes sure that the sizes are numbers, since a wrong one may still give an output."""
+    for field in dataclasses.fields(network.model):
+        value = getattr(network.model, field.name)
+        numbers = {"int": (int, np.integer), "float": (int, float)}.get(str(field.type))
+        if field.type in (int, float):
+            numbers = (int, float) if field.type is float else (int, np.integer)
+        if numbers is None:
+            continue
+        bad = isinstance(value, bool) or not isinstance(value, numbers) or not np.isfinite(value)
+        if bad or value < 0 or (field.name == "scaling_factor" and value == 0):
+            raise UserError(f"{path}: {field.name} must be a number that fits; found {value!r}")
+    if isinstance(network.step, bool) or not isinstance(network.step, int):
+        raise UserError(f"{path}: step must be a whole number; found {network.step!r}")
 
 
 def save_network(path: str | Path, network: Network) -> None:
@@ -124,10 +157,17 @@ def _from_ours(path: Path) -> Network:
         model = KINDS[record["network"]](**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / _DESCRIPTION} describes no network: {error!r}") from None
-    params = unflatten_dict(files.read_tensors(path / _PARAMS), sep="/")
-    return Network(
-        record["network"], model, {"params": params}, record["step"], record["ema_decay"]
-    )
+    kind, params = record["network"], path / _PARAMS
+    if kind in ("generator", "autoencoder"):
+        template = parameter_shapes(model)
+    else:
+        side = _SIDES.get(kind) or model.patch_size
+        pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        template = jax.eval_shape(model.init, jax.random.key(0), pixels)["params"]
+    table = {name: Tensor(name) for name in flatten_dict(template, sep="/")}
+    found = assemble(template, table, files.read_tensors(params), origin=str(params))
+    step, decay = record.get("step", 0), record.get("ema_decay", 0.0)
+    return Network(kind, model, {"params": found}, step, decay)
 
 
 def _from_artifact(path: Path) -> Network:
@@ -149,7 +189,8 @@ def _from_others(path: Path, kind: str) -> Network:
     }
     if kind not in loaders:
         raise UserError(
-            f"a network of the kind {kind!r} is read from our folders or artifacts alone"
+            f"{path} holds no {kind} of ours (network.json) and none of the paper's release "
+            "(metadata.json)"
         )
     if kind != "resnet":  # which finds its own prefix
         tensors = files.select(tensors)
@@ -160,8 +201,8 @@ def _recognise(
     path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None
 ) -> str:
     for entry in ("_class_name", "model_type"):
-        if config and config.get(entry) in _BY_CONFIG:
-            return _BY_CONFIG[config[entry]]
+        if config and str(config.get(entry)) in _BY_CONFIG:
+            return _BY_CONFIG[str(config[entry])]
     for name, kind in _BY_TENSOR.items():
         if any(found == name or found.endswith(("." + name, "/" + name)) for found in tensors):
             return kind

@@ -174,7 +174,7 @@ class _NumpyArray(_NumpyDtype):
 def _allowed_globals() -> dict[tuple[str, str], Any]:
     """What a checkpoint may name: made anew for each, as it may set attributes of what it gets."""
     names = {("torch", name): name for name in _STORAGE_DTYPES} | {
-        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("collections", "OrderedDict"): _ordered,
         ("torch", "Size"): tuple,
         ("torch._utils", "_rebuild_tensor"): lambda *args: _Tensor(*args[:4]),
         ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _Tensor(*args[:4]),
@@ -189,18 +189,37 @@ def _allowed_globals() -> dict[tuple[str, str], Any]:
     return names
 
 
+# Writable bytes, the registry of extensions, and sets, which hash what they hold.
+_LEFT_OUT = b"".join(
+    getattr(pickle, name)
+    for name in ["BYTEARRAY8", "EXT1", "EXT2", "EXT4", "EMPTY_SET", "ADDITEMS", "FROZENSET"]
+)
+
+
+def _ordered(*pairs: Any) -> collections.OrderedDict:
+    """An OrderedDict whose keys are plain: to hash a nested tuple may take for ever."""
+    found = collections.OrderedDict()
+    for key, value in pairs[0] if pairs else ():
+        _require_plain(key)
+        found[key] = value
+    return found
+
+
+def _require_plain(key: Any) -> None:
+    if not isinstance(key, str | int | float | bytes | None):
+        raise ValueError(f"a {type(key).__name__} is no name")
+
+
 class _Unpickler(pickle._Unpickler):
     """Reads a pickle that names no more than `_allowed_globals`.
 
     It is the one written in Python: that in C takes as much memory as a damaged index says. So
-    does the instruction for writable bytes, which is left out, and those for the registry of
-    extensions, which goes around `find_class`.
+    does the instruction for writable bytes, which is left out, as are those for the registry of
+    extensions, which goes around `find_class`, and for sets. Keys are plain, or nothing is hashed.
     """
 
     dispatch: ClassVar = {
-        code: load
-        for code, load in pickle._Unpickler.dispatch.items()
-        if code not in b"".join([pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4])
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code not in _LEFT_OUT
     }
 
     def __init__(self, file: Any, path: Path):
@@ -208,6 +227,26 @@ class _Unpickler(pickle._Unpickler):
         self._path = path
         self._globals = _allowed_globals()
         self.storages: dict[str, _Storage] = {}
+
+    def _check_keys(self, pairs: list[Any]) -> None:
+        for key in pairs[::2]:
+            _require_plain(key)
+
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack)
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        self._check_keys(self.stack)
+        super().load_dict()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._globals:
@@ -218,9 +257,14 @@ class _Unpickler(pickle._Unpickler):
         return self._globals[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
+        entries = pid if isinstance(pid, tuple) else ()
+        if not all(isinstance(x, str | int | tuple | None) for x in entries) or not all(
+            isinstance(x, str | int) for x in entries[:3]
+        ):  # before anything is hashed or printed: a few bytes can say a tuple without end
+            raise ValueError("no storage")
         kind, storage_type, key, _, numel, *view = pid
         if kind != "storage" or storage_type not in _STORAGE_DTYPES:
-            raise ValueError(f"no storage: {pid!r}")
+            raise ValueError(f"no storage of {storage_type}")
         _, first, count = (view and view[0]) or (key, 0, numel)
         storage = _Storage(str(key), storage_type, numel, first, count)
         if self.storages.setdefault(storage.key, storage)[:3] != storage[:3]:
@@ -235,7 +279,13 @@ def _unpickle(file: Any, path: Path) -> tuple[Any, dict[str, _Storage]]:
     except UserError:
         raise
     except Exception as error:  # damaged bytes raise anything
-        raise UserError(f"{path} is damaged: its pickle cannot be read ({error!r:.200})") from None
+        raise UserError(f"{path} is damaged: its pickle cannot be read ({_words(error)})") from None
+
+
+def _words(error: Exception) -> str:
+    """What an exception says, without what it holds: that may be too large to be printed."""
+    text = error.args[0] if error.args and isinstance(error.args[0], str) else ""
+    return f"{type(error).__name__}: {text:.200}"
 
 
 def _open_zip(path: Path, data: mmap.mmap, verify: bool) -> tuple[Any, _StorageBytes]:

@@ -52,7 +52,7 @@ _UP = {"up_stage3": "up43", "up_stage2": "up32", "up_stage1": "up21", "up_stem":
 def table(model: DiT | ResNetMAE) -> dict[str, Tensor]:
     """{our path: Tensor}; the style books stand there as one array, `noise_embeds`."""
     name = _generator_name if isinstance(model, DiT) else _encoder_name
-    paths = flatten_dict(_shapes(model), sep="/")
+    paths = flatten_dict(parameter_shapes(_one_by_one(model)), sep="/")
     return {path: Tensor(name(path, model)) for path in paths}
 
 
@@ -70,7 +70,7 @@ def from_release(
             path = _GENERATOR_ARRAYS[name]
             if path in tensors and np.ndim(tensors[path]) == 3 and len(tensors[path]) == 1:
                 tensors[path] = tensors[path][0]
-    params = assemble(_shapes(model), table(model), tensors, origin=origin)
+    params = assemble(parameter_shapes(_one_by_one(model)), table(model), tensors, origin=origin)
     return dit.stack_blocks(params) if getattr(model, "scan", False) else params
 
 
@@ -114,8 +114,13 @@ def _stack_style_books(
     return rest
 
 
-def _shapes(model: DiT | ResNetMAE) -> PyTree:
-    """Shapes of the parameters, blocks one by one."""
+def _one_by_one(model: DiT | ResNetMAE) -> DiT | ResNetMAE:
+    """The same network with a tree for each block."""
+    return model.clone(scan=False) if isinstance(model, DiT) else model
+
+
+def parameter_shapes(model: DiT | ResNetMAE) -> PyTree:
+    """Shapes of the parameters, nothing computed."""
 
     def init() -> PyTree:
         if isinstance(model, DiT):
@@ -126,7 +131,7 @@ def _shapes(model: DiT | ResNetMAE) -> PyTree:
                 jnp.zeros((1, model.num_style_books), jnp.int32),
                 one,
             )
-            return model.clone(scan=False).init(jax.random.key(0), *inputs)["params"]
+            return model.init(jax.random.key(0), *inputs)["params"]
         side = 2 ** (len(model.blocks) - 1)
         pixels = side * model.input_patch_size
         inputs = jnp.zeros((1, pixels, pixels, model.in_channels)), jnp.zeros((1, side, side))
