@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["drifting_jax", "drifting_jax.*"]),
+    package_data={"drifting_jax.data": ["imagenet_classes.txt"]},
     python_requires=">=3.11",
     install_requires=[
         f"jax{JAX}",
@@ -21,6 +22,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
+        "array_record>=0.8,<0.9",
         "tensorflow-datasets>=4.9.10,<5",
         "importlib_resources>=6",  # tensorflow-datasets imports it without asking for it
         "clu>=0.0.12,<0.1",
@@ -36,6 +38,7 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
+        "opencv": ["opencv-python-headless>=5,<6"],  # a faster decoder of images
         "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
         "test": [
             "pytest>=8,<10",
@@ -43,12 +46,15 @@ setup(
             "hypothesis>=6.100,<7",
             "ruff>=0.14",
             "safetensors>=0.5",
+            "psutil>=6",  # tests/soak_data.py
             "huggingface_hub>=1,<3",
+            "opencv-python-headless>=5,<6",
         ],
     },
     entry_points={
         "console_scripts": [
             "drifting-sample=drifting_jax.sample:cli",
+            "drifting-prepare=drifting_jax.prepare:cli",
             "drifting-convert=drifting_jax.convert:cli",
             "drifting-evaluate=drifting_jax.evaluate:cli",
         ]

@@ -1,10 +1,13 @@
 """Files written whole or not at all."""
 
+import io
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -21,3 +24,10 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 def write_json(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
     """Writes an indented JSON file, as `write_bytes`."""
     write_bytes(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz file of arrays, as `write_bytes`."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())

@@ -9,6 +9,9 @@ from absl import flags
 from drifting_jax.data.pipeline import batches
 from drifting_jax.data.points import PointsSource
 from drifting_jax.data.sources import DigitsSource
+from drifting_jax.data.transforms import Augmentation
+
+FLIP = Augmentation(flip=True)
 
 
 class Numbered:
@@ -68,7 +71,7 @@ def test_seed_decides_the_order():
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_share_the_batches_of_one(process_count):
-    options = {"batch_size": 24, "seed": 5, "flip": True, "start": 3}
+    options = {"batch_size": 24, "seed": 5, "augmentation": FLIP, "start": 3}
     whole = take(Numbered(200), 12, **options)
     parts = [
         take(Numbered(200), 12, process_index=i, process_count=process_count, **options)
@@ -82,7 +85,7 @@ def test_processes_share_the_batches_of_one(process_count):
 
 @pytest.mark.parametrize("start", [1, 17])
 def test_resume_goes_on_exactly(start):
-    options = {"batch_size": 24, "seed": 5, "flip": True}
+    options = {"batch_size": 24, "seed": 5, "augmentation": FLIP}
     whole = take(Numbered(200), start + 4, **options)[start:]
     resumed = take(Numbered(200), 4, start=start, **options)
     for expected, found in zip(whole, resumed, strict=True):
@@ -92,7 +95,7 @@ def test_resume_goes_on_exactly(start):
 
 def test_flips_mirror_half_of_the_images():
     plain = take(Numbered(200), 5, batch_size=200, seed=0)
-    flipped = take(Numbered(200), 5, batch_size=200, seed=0, flip=True)
+    flipped = take(Numbered(200), 5, batch_size=200, seed=0, augmentation=FLIP)
     np.testing.assert_array_equal(labels_of(flipped), labels_of(plain))
     a = np.concatenate([batch["image"] for batch in plain])
     b = np.concatenate([batch["image"] for batch in flipped])
@@ -108,7 +111,7 @@ def test_flips_mirror_half_of_the_images():
 
 def test_workers_keep_the_order_and_stop_on_close():
     flags.FLAGS.mark_as_parsed()
-    options = {"batch_size": 32, "seed": 1, "flip": True, "start": 2}
+    options = {"batch_size": 32, "seed": 1, "augmentation": FLIP, "start": 2}
     expected = take(DigitsSource(), 4, **options)
     before = set(multiprocessing.active_children())
     iterator = batches(DigitsSource(), num_workers=2, **options)

@@ -128,7 +128,7 @@ def test_unknown_names_are_refused(prepared):
         TfdsSource("mnist", "validation", prepared)
     with pytest.raises(UserError, match="no data set named 'no_such_thing'"):
         TfdsSource("no_such_thing", "train", prepared)
-    with pytest.raises(UserError, match="digits, mnist, cifar10; found 'imagenot'"):
+    with pytest.raises(UserError, match="cifar10, imagenet, images; found 'imagenot'"):
         make_source(SimpleNamespace(source="imagenot", path=None), "train")
 
 

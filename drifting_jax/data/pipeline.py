@@ -7,32 +7,73 @@ workers changes what the job sees, and a run resumes by the number of batches it
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Iterator
 from typing import Any
 
 import grain
 import numpy as np
+from absl import logging
+
+from drifting_jax.data.transforms import Augmentation, UnreadableImage, augment
+from drifting_jax.errors import UserError
 
 # A few batches ahead hides the reading behind the step; grain's own 500 would fill the memory.
 _BATCHES_AHEAD = 4
 _THREADS = 2
 
 
+_REPLACEMENTS = 20  # records tried in the place of an unreadable one
+
+
 class Batches(Iterator[dict[str, np.ndarray]]):
     """An endless iterator of batches that can be closed; closing twice is harmless.
 
     It is also a context manager, which closes on leaving.
+
+    Attributes:
+      unreadable: indices of the records met so far that could not be read.
     """
 
-    def __init__(self, iterator: Any):
-        self._iterator = iterator
+    def __init__(self, iterator: Any, source: Any, max_unreadable: float):
+        self._iterator, self._source = iterator, source
+        self._max_unreadable = max_unreadable
+        self.unreadable: set[int] = set()
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             raise ValueError("these batches were closed; call batches(...) again")
         # A worker's batch lies in shared memory that it takes back: the caller gets its own copy.
-        return {name: np.array(value) for name, value in next(self._iterator).items()}
+        batch = {name: np.array(value) for name, value in next(self._iterator).items()}
+        replaced = batch["index"] != batch["read"]
+        for index in batch["index"][replaced | (batch["read"] < 0)]:
+            self._note(int(index))
+        if (batch.pop("read") < 0).any():
+            raise UserError(
+                f"{_REPLACEMENTS} records in a row could not be read, the first of them "
+                f"{self._name(int(index))}: is the disk there?"
+            )
+        return batch
+
+    def _note(self, index: int) -> None:
+        """Logs an unreadable record once, and stops where there are too many."""
+        if index in self.unreadable:
+            return
+        self.unreadable.add(index)
+        count, total = len(self.unreadable), len(self._source)
+        logging.warning(
+            "unreadable, another takes its place: %s (%d so far)", self._name(index), count
+        )
+        if count > self._max_unreadable * total:
+            raise UserError(
+                f"{count} of {total} records could not be read, more than "
+                f"config.data.max_unreadable={self._max_unreadable:g} of them; the last was "
+                f"{self._name(index)}"
+            )
+
+    def _name(self, index: int) -> str:
+        return self._source.name(index) if hasattr(self._source, "name") else f"record {index}"
 
     def close(self) -> None:
         """Stops the threads and the workers."""
@@ -48,11 +89,37 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self.close()
 
 
-def random_flip(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Mirrors `image` [h,w,c] left to right with probability one half."""
-    if rng.random() < 0.5:
-        record = {**record, "image": np.ascontiguousarray(record["image"][:, ::-1])}
-    return record
+@dataclasses.dataclass(frozen=True)
+class _Load:
+    """From an index in the sequence to a record, itself or one in its place."""
+
+    source: Any
+    augmentation: Augmentation
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        index = int(index)
+        for at in (index, *self._others(index)):
+            try:
+                return {**self._read(at, rng), "index": np.int64(index), "read": np.int64(at)}
+            except UnreadableImage:
+                continue
+        dtype = getattr(self.source, "image_dtype", np.uint8)
+        blank = {"image": np.zeros(self.source.image_shape, dtype), "label": np.int32(0)}
+        return {**blank, "index": np.int64(index), "read": np.int64(-1)}
+
+    def _read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        if hasattr(self.source, "draw"):
+            return self.source.draw(index, rng, self.augmentation)
+        record = self.source[index]
+        if self.augmentation != Augmentation():
+            image = augment(record["image"], self.augmentation, rng)
+            record = {**record, "image": image}
+        return record
+
+    def _others(self, index: int) -> Iterator[int]:
+        """Records that may take the place of an unreadable one: the same ones every time."""
+        other = np.random.default_rng(index)
+        return (int(other.integers(len(self.source))) for _ in range(_REPLACEMENTS))
 
 
 def batches(
@@ -61,37 +128,41 @@ def batches(
     batch_size: int,
     seed: int,
     start: int = 0,
-    flip: bool = False,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+    max_unreadable: float = 0.1,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
     """Batches of one process, endlessly, in an order that `seed` fixes.
 
-    Every pass over the source is shuffled anew, and a batch may straddle two passes. Flips are
-    drawn from the seed and the position in the sequence, so they too are the same on a resume.
+    Every pass over the source is shuffled anew, and a batch may straddle two passes. Crops, flips
+    and latents are drawn from the seed and the position in the sequence, so they too are the same
+    on a resume. A record that cannot be read is logged, and one chosen from its index stands in its
+    place.
 
     Args:
       source: random access to dicts of arrays, such as `sources.Source`.
       batch_size: records in a batch of the whole job, a multiple of `process_count`.
-      seed: of the order and of the flips.
+      seed: of the order and of the augmentation.
       start: number of batches already taken: the first one handed out is that of step `start`.
-      flip: mirror images at random, `random_flip`.
+      augmentation: what is done to an image at random; see `transforms`.
+      max_unreadable: share of the source's records; more that cannot be read are an error.
       num_workers: processes that read and decode; 0 reads in threads of this one. Workers need
         absl's flags parsed (`absl.app.run`, or `flags.FLAGS.mark_as_parsed()`).
       process_index: which of the job's processes this is.
       process_count: how many processes share each batch.
 
     Returns:
-      An iterator of dicts of arrays [batch_size / process_count, ...].
+      An iterator of dicts of arrays [batch_size / process_count, ...]: the source's, and the
+      records' "index" int64.
 
     Raises:
       ValueError: an empty source, or sizes that do not fit.
     """
     _check(source, batch_size, start, num_workers, process_index, process_count)
-    records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    if flip:
-        records = records.random_map(random_flip)
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    records = order.random_map(_Load(source, augmentation))
     local = records.batch(batch_size // process_count)
     # Local batch step·count + index is this process's part of the job's batch `step`.
     mine = local[start * process_count + process_index :: process_count]
@@ -100,7 +171,7 @@ def batches(
     if num_workers:
         options = grain.MultiprocessingOptions(num_workers=num_workers)
         iterable = iterable.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
-    return Batches(iter(iterable))
+    return Batches(iter(iterable), source, max_unreadable)
 
 
 def _ignore_interrupts(worker: int, workers: int) -> None:

@@ -7,21 +7,27 @@ and batches belong to `pipeline`. The libraries behind a source are imported whe
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from drifting_jax.data.imagenet import NUM_CLASSES, open_records
+from drifting_jax.data.images import ImageSource, LatentSource
+from drifting_jax.data.tfds import TfdsSource
 from drifting_jax.errors import UserError
 
-IMAGE_SOURCES = ("digits", "mnist", "cifar10")
-_VAE_FACTOR, _VAE_CHANNELS = 8, 4  # of the Stable Diffusion VAE
+SMALL_SOURCES = ("digits", "mnist", "cifar10")  # held in memory, measured with a classifier
+SOURCES = (*SMALL_SOURCES, "imagenet", "images")
+VAE_FACTOR, VAE_CHANNELS = 8, 4  # of the Stable Diffusion VAE
 
 
 class Source(Protocol):
     """What the pipeline, the queue and the evaluation read.
 
-    `source[i]` is {"image": [h,w,c] uint8, "label": int32 scalar}; `labels` is [n] int32, known
-    without decoding an image.
+    `source[i]` is {"image": [h,w,c] uint8 (latents: float16), "label": int32 scalar}; `labels` is
+    [n] int32, known without decoding an image. A source whose records may be unreadable, or that
+    augments them its own way, also has `draw(i, rng, augmentation)` and `name(i)`.
     """
 
     num_classes: int
@@ -68,84 +74,6 @@ class DigitsSource:
         return {"image": self._images[index], "label": self.labels[index]}
 
 
-class TfdsSource:
-    """One split of an image-classification data set that tensorflow-datasets prepared.
-
-    It is read in the array_record format, which needs no TensorFlow. `data_dir` is the folder that
-    holds `<name>/<version>`; None is the library's own default, ~/tensorflow_datasets. Raises
-    UserError when the data set is unknown, not prepared, prepared in a format without random
-    access, has no such split, or has images of several sizes; and, on reading, for a label outside
-    0..num_classes-1 (some test splits carry -1).
-    """
-
-    def __init__(self, name: str, split: str = "train", data_dir: str | None = None):
-        import tensorflow_datasets as tfds
-
-        builder = _prepared_builder(name, data_dir)
-        if split not in builder.info.splits:
-            found = ", ".join(builder.info.splits)
-            raise UserError(f"{name} has no split {split!r}; it has {found}")
-        image, label = builder.info.features["image"], builder.info.features["label"]
-        if None in image.shape:
-            raise UserError(f"{name} has images of several sizes {image.shape}; one is expected")
-        self.name, self.split = name, split
-        self.image_shape = tuple(image.shape)
-        self.class_names = list(label.names)
-        self.num_classes = label.num_classes
-        # The same records twice: once with images decoded, once leaving them as bytes for labels.
-        undecoded = {"image": tfds.decode.SkipDecoding()}
-        self._records = builder.as_data_source(split=split)
-        self._undecoded = builder.as_data_source(split=split, decoders=undecoded)
-        self._labels: np.ndarray | None = None
-
-    @property
-    def labels(self) -> np.ndarray:
-        """[n] int32, read once (about 20 microseconds a record) and kept."""
-        if self._labels is None:
-            records = (self._undecoded[i] for i in range(len(self)))
-            self._labels = np.array([self._label(record) for record in records], np.int32)
-        return self._labels
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[index]
-        return {"image": record["image"], "label": self._label(record)}
-
-    def _label(self, record: dict[str, Any]) -> np.int32:
-        label = int(record["label"])
-        if not 0 <= label < self.num_classes:
-            raise UserError(
-                f"{self.name} split {self.split!r} holds the label {label}; expected 0 to "
-                f"{self.num_classes - 1}: choose a split whose images are labelled"
-            )
-        return np.int32(label)
-
-
-def _prepared_builder(name: str, data_dir: str | None):
-    """The tfds builder of a data set that lies on the disk, readable in any order."""
-    import tensorflow_datasets as tfds
-
-    build = f"tfds build {name} --file_format=array_record --data_dir="
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        raise UserError(f"tensorflow-datasets knows no data set named {name!r}") from None
-    if not builder.is_prepared():
-        folder = data_dir or "~/tensorflow_datasets"
-        raise UserError(
-            f"{name} is not prepared in {builder.data_dir}: run `{build}{folder}` once "
-            "(only this preparation needs tensorflow installed)"
-        )
-    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(
-            f"{name} in {builder.data_dir} is stored as {builder.info.file_format.value}, without "
-            f"random access: run `{build}FOLDER` with another FOLDER and give it as the path"
-        )
-    return builder
-
-
 @dataclasses.dataclass(frozen=True)
 class Described:
     """What networks need to know of a source: nothing is read."""
@@ -157,43 +85,62 @@ class Described:
 def describe(data: Any) -> Described:
     """Shape and classes of the samples that a config's `data` section names.
 
+    Images in folders of one's own are looked up for the number of their classes; nothing else is
+    read.
+
     Raises:
-      UserError: latents of images whose side the VAE does not divide.
+      UserError: latents of images whose side the VAE does not divide, or no such folder.
     """
     shapes = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
     side = data.image_size
     shape = shapes.get(data.source, (side, side, 3))
     if data.latent:
-        if shape[0] % _VAE_FACTOR or shape[-1] != 3:
+        if shape[0] % VAE_FACTOR or data.source in SMALL_SOURCES:
             raise UserError(
-                f"config.data.latent needs colour images of sides {_VAE_FACTOR}·n; "
+                f"config.data.latent needs colour images of sides {VAE_FACTOR}·n; "
                 f"{data.source} has {'x'.join(map(str, shape))}"
             )
-        shape = (shape[0] // _VAE_FACTOR, shape[1] // _VAE_FACTOR, _VAE_CHANNELS)
-    return Described(shape, 1000 if data.source == "imagenet" else 10)
+        shape = (shape[0] // VAE_FACTOR, shape[1] // VAE_FACTOR, VAE_CHANNELS)
+    if data.source == "images":
+        return Described(shape, len(open_records(Path(data.path), "train").class_names))
+    return Described(shape, NUM_CLASSES if data.source == "imagenet" else 10)
 
 
 def make_source(data: Any, split: str) -> Source:
     """The source that a config's `data` section names.
 
     Args:
-      data: the section, with fields `source` (one of IMAGE_SOURCES) and `path` (the folder of
-        tensorflow-datasets, or None for its default; the digits need none).
+      data: the section, with fields `source` (one of SOURCES) and `path` (a data set's folder; of
+        the small ones that of tensorflow-datasets, or empty for its default), and for images in
+        folders `image_size`, `latent` and `decoder`.
       split: "train" or "test".
 
     Raises:
       UserError: an unknown source, or what the source itself finds wrong.
     """
-    if data.source == "imagenet" or getattr(data, "latent", False):
-        raise UserError(
-            "ImageNet and latents are not read by this version: --dry_run tells what their "
-            "training needs"
-        )
     if data.source == "digits":
         return DigitsSource(split)
-    if data.source in IMAGE_SOURCES:
+    if data.source in SMALL_SOURCES:
         return TfdsSource(data.source, split, data.path or None)
-    raise UserError(f"data.source is one of {', '.join(IMAGE_SOURCES)}; found {data.source!r}")
+    if data.source not in SOURCES:
+        raise UserError(f"data.source is one of {', '.join(SOURCES)}; found {data.source!r}")
+    if not data.path:
+        raise UserError("config.data.path must say where the images are: --config.data.path=FOLDER")
+    records = open_records(Path(data.path), split)
+    is_latent = records.format == "drifting_jax.latents"
+    if data.latent and not is_latent:
+        raise UserError(
+            f"{records.where} holds images; config.data.latent needs their latents: run `python -m "
+            f"drifting_jax.prepare latents --source={data.path} --vae=… --out=FOLDER` and give "
+            "that FOLDER"
+        )
+    if is_latent and not data.latent:
+        raise UserError(
+            f"{records.where} holds latents; a config with data.latent=True trains on them"
+        )
+    if is_latent:
+        return LatentSource(records, data.image_size)
+    return ImageSource(records, data.image_size, decoder=data.decoder)
 
 
 def as_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,288 @@
+"""Records packed into ArrayRecord files, written so that a kill loses nothing.
+
+A prepared split is a folder with files of equal numbers of records, `00003-of-00064.array_record`,
+an `index.npz` (labels, names, checksums) and an `info.json`, which is written last. While a file is
+made its records stand in a journal, `00003.journal`: each is appended with its checksum, so that
+after a kill everything up to the last whole record is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drifting_jax.data.folder import Names
+from drifting_jax.data.transforms import UnreadableImage
+from drifting_jax.errors import UserError
+from drifting_jax.files import write_json, write_npz
+
+FORMATS = ("drifting_jax.images", "drifting_jax.latents")
+_HEADER = struct.Struct("<QI")  # bytes of the record, its CRC-32
+_WRITER_OPTIONS = "group_size:1,uncompressed"  # any record is read alone; JPEGs do not shrink
+
+
+class ShardRecords:
+    """A prepared split, any record at once.
+
+    Attributes:
+      info: what `info.json` says, such as `format` and `class_names`.
+      class_names, labels, fingerprint: of the data set that it was made from.
+      where: the folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.where, self.info = folder, read_info(folder)
+        self.format = self.info["format"]
+        self.class_names = self.info["class_names"]
+        self.fingerprint = self.info["fingerprint"]
+        if self.info["image_size"]:  # not the same bytes any more
+            self.fingerprint += "-" + self.info["checksum"]
+        try:
+            with np.load(folder / "index.npz") as index:
+                self.labels, self.checksums = index["labels"], index["checksums"]
+                self._names = Names(index["names"], index["ends"])
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder / 'index.npz'} cannot be read: {error}") from None
+        self._per_shard = self.info["records_per_shard"]
+        self._readers: dict[int, Any] = {}
+        count = -(-len(self.labels) // self._per_shard)
+        self._paths = [folder / shard_name(i, count) for i in range(count)]
+        missing = [path.name for path in self._paths if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"{folder} lacks {len(missing)} of its {count} files: {missing[0]}, …; "
+                "copy them there, or prepare them again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """A record and its label.
+
+        Raises:
+          UnreadableImage: the image could not be read when it was packed, or the file is damaged.
+        """
+        shard, position = divmod(index, self._per_shard)
+        try:
+            if shard not in self._readers:
+                self._readers[shard] = open_reader(self._paths[shard])
+            data = self._readers[shard].read([position])[0]
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise UnreadableImage(f"in {self._paths[shard]}: {error}") from None
+        if not data:
+            raise UnreadableImage("it was unreadable when it was packed")
+        if zlib.crc32(data) != self.checksums[index]:
+            raise UnreadableImage(f"damaged in {self._paths[shard]}")
+        return data, int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """Where the record came from."""
+        return self._names[index]
+
+    def __getstate__(self) -> dict[str, Any]:  # readers are opened anew in another process
+        return self.__dict__ | {"_readers": {}}
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The `info.json` of a prepared split.
+
+    Raises:
+      UserError: there is none, or it says nothing that is known.
+    """
+    path = folder / "info.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if info["format"] in FORMATS:
+            return info
+        found = f"its format is {info['format']!r}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
+    raise UserError(f"{path} does not describe prepared records: {found}")
+
+
+def shard_name(shard: int, count: int) -> str:
+    """The file of a shard."""
+    return f"{shard:05d}-of-{count:05d}.array_record"
+
+
+def open_reader(path: Path):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    return ArrayRecordReader(str(path), "readahead_buffer_size:0")
+
+
+class Journal:
+    """The records of an unfinished shard: appended one by one, read back after a kill."""
+
+    def __init__(self, path: Path):
+        path.touch()
+        self._file = open(path, "r+b")  # noqa: SIM115
+        self.checksums: list[int] = []
+        self._end = 0
+        for _ in self._read():
+            pass
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
+
+    def __len__(self) -> int:
+        return len(self.checksums)
+
+    def append(self, data: bytes) -> None:
+        """Adds a record; a kill while it is written leaves those before it."""
+        checksum = zlib.crc32(data)
+        self._file.write(_HEADER.pack(len(data), checksum) + data)
+        self._file.flush()
+        self.checksums.append(checksum)
+
+    def records(self) -> Iterable[bytes]:
+        """All records, from the first."""
+        self.checksums = []
+        return self._read()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _read(self) -> Iterable[bytes]:
+        self._file.seek(0)
+        while len(header := self._file.read(_HEADER.size)) == _HEADER.size:
+            size, checksum = _HEADER.unpack(header)
+            data = self._file.read(size)
+            if len(data) < size or zlib.crc32(data) != checksum:
+                return
+            self.checksums.append(checksum)
+            self._end = self._file.tell()
+            yield data
+
+
+class ShardWriter:
+    """Writes one split, shard by shard, going on from what is there.
+
+    Args:
+      folder: of the split.
+      source: the records that are packed: their number, labels, names and classes.
+      plan: settings that decide the bytes of records; written to plan.json, and going on with
+        others is refused. Holds `format`.
+      records_per_shard: of all files but the last.
+
+    Raises:
+      UserError: the folder belongs to another plan.
+    """
+
+    def __init__(
+        self, folder: Path, source: Any, *, plan: Mapping[str, Any], records_per_shard: int
+    ):
+        self.folder, self._source = folder, source
+        self.count = len(source)
+        self.records_per_shard = records_per_shard
+        self.num_shards = -(-self.count // records_per_shard)
+        self._plan = {
+            **plan,
+            "count": self.count,
+            "records_per_shard": records_per_shard,
+            "fingerprint": source.fingerprint,
+        }
+
+    def open(self) -> None:
+        """Makes the folder, or checks that it is a part of the same work."""
+        path = self.folder / ("info.json" if self.finished else "plan.json")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if any(self.folder.iterdir()):
+                raise UserError(
+                    f"--out must be a new folder, or one to go on in; {self.folder} holds other "
+                    "files"
+                )
+            write_json(path, self._plan)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for name, wanted in json.loads(json.dumps(self._plan)).items():
+            if wanted != found.get(name):
+                raise UserError(
+                    f"{self.folder} was begun with {name}={found.get(name)!r}; found {wanted!r}: "
+                    "say the same again, or choose another --out"
+                )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the split is complete."""
+        return (self.folder / "info.json").is_file()
+
+    def range(self, shard: int) -> range:
+        """The records of a shard."""
+        start = shard * self.records_per_shard
+        return range(start, min(start + self.records_per_shard, self.count))
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is written and verified."""
+        return self._sums(shard).is_file() and self._path(shard).is_file()
+
+    def journal(self, shard: int) -> Journal:
+        """The journal of a shard that is not done."""
+        return Journal(self.folder / f"{shard:05d}.journal")
+
+    def finish(self, shard: int, journal: Journal) -> None:
+        """Turns a full journal into the shard, and reads it back.
+
+        Raises:
+          UserError: what was read back is not what was written.
+        """
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        partial = self._path(shard).with_suffix(".partial")
+        writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+        for data in journal.records():
+            writer.write(data)
+        writer.close()
+        reader = open_reader(partial)
+        # In pieces, since a whole shard may not fit the memory.
+        count = reader.num_records()
+        found = [zlib.crc32(reader.read([i])[0]) for i in range(count)]
+        reader.close()
+        if found != journal.checksums or count != len(self.range(shard)):
+            raise UserError(
+                f"{partial} does not hold what was written to it ({count} records of "
+                f"{len(self.range(shard))}): is the disk full or failing? Run the same again"
+            )
+        os.replace(partial, self._path(shard))
+        write_npz(self._sums(shard), {"checksums": np.array(found, np.uint32)})
+        journal.close()
+        (self.folder / f"{shard:05d}.journal").unlink()
+
+    def complete(self, **info: Any) -> dict[str, Any]:
+        """Writes the index of all shards, then `info.json`; returns what that says."""
+        checksums = []
+        for shard in range(self.num_shards):
+            with np.load(self._sums(shard)) as file:
+                checksums.append(file["checksums"])
+        names = Names.of(self._source.name(i) for i in range(self.count))
+        checksums = np.concatenate(checksums)
+        write_npz(
+            self.folder / "index.npz",
+            {"labels": np.asarray(self._source.labels, np.int32), "checksums": checksums,
+             "names": names.data, "ends": names.ends},
+        )  # fmt: skip
+        record = {
+            **self._plan,
+            **info,
+            "unreadable": int(np.sum(checksums == zlib.crc32(b""))),
+            "checksum": f"{zlib.crc32(checksums.tobytes()):08x}",
+            "class_names": list(self._source.class_names),
+        }
+        write_json(self.folder / "info.json", record)
+        for shard in range(self.num_shards):
+            self._sums(shard).unlink(missing_ok=True)
+        (self.folder / "plan.json").unlink(missing_ok=True)
+        return record
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / shard_name(shard, self.num_shards)
+
+    def _sums(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.checksums.npz"

@@ -1,0 +1,133 @@
+"""Files found in folders, the cached list of them, and what a wrong folder is told."""
+
+import os
+
+import numpy as np
+import pytest
+from imagenet_like import CLASSES, write_imagenet_like
+
+from drifting_jax.data import folder, imagenet
+from drifting_jax.data.folder import Names, open_folder
+from drifting_jax.data.imagenet import open_records
+from drifting_jax.data.transforms import UnreadableImage
+from drifting_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def images(tmp_path):
+    write_imagenet_like(tmp_path / "in", per_class=3, splits=("train", "val"))
+    return tmp_path / "in"
+
+
+def listed(records):
+    return [(records.name(i), int(records.labels[i])) for i in range(len(records))]
+
+
+def test_classes_and_files_are_sorted_and_read(images):
+    records = open_records(images, "train")
+    walked = sorted(
+        os.path.relpath(os.path.join(at, name), images / "train")
+        for at, _, names in os.walk(images / "train")
+        for name in names
+    )
+    assert [name for name, _ in listed(records)] == walked
+    assert records.class_names == sorted(CLASSES)
+    assert all(name.startswith(CLASSES[label]) for name, label in listed(records))
+    data, label = records.read(8)
+    assert data == (images / "train" / records.name(8)).read_bytes() and label == records.labels[8]
+    assert len(open_records(images, "test")) == 9
+
+
+@pytest.mark.parametrize("inner", ["ILSVRC/Data/CLS-LOC", "imagenet"])
+def test_layouts_of_downloads_are_found(images, tmp_path, inner):
+    (tmp_path / "d" / inner).parent.mkdir(parents=True)
+    images.rename(tmp_path / "d" / inner)
+    assert len(open_records(tmp_path / "d", "train")) == 14
+
+
+def test_class_folders_themselves_are_a_training_split(images):
+    assert len(open_records(images / "train", "train")) == 14
+    with pytest.raises(UserError, match="no test split: looked for val, validation, test"):
+        open_records(images / "train", "test")
+
+
+def test_files_deeper_in_a_class_and_hidden_ones(images):
+    deep = images / "train" / CLASSES[0] / "images"
+    deep.mkdir()
+    (images / "train" / CLASSES[0] / "gray.JPEG").rename(deep / "gray.JPEG")
+    (deep / ".hidden.JPEG").touch()
+    (deep / "loop").symlink_to(images / "train" / CLASSES[0])
+    names = [name for name, _ in listed(open_records(images, "train"))]
+    assert f"{CLASSES[0]}/images/gray.JPEG" in names and len(names) == 14
+
+
+def test_a_flat_folder_is_one_class(images):
+    records = open_records(images / "train" / CLASSES[1], "train")
+    assert records.class_names == ["unlabelled"] and records.labels.tolist() == [0, 0, 0]
+
+
+def test_the_list_is_kept_until_a_folder_changes(images, monkeypatch):
+    first = open_folder(images / "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "scan", lambda root: pytest.fail("scanned again"))
+        again = open_folder(images / "train")
+    assert listed(again) == listed(first) and again.fingerprint == first.fingerprint
+    (images / "train" / CLASSES[2] / "new.JPEG").write_bytes(b"x")
+    changed = open_folder(images / "train")
+    assert len(changed) == len(first) + 1 and changed.fingerprint != first.fingerprint
+
+
+def test_a_damaged_or_forbidden_cache_is_done_without(images, tmp_path):
+    first = open_folder(images / "train")
+    for kept in (tmp_path / "cache").rglob("*.npz"):
+        kept.write_bytes(kept.read_bytes()[:300])
+    assert listed(open_folder(images / "train")) == listed(first)
+    (tmp_path / "file").touch()
+    assert listed(open_folder(images / "train", cache=tmp_path / "file" / "x")) == listed(first)
+
+
+def test_wrong_folders_say_what_was_looked_for_and_found(images, tmp_path):
+    with pytest.raises(UserError, match=r"no folder of images: .*nothing"):
+        open_records(tmp_path / "nothing", "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no image files .* expected \.jpeg.*; found nothing"):
+        open_records(tmp_path / "empty", "train")
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"found notes\.txt"):
+        open_records(tmp_path / "empty", "train")
+    (images / "train" / "stray.JPEG").touch()
+    with pytest.raises(UserError, match=r"stray\.JPEG.* beside class folders .*n01440764"):
+        open_records(images, "train")
+    (tmp_path / "only" / "val" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="no train split: looked for train in it, found val"):
+        open_records(tmp_path / "only", "train")
+
+
+def test_a_file_that_went_away_is_unreadable(images):
+    records = open_records(images, "train")
+    (images / "train" / records.name(2)).unlink()
+    with pytest.raises(UnreadableImage, match="No such file"):
+        records.read(2)
+
+
+def test_names_of_any_bytes():
+    names = ["", "a/b.jpg", "é", os.fsdecode(b"\xff.jpg")]
+    packed = Names.of(names)
+    assert list(packed) == names and packed.data.dtype == np.uint8
+    with pytest.raises(IndexError):
+        packed[4]
+
+
+def test_imagenet_classes():
+    table = imagenet.class_table()
+    assert len(table) == 1000 and list(table) == sorted(table)
+    assert (
+        list(table).index("n02099601") == 207 and imagenet.title("n02099601") == "golden retriever"
+    )
+    assert imagenet.aliases("n01440764") == ["n01440764", "tench", "Tinca tinca"]
+    assert imagenet.title("cat") == "cat" and imagenet.aliases("cat") == ["cat"]

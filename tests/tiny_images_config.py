@@ -1,0 +1,27 @@
+"""tiny_config.py on images of one's own: --config=tests/tiny_images_config.py."""
+
+import importlib.util
+from pathlib import Path
+
+
+def get_config():
+    """Eight pixels a side, flipped and cropped at random, the records of all batches noted."""
+    spec = importlib.util.spec_from_file_location(
+        "tiny_config", Path(__file__).with_name("tiny_config.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.data.source = "images"
+    config.data.image_size = 8
+    config.data.flip = True
+    config.data.log_batches = True
+    config.encoder.train.crop = "random_resized"
+    config.encoder.train.num_steps = 12
+    config.encoder.train.classifier_steps = 4
+    config.queue.allow_repeats = True
+    config.train.num_steps = 30
+    config.train.labels_per_step = 3
+    config.train.save_every = 7
+    config.train.sample_every = 30
+    return config
