@@ -25,6 +25,7 @@ def get_config():
     config.encoder.every_k_block = 2
     config.encoder.train.num_steps = 40000
     config.encoder.train.batch_size = 1024
+    config.encoder.train.crop = "random_resized"
     config.encoder.train.learning_rate = 2e-3
     config.encoder.train.warmup_steps = 1000
     config.encoder.train.schedule = "cosine"

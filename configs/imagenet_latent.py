@@ -8,7 +8,7 @@ for B and 8.46 for the ablation, at one network evaluation. Made for TPU slices.
 """
 
 from drifting_jax.config import base_config
-from drifting_jax.defaults import FSDP_RULES
+from drifting_jax.defaults import FSDP_RULES, PAPER_ENCODER
 from drifting_jax.errors import UserError
 
 SIZES = {
@@ -58,12 +58,9 @@ def set_common(config):
     config.log_every = 100
     config.data.source = "imagenet"
     config.data.num_workers = 16
+    config.data.flip = True
 
-    config.encoder.blocks = (3, 4, 6, 3)
-    config.encoder.groups = 32
-    config.encoder.every_k_block = 2
-    config.encoder.dtype = "bfloat16"
-    config.encoder.remat = True
+    config.encoder.update(PAPER_ENCODER)
 
     config.model.num_context_tokens = 16
     config.model.num_style_books = 32

@@ -32,10 +32,7 @@ def get_config(variant: str = "L"):
     config.model.patch_size = 16
     config.optim.learning_rate = 4e-4 if variant == "L" else 2e-4
     config.optim.warmup_steps = 10000
-    if variant == "L":
-        config.guidance.probability_of_one = 0.5
-    else:
-        config.guidance.power = 5.0
+    config.guidance.power = 5.0
     config.queue.push_per_step = 128
     config.train.num_steps = 100000
     config.train.labels_per_step = 128

@@ -8,7 +8,7 @@ its optimizer and average the wide one takes 43 GB, so it is split over all devi
 """
 
 from drifting_jax.config import base_config
-from drifting_jax.defaults import FSDP_RULES
+from drifting_jax.defaults import FSDP_RULES, PAPER_ENCODER
 from drifting_jax.errors import UserError
 
 WIDTHS = ("640", "256")
@@ -27,21 +27,8 @@ def get_config(variant: str = "640"):
     config.data.num_workers = 16
     config.data.latent = True
 
+    config.encoder.update(PAPER_ENCODER)
     config.encoder.width = int(variant)
-    config.encoder.blocks = (3, 4, 6, 3)
-    config.encoder.groups = 32
-    config.encoder.every_k_block = 2
-    config.encoder.dtype = "bfloat16"
-    config.encoder.remat = True
-    config.encoder.train.num_steps = 33000
-    config.encoder.train.classifier_steps = 3000
-    config.encoder.train.classifier_weight = 0.1
-    config.encoder.train.batch_size = 8192
-    config.encoder.train.microbatches = 8
-    config.encoder.train.learning_rate = 4e-3
-    config.encoder.train.warmup_steps = 1000
-    config.encoder.train.ema_decay = 0.9995
-    config.encoder.train.save_every = 1000
 
     config.mesh.data = 1
     config.mesh.fsdp = -1

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from drifting_jax import distributed, encoders, features, sample_queue, sampling
 from drifting_jax.config import ConfigDict
-from drifting_jax.data import pipeline
 from drifting_jax.data.sources import Source
 from drifting_jax.encoders import FeatureFunction
 from drifting_jax.errors import UserError
@@ -133,14 +132,26 @@ def make_feature_function(
 
 def published_sizes(config: ConfigDict) -> tuple[nn.Module | None, VAE | None]:
     """The networks of config.extra_encoder and config.vae as published, without their weights."""
-    dtype = jnp.dtype(config.encoder.dtype)
     known = {
         "none": lambda: None,
-        "convnext": lambda: ConvNeXtV2(dtype=dtype),
-        "resnet": lambda: ResNet(image_size=_EXTRA_SIDE, dtype=dtype),
-        "dinov2": lambda: DINOv2(image_size=_EXTRA_SIDE, dtype=dtype),
+        "convnext": ConvNeXtV2,
+        "resnet": ResNet,
+        "dinov2": DINOv2,
     }
-    return known[config.extra_encoder.kind](), VAE(dtype=dtype) if config.data.latent else None
+    return as_frozen(
+        config, known[config.extra_encoder.kind](), VAE() if config.data.latent else None
+    )
+
+
+def as_frozen(
+    config: ConfigDict, extra: nn.Module | None, vae: VAE | None
+) -> tuple[nn.Module | None, VAE | None]:
+    """The networks besides the autoencoder as a step uses them: dtype, remat, and what they see."""
+    dtype = jnp.dtype(config.encoder.dtype)
+    if extra is not None:
+        shown = {} if config.extra_encoder.kind == "convnext" else {"image_size": _EXTRA_SIDE}
+        extra = extra.clone(dtype=dtype, **shown)
+    return extra, None if vae is None else vae.clone(dtype=dtype, remat=True)
 
 
 def encoder_shapes(config: ConfigDict, source: Source):
@@ -284,39 +295,3 @@ def make_queue(
         dtype=jnp.float16 if config.data.latent else jnp.uint8,
         mesh=mesh,
     )
-
-
-def make_batches(
-    config: ConfigDict, source, mesh: Mesh, *, batch_size: int, start: int, flip: bool
-) -> "GlobalBatches":
-    """Shuffled batches of a source as global arrays, from batch `start` on."""
-    local = pipeline.batches(
-        source,
-        batch_size=batch_size,
-        seed=config.seed,
-        start=start,
-        flip=flip,
-        num_workers=config.data.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    return GlobalBatches(local, mesh)
-
-
-class GlobalBatches:
-    """Iterator over `pipeline.Batches` that puts each batch on the devices."""
-
-    def __init__(self, local: pipeline.Batches, mesh: Mesh):
-        self._local, self._mesh = local, mesh
-
-    def __iter__(self) -> "GlobalBatches":
-        return self
-
-    def __next__(self) -> dict[str, jax.Array]:
-        return distributed.global_batch(self._mesh, next(self._local))
-
-    def __enter__(self) -> "GlobalBatches":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._local.close()

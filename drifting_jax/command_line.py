@@ -1,5 +1,6 @@
 """Command lines: flags parsed so that a mistake is one line on stderr and exit status 2."""
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -62,8 +63,13 @@ def _check_overrides(argv: list[str]) -> None:
             raise UserError(unknown_field(found.group(1), fields))
 
 
-def run_program(main_function: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs a command's main through absl; a UserError is one line and exit status 2."""
+def run_program(main_function: Callable[[Sequence[str]], int | None], *, words: int = 0) -> None:
+    """Runs a command's main through absl; a UserError is one line and exit status 2.
+
+    Args:
+      main_function: given the program's name and at most `words` words besides flags.
+      words: a command's words, such as a subcommand.
+    """
 
     def guarded(argv: Sequence[str]) -> int | None:
         logging.set_verbosity(logging.WARNING)
@@ -76,17 +82,17 @@ def run_program(main_function: Callable[[Sequence[str]], int | None]) -> None:
 
     for flag in flags.FLAGS.get_flags_for_module(main_function.__module__):  # for --help
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(guarded, flags_parser=parse_plain_flags)
+    app.run(guarded, flags_parser=functools.partial(parse_plain_flags, words=words))
 
 
-def parse_plain_flags(argv: Sequence[str]) -> list[str]:
+def parse_plain_flags(argv: Sequence[str], *, words: int = 0) -> list[str]:
     """absl's parser, with a mistake as one line and exit status 2."""
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         _end(error)
-    if len(rest) > 1:
-        _end(UserError(f"expected flags alone; found {' '.join(rest[1:])!r}"))
+    if len(rest) > 1 + words:
+        _end(UserError(f"expected flags alone; found {' '.join(rest[1 + words :])!r}"))
     return rest
 
 

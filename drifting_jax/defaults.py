@@ -34,17 +34,43 @@ FSDP_RULES = (
     ("embedding", (None, "fsdp")),
 )
 
+# The paper's masked autoencoder (A.3), for config.encoder.update: all but width and patches.
+PAPER_ENCODER = {
+    "blocks": (3, 4, 6, 3),
+    "groups": 32,
+    "every_k_block": 2,
+    "dtype": "bfloat16",
+    "remat": True,
+    "train": {
+        "num_steps": 33000,
+        "classifier_steps": 3000,
+        "classifier_weight": 0.1,
+        "batch_size": 8192,
+        "crop": "random_resized",
+        "microbatches": 8,
+        "learning_rate": 4e-3,
+        "warmup_steps": 1000,
+        "ema_decay": 0.9995,
+        "save_every": 1000,
+    },
+}
+
 _IMAGES = {
     "task": "",  # of the two tables below
     "seed": 0,  # root of every random number of the run
     "log_every": 50,  # steps between two lines of metrics
     "data": {
-        "source": "digits",  # "digits", "mnist", "cifar10" or "imagenet"
-        "image_size": 256,  # side of the crops of "imagenet"; the others have a size of their own
+        "source": "digits",  # "digits", "mnist", "cifar10", "imagenet", or "images" of one's own
+        "image_size": 256,  # side of the crops of the last two; the others have a size of their own
         "latent": False,  # train on the VAE's latents of the images, an eighth of the side
-        "path": "",  # directory of the prepared data set; digits need none
+        "path": "",  # folder of the images, shards, latents or tfds data set; digits need none
         "num_workers": 0,  # processes that read ahead; 0 = read in the training process
         "flip": False,  # random horizontal flips
+        "crop": "center",  # of the generator's images; or "random_resized"
+        "crop_min_area": 0.2,  # least share of an image that a random crop covers
+        "decoder": "pillow",  # the reference; or "opencv", faster, a few grey levels off
+        "log_batches": False,  # write the records of every batch to batches_<process>.jsonl
+        "max_unreadable": 0.1,  # share of the data set; more unreadable images stop the run
     },
     "encoder": {  # the frozen network whose features carry the loss: a masked autoencoder (A.3)
         "width": 32,  # channels of the first stage, doubled at each later one
@@ -59,6 +85,7 @@ _IMAGES = {
         "train": {
             "num_steps": 1000,  # classifier steps included
             "batch_size": 128,
+            "crop": "center",  # of its images; or "random_resized"
             "microbatches": 1,  # parts of a batch whose gradients are added up one after another
             "learning_rate": 1e-3,
             "schedule": "constant",  # after the warm-up; or "cosine", to zero at num_steps
@@ -192,7 +219,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 CHOICES = {
-    "data.source": ("digits", "mnist", "cifar10", "imagenet"),
+    "data.source": ("digits", "mnist", "cifar10", "imagenet", "images"),
+    "data.crop": ("center", "random_resized"),
+    "data.decoder": ("pillow", "opencv"),
+    "encoder.train.crop": ("center", "random_resized"),
     "data.target": ("two_modes", "eight_gaussians", "checkerboard", "two_moons"),
     "start": ("collapsed", "between", "far"),
     "model.dtype": ("float32", "bfloat16"),
@@ -209,6 +239,7 @@ CHOICES = {
 MAY_BE_ZERO = {
     "seed",
     "data.num_workers",
+    "data.max_unreadable",
     "encoder.train.warmup_steps",
     "encoder.train.weight_decay",
     "encoder.train.ema_decay",
@@ -234,6 +265,8 @@ MAY_BE_ZERO = {
     "train.unconditional_per_label",
 }
 AT_MOST_ONE = {
+    "data.crop_min_area",
+    "data.max_unreadable",
     "encoder.train.mask_ratio_min",
     "encoder.train.mask_ratio_max",
     "encoder.train.classifier_weight",

@@ -137,7 +137,9 @@ def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Progr
         "batch": _batch(config, spec, mesh, config.queue.push_per_step),
     }
     networks = {"generator": count_parameters(state.params)}
-    networks |= {name or "autoencoder": count_parameters(tree) for name, tree in frozen.items()}
+    for name, tree in frozen.items():
+        parts = {"vae": tree["vae"], name: tree["encoder"]} if "vae" in tree else {name: tree}
+        networks |= {part or "autoencoder": count_parameters(x) for part, x in parts.items()}
     return Program(jitted, arguments, networks)
 
 

@@ -14,7 +14,8 @@ from absl import flags
 
 from drifting_jax import build
 from drifting_jax.command_line import run_program
-from drifting_jax.data.sources import as_arrays, make_source
+from drifting_jax.data.sources import SMALL_SOURCES, as_arrays, make_source
+from drifting_jax.errors import UserError
 from drifting_jax.evaluation.classifier import train_classifier
 from drifting_jax.evaluation.small import (
     Figure,
@@ -34,7 +35,9 @@ _FIGURES = "evaluation.json"
 def define_flags() -> None:
     """Registers the command line's flags."""
     flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-    flags.DEFINE_integer("seed", None, "Of the noise; default: the config's.")
+    flags.DEFINE_integer(
+        "seed", None, "Of the noise; default: the config's.", lower_bound=0, upper_bound=2**32 - 1
+    )
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
 
 
@@ -61,13 +64,22 @@ def evaluate_run(
     Returns:
       {α: {figure: value and floor}}, or None where it was stopped.
     """
-    train, test = as_arrays(run.source), as_arrays(make_source(run.config.data, "test"))
+    data = run.config.data
+    if data.source not in SMALL_SOURCES:
+        raise UserError(
+            f"figures are made of {', '.join(SMALL_SOURCES)}, which a small classifier knows; this "
+            f"run is of {data.source}: `python -m drifting_jax.sample` writes an .npz for an "
+            "evaluation suite"
+        )
+    train, test = (as_arrays(make_source(data, split)) for split in ("train", "test"))
     classifier = train_classifier(
         *train,
-        num_classes=run.source.num_classes,
+        num_classes=run.described.num_classes,
         key=build.stream_key(run.config, "classifier"),
     )
-    labels, indices = class_major(range(run.source.num_classes), run.config.eval.samples_per_class)
+    labels, indices = class_major(
+        range(run.described.num_classes), run.config.eval.samples_per_class
+    )
     found, writes = {}, jax.process_index() == 0
     name = _figures_name(run, seed)
     for cfg_scale in run.config.eval.cfg_scales:

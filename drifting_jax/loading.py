@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax import build, distributed, sampling, train
+from drifting_jax import build, distributed, feeding, sampling, train
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import ConfigDict, load_config
-from drifting_jax.data.sources import Source, make_source
+from drifting_jax.data import imagenet
+from drifting_jax.data.sources import Described
 from drifting_jax.errors import UserError
 from drifting_jax.state import ema_name
 from drifting_jax.weights.networks import load_network
@@ -29,6 +30,7 @@ class Generator:
       class_names: in the order of the labels.
       mesh: all devices at hand.
       sampler: `sampling.make_sampler`'s.
+      makes_pixels: whether there is a VAE for a generator of latents.
     """
 
     step: int
@@ -37,6 +39,7 @@ class Generator:
     class_names: Sequence[str]
     mesh: Mesh
     sampler: sampling.Sampler
+    makes_pixels: bool
 
     def sample(
         self,
@@ -47,7 +50,16 @@ class Generator:
         cfg_scale: float,
         batch_size: int = 256,
     ) -> np.ndarray:
-        """Images [n, h, w, c] uint8; image i depends on seed, labels[i], indices[i], cfg_scale."""
+        """Images [n, h, w, c] uint8; image i depends on seed, labels[i], indices[i], cfg_scale.
+
+        Raises:
+          UserError: the generator makes latents and nothing decodes them.
+        """
+        if not self.makes_pixels:
+            raise UserError(
+                "the generator makes latents: say what decodes them to pixels with --vae, or "
+                "config.vae.path"
+            )
         return sampling.sample_all(
             self.sampler,
             self.params,
@@ -62,10 +74,10 @@ class Generator:
 
 @dataclasses.dataclass(frozen=True)
 class Run(Generator):
-    """The generator of one checkpoint of a run, with the run's config and training split."""
+    """The generator of one checkpoint of a run, with the run's config and its data's shape."""
 
     config: ConfigDict
-    source: Source
+    described: Described
 
 
 def load_generator(name: str, *, vae: str = "") -> Generator:
@@ -98,18 +110,28 @@ def load_generator(name: str, *, vae: str = "") -> Generator:
         step=network.step,
         ema_decay=network.ema_decay,
         params=jax.device_put(params, distributed.replicated(mesh)),
-        class_names=[str(label) for label in range(model.num_classes)],
+        class_names=_names_of(model.num_classes),
         mesh=mesh,
         sampler=sampling.make_sampler(model, mesh, vae=decoder),
+        makes_pixels=True,
     )
 
 
-def load_run(workdir: Path, *, ema_decay: float | None = None) -> Run:
-    """Reads the newest checkpoint of a generator's workdir.
+def _names_of(num_classes: int) -> list[str]:
+    """Of ImageNet's classes, if so many; else numbers."""
+    if num_classes == imagenet.NUM_CLASSES:
+        return list(imagenet.class_table())
+    return [str(label) for label in range(num_classes)]
+
+
+def load_run(workdir: Path, *, ema_decay: float | None = None, vae: str = "") -> Run:
+    """Reads the newest checkpoint of a generator's workdir; its data need not be there.
 
     Args:
       workdir: of a run of task "generator".
       ema_decay: which moving average; None for the config's eval.ema_decay.
+      vae: what decodes latents, of `load_network`; empty for the config's vae.path, and where that
+        is empty too the samples are latents, which `Generator.sample` refuses.
 
     Raises:
       UserError: there is no such run, no checkpoint yet, or no such average.
@@ -125,7 +147,7 @@ def load_run(workdir: Path, *, ema_decay: float | None = None) -> Run:
     directory = train.checkpoint_directory(workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
-    source = make_source(config.data, "train")
+    source, class_names = feeding.read_described(workdir, config)
     mesh = distributed.make_mesh()
     init, place = train.state_maker(config, source, mesh)
     with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
@@ -135,13 +157,24 @@ def load_run(workdir: Path, *, ema_decay: float | None = None) -> Run:
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
     step, trees = restored
+    params, decoder = trees["ema"][ema_name(decay)], None
+    if config.data.latent and (vae or config.vae.path):
+        found = load_network(vae or config.vae.path, kind="vae")
+        if found.model.latent_channels != source.image_shape[-1]:
+            raise UserError(
+                f"{vae or config.vae.path} decodes latents of {found.model.latent_channels} "
+                f"channels; the generator makes {source.image_shape[-1]}"
+            )
+        variables = jax.device_put(found.variables, distributed.replicated(mesh))
+        decoder, params = found.model, {"generator": params, "vae": variables}
     return Run(
         config=config,
         step=step,
         ema_decay=decay,
-        params=trees["ema"][ema_name(decay)],
-        source=source,
-        class_names=source.class_names,
+        params=params,
+        described=source,
+        class_names=class_names,
         mesh=mesh,
-        sampler=sampling.make_sampler(build.make_generator(config, source), mesh),
+        sampler=sampling.make_sampler(build.make_generator(config, source), mesh, vae=decoder),
+        makes_pixels=decoder is not None or not config.data.latent,
     )

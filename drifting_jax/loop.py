@@ -108,9 +108,10 @@ def run_stage(
     """
     bar = progress_bar(stage.num_steps, initial=start, description=stage.name, enabled=tools.speaks)
     started = logged_at = spoke_at = compiled_at = time.monotonic()
-    logged_step, skipped = start, int(state_of(carry).skipped)
+    logged_step, skipped, waited = start, int(state_of(carry).skipped), 0.0
     with bar:
         for step in range(start + 1, stage.num_steps + 1):
+            asked = time.monotonic()
             try:
                 batch = next(batches)
             except Exception:  # the signal may have ended the workers too
@@ -120,6 +121,7 @@ def run_stage(
                     checkpoints.save(step - 1, items(step - 1, carry))
                     _require_saved(checkpoints)
                 return carry, False
+            waited += time.monotonic() - asked
             carry, metrics = advance(carry, batch)
             bar.update()
             if step == start + 1:
@@ -129,9 +131,11 @@ def run_stage(
                 scalars = dict(describe(distributed.fetch(metrics)))
                 skipped = _check_skipped(stage, step, state_of(carry), skipped, culprit)
                 now = time.monotonic()
+                waiting = waited / max(now - logged_at, 1e-9)
                 rate = stage.images_per_step * (step - logged_step) / max(now - logged_at, 1e-9)
                 scalars |= {"images_per_second": rate, "seconds": now - started, "skipped": skipped}
-                logged_step, logged_at = step, now
+                scalars["waiting_for_data"] = waiting
+                logged_step, logged_at, waited = step, now, 0.0
                 tools.writer.write_scalars(stage.name, step, scalars)
                 bar.set_postfix_str(_postfix(scalars), refresh=False)
                 if (

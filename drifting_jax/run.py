@@ -11,15 +11,17 @@ from jax.experimental import multihost_utils
 
 from drifting_jax import pictures, toy, train, train_mae
 from drifting_jax.config import ConfigDict, check_resume, load_config, save_config
+from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.errors import UserError
 from drifting_jax.evaluate import evaluate_run
+from drifting_jax.files import write_json
 from drifting_jax.interruption import Interruption
 from drifting_jax.loading import load_run
 from drifting_jax.lock import locked
 from drifting_jax.loop import Tools
 from drifting_jax.metrics import MetricWriter, read_metrics
 
-_OURS = ("config.json.partial", ".lock")  # what a run may leave before its config
+_OURS = ("config.json.partial", ".lock", "data.json")  # what a run may leave before its config
 
 
 def run(config: ConfigDict, *, workdir: Path) -> int:
@@ -96,6 +98,10 @@ def _generator(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     if tools.speaks:
         records = read_metrics(workdir, stage="generator")
         pictures.write_drift(workdir / "drift.png", records, config.drift.temperatures)
+    if config.data.source not in SMALL_SOURCES:
+        if tools.speaks:  # it marks the run as complete
+            write_json(workdir / "evaluation.json", {"step": config.train.num_steps})
+        return True
     _say(tools.speaks, "\nsampling and measuring ...")
     found = evaluate_run(
         load_run(workdir),
@@ -145,6 +151,7 @@ def _where(workdir: Path) -> str:
         "tensorboard": f"the same: tensorboard --logdir {workdir}/tensorboard",
         "checkpoints": "state, averages, queue, position",
         "encoder/checkpoints": "the pre-trained encoder",
+        "data.json": "what the data was, class names",
         "config.json": "resolved config, versions",
         "encoder_parameters.txt": "the encoder's parameters, by name",
         "generator_parameters.txt": "the generator's parameters, by name",

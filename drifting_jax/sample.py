@@ -17,6 +17,7 @@ from absl import flags
 
 from drifting_jax.command_line import run_program
 from drifting_jax.config import ConfigDict
+from drifting_jax.data.imagenet import aliases, title
 from drifting_jax.errors import UserError
 from drifting_jax.loading import load_generator, load_run
 from drifting_jax.metrics import image_grid, save_png
@@ -32,13 +33,13 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "weights", "", "Instead of a run: an artifact of the paper's release, or hf://owner/repo."
     )
-    flags.DEFINE_string("vae", "", "With --weights, what decodes latents: folder or hf://….")
+    flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
     flags.DEFINE_string("classes", "", "Such as 0-9, or 0,3,7-9, or names; empty for all.")
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
-    flags.DEFINE_integer("seed", 0, "Of the noise.")
+    flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
-    flags.DEFINE_integer("batch_size", 256, "Samples made at once.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 64, "Samples made at once.", lower_bound=1)
     flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")
 
 
@@ -63,10 +64,12 @@ def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
                     f"classes run from 0 to {len(class_names) - 1}; found {entry!r} in --classes"
                 )
             found.extend(range(low, high + 1))
-        elif entry in class_names:
-            found.append(list(class_names).index(entry))
+        elif named := [i for i, name in enumerate(class_names) if entry in aliases(name)]:
+            if len(named) > 1:
+                raise UserError(f"several classes are called {entry!r}: {named}; give the number")
+            found.append(named[0])
         else:
-            known = ", ".join(list(class_names)[:10]) + ", …" * (len(class_names) > 10)
+            known = ", ".join(map(title, class_names[:10])) + ", …" * (len(class_names) > 10)
             raise UserError(f"no class is called {entry!r}; the classes are {known}")
     repeated = sorted({c for c in found if found.count(c) > 1})
     if repeated:
@@ -103,12 +106,14 @@ def main(_: Sequence[str]) -> None:
     values = flags.FLAGS
     out = Path(values.out)
     check_out(out)
-    if not values.cfg_scale > 0:
-        raise UserError(f"--cfg_scale must be above 0; found {values.cfg_scale}")
+    if not 0 < values.cfg_scale < float("inf"):
+        raise UserError(f"--cfg_scale must be a number above 0; found {values.cfg_scale}")
+    if values.weights and values.ema_decay is not None:
+        raise UserError("--ema_decay goes with --workdir: weights by themselves are one average")
     if bool(values.workdir) == bool(values.weights):
         raise UserError("expected one of --workdir and --weights")
     if values.workdir:
-        generator = load_run(Path(values.workdir), ema_decay=values.ema_decay)
+        generator = load_run(Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae)
         _note_outside(generator.config.guidance, values.cfg_scale)
     else:
         generator = load_generator(values.weights, vae=values.vae)

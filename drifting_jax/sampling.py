@@ -84,8 +84,11 @@ def sample_in_batches(
     batch_size: int,
     mesh: Mesh,
 ) -> Iterator[np.ndarray]:
-    """Yields uint8 [<= batch_size, h, w, c] for all labels, in order; the last batch is padded."""
-    batch_size = -(-batch_size // mesh.size) * mesh.size
+    """Yields uint8 [<= batch_size, h, w, c] for all labels, in order; the last batch is padded.
+
+    Fewer labels than `batch_size` make one batch of their number.
+    """
+    batch_size = -(-min(batch_size, len(labels)) // mesh.size) * mesh.size
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         count = len(labels[part])

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from drifting_jax import build, distributed, losses, pictures
+from drifting_jax import build, distributed, feeding, losses, pictures
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.points import PointsSource, modes, sample_target
@@ -107,8 +107,8 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
         on_step = _make_frames(config, model, workdir, tools)
         if start == 0:
             on_step(0, state)
-        with build.make_batches(
-            config, source, mesh, batch_size=config.train.positives, start=start, flip=False
+        with feeding.make_batches(
+            config, source, mesh, batch_size=config.train.positives, start=start
         ) as batches:
             state, complete = run_stage(
                 _stage(config),

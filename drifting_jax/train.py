@@ -1,5 +1,6 @@
 """Generator training: encoder, queue, steps, pictures, checkpoints, and the figures at the end."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax import build, distributed, sample_queue, sampling, train_mae
+from drifting_jax import build, distributed, feeding, sample_queue, sampling, train_mae
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import ConfigDict
-from drifting_jax.data.sources import Source, make_source
+from drifting_jax.data.sources import Source
 from drifting_jax.errors import UserError
 from drifting_jax.loop import Stage, Tools, run_stage
-from drifting_jax.metrics import image_grid
+from drifting_jax.metrics import image_grid, progress_bar
 from drifting_jax.sample_queue import SampleQueue
 from drifting_jax.state import TrainState, create_state, ema_name
 from drifting_jax.train_step import (
@@ -24,7 +25,7 @@ from drifting_jax.train_step import (
     culprit_name,
     generator_step,
 )
-from drifting_jax.weights.networks import load_network
+from drifting_jax.weights.networks import Network, load_network
 
 PyTree = Any
 
@@ -65,12 +66,13 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     """
     mesh = build.make_mesh(config)
     check_batch(config, mesh)
-    source = make_source(config.data, "train")
+    source = feeding.open_source(config, workdir)
     build.check_models(config, source)
+    _check_extra_encoder(config, source)
     encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, tools=tools)
     if encoder is None:
         return False
-    frozen, networks = _frozen(config, encoder, mesh)
+    frozen, networks, vae = _frozen(config, encoder, mesh)
     feature_function = build.make_feature_function(config, source, **networks)
     images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
     names = list(jax.eval_shape(feature_function, frozen, images))
@@ -89,16 +91,24 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
         if start >= t.num_steps:
             return True
         tools.announce("generator", state.params, start)
-        with build.make_batches(
+        with feeding.make_batches(
             config,
             source,
             mesh,
             batch_size=config.queue.push_per_step,
             start=position,
-            flip=config.data.flip,
+            crop=config.data.crop,
+            log=workdir,
+            stage="generator",
         ) as batches:
             if not start:
-                queue, position = fill_queue(queue, batches, source, config.queue.push_per_step)
+                found = fill_queue(
+                    queue, batches, source, config.queue.push_per_step, speaks=tools.speaks,
+                    stopped=tools.stops,
+                )  # fmt: skip
+                if found is None:
+                    return False
+                queue, position = found
                 sample_queue.check(
                     queue,
                     count=t.positives_per_label,
@@ -118,7 +128,7 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
                 items=lambda step, carry: _items(*carry, position + step - start),
                 checkpoints=checkpoints,
                 tools=tools,
-                on_step=_make_pictures(config, source, mesh, tools),
+                on_step=_make_pictures(config, source, mesh, tools, vae),
             )
     return complete
 
@@ -164,44 +174,82 @@ def _start_or_resume(
 
 
 def fill_queue(
-    queue: SampleQueue, batches: build.GlobalBatches, source: Source, batch_size: int
-) -> tuple[SampleQueue, int]:
+    queue: SampleQueue,
+    batches: feeding.GlobalBatches,
+    source: Source,
+    batch_size: int,
+    *,
+    speaks: bool = False,
+    stopped: Callable[[int], bool] = lambda step: False,
+) -> tuple[SampleQueue, int] | None:
     """Pushes batches until every ring is full, or for one pass over the data.
 
+    Args:
+      queue: empty.
+      batches: of `batch_size`.
+      source: that they are of.
+      batch_size: records of a batch.
+      speaks: whether to show progress.
+      stopped: given the number of batches taken, whether to stop.
+
     Returns:
-      The queue and the number of batches taken.
+      The queue and the number of batches taken; None where it was stopped.
     """
-    capacity = queue.by_class.images.shape[1]
-    for taken in range(-(-len(source) // batch_size)):
-        if taken % 16 == 0:
-            filled = np.asarray(queue.by_class.filled)[: queue.num_classes]
-            unconditional = int(queue.unconditional.filled)
-            if filled.min() == capacity and unconditional == len(queue.unconditional.images):
-                return queue, taken
-        batch = next(batches)
-        queue = sample_queue.push(queue, batch["image"], batch["label"])
+    per_class = queue.by_class.images.shape[1]
+    room = queue.num_classes * per_class + len(queue.unconditional.images)
+    taken = 0
+    with progress_bar(room, description="queue", enabled=speaks) as bar:
+        for taken in range(-(-len(source) // batch_size)):
+            if stopped(taken):
+                return None
+            if taken % 16 == 0:
+                filled = np.asarray(queue.by_class.filled)[: queue.num_classes]
+                unconditional = int(queue.unconditional.filled)
+                bar.update(int(filled.sum()) + unconditional - bar.n)
+                if filled.min() == per_class and unconditional == len(queue.unconditional.images):
+                    return queue, taken
+            batch = next(batches)
+            queue = sample_queue.push(queue, batch["image"], batch["label"])
     return queue, taken + 1
 
 
-def _frozen(config: ConfigDict, encoder: PyTree, mesh: Mesh) -> tuple[PyTree, dict[str, Any]]:
-    """Variables of all frozen networks, and the networks besides the autoencoder."""
-    variables, networks = {"": {"params": encoder}}, {"extra": None, "vae": None}
-    kind = config.extra_encoder.kind
-    if kind == "none":
-        return variables, networks
+def _check_extra_encoder(config: ConfigDict, source: Source) -> None:
+    """Makes sure that a second encoder can be used, before the first one is trained."""
+    if config.extra_encoder.kind == "none":
+        return
     for section in ("extra_encoder", "vae"):
-        needed = section == "extra_encoder" or config.data.latent
-        if needed and not config[section].path:
+        if (section == "extra_encoder" or config.data.latent) and not config[section].path:
             raise UserError(f"config.{section}.path must say where its weights are")
+    if not config.data.latent and source.image_shape[-1] != 3:
+        raise UserError(
+            f"config.extra_encoder sees colour images; {config.data.source} has "
+            f"{source.image_shape[-1]} channel(s)"
+        )
+
+
+def _frozen(
+    config: ConfigDict, encoder: PyTree, mesh: Mesh
+) -> tuple[PyTree, dict[str, Any], Network | None]:
+    """Variables of all frozen networks, the networks besides the autoencoder, and the VAE."""
+    variables, networks = {"": {"params": encoder}}, {"extra": None, "vae": None}
+    kind, latent = config.extra_encoder.kind, config.data.latent
+
+    def placed(tree: PyTree) -> PyTree:
+        return jax.device_put(tree, distributed.sharding_for_tree(tree, mesh, config.mesh.rules))
+
+    vae = load_network(config.vae.path, kind="vae") if latent and config.vae.path else None
+    if vae is not None:
+        vae = dataclasses.replace(vae, variables=placed(vae.variables))
+    if kind == "none":
+        return variables, networks, vae
     extra = load_network(config.extra_encoder.path, kind=kind)
-    placed = functools.partial(jax.device_put, device=distributed.replicated(mesh))
-    networks["extra"] = extra.model.clone(dtype=jnp.dtype(config.encoder.dtype))
+    networks["extra"], networks["vae"] = build.as_frozen(
+        config, extra.model, vae.model if vae else None
+    )
     variables[kind] = placed(extra.variables)
-    if config.data.latent:
-        vae = load_network(config.vae.path, kind="vae")
-        networks["vae"] = vae.model.clone(dtype=jnp.dtype(config.encoder.dtype), remat=True)
-        variables[kind] = {"vae": placed(vae.variables), "encoder": variables[kind]}
-    return variables, networks
+    if vae is not None:
+        variables[kind] = {"vae": vae.variables, "encoder": variables[kind]}
+    return variables, networks, vae
 
 
 def _make_advance(config, source, frozen, feature_function, state, queue) -> Callable:
@@ -270,10 +318,15 @@ def describe_metrics(
 
 
 def _make_pictures(
-    config: ConfigDict, source: Source, mesh: Mesh, tools: Tools
+    config: ConfigDict, source: Source, mesh: Mesh, tools: Tools, vae: Network | None
 ) -> Callable[[int, tuple], None]:
     """A grid of samples from noise, styles and labels that stay the same all along the run."""
-    sampler = sampling.make_sampler(build.make_generator(config, source), mesh)
+    if config.data.latent and vae is None:
+        if tools.speaks:
+            print("no pictures of samples: config.vae.path does not say what decodes the latents")
+        return lambda step, carry: None
+    model = build.make_generator(config, source)
+    sampler = sampling.make_sampler(model, mesh, vae=vae.model if vae else None)
     key = build.stream_key(config, "pictures")
     classes = range(min(source.num_classes, _CLASSES_IN_PICTURES))
     labels, indices = sampling.class_major(classes, _PICTURES_PER_CLASS)
@@ -284,7 +337,7 @@ def _make_pictures(
         params = carry[0].ema[ema_name(config.eval.ema_decay)]
         images = sampling.sample_all(
             sampler,
-            params,
+            {"generator": params, "vae": vae.variables} if vae else params,
             key,
             labels,
             indices,

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax import build, distributed
+from drifting_jax import build, distributed, feeding
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import ConfigDict, load_config
-from drifting_jax.data.sources import Source, make_source
+from drifting_jax.data.sources import Source
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
 from drifting_jax.loop import Stage, Tools, run_stage
@@ -37,7 +37,7 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     """
     mesh = build.make_mesh(config)
     check_batch(config, mesh)
-    source = make_source(config.data, "train")
+    source = feeding.open_source(config, workdir)
     build.check_models(config, source)
     if encoder_params(config, source, mesh, workdir=workdir, tools=tools) is None:
         return False
@@ -68,11 +68,11 @@ def encoder_params(
       UserError: config.encoder.path holds no trained encoder, or one of another size.
     """
     if config.encoder.path:
-        return _load(config, source, mesh, Path(config.encoder.path), workdir)
+        return _load(config, source, mesh, config.encoder.path, workdir)
     return _train(config, source, mesh, workdir, tools)
 
 
-def _load(config: ConfigDict, source: Source, mesh: Mesh, trained: Path, workdir: Path) -> PyTree:
+def _load(config: ConfigDict, source: Source, mesh: Mesh, trained: str, workdir: Path) -> PyTree:
     """The encoder of another run, which this workdir keeps a copy of: a resume finds the same."""
     templates = _templates(config, source, mesh)
     with Checkpoints(checkpoint_directory(workdir), keep=1) as copies:
@@ -85,7 +85,7 @@ def _load(config: ConfigDict, source: Source, mesh: Mesh, trained: Path, workdir
 
 
 def read_trained(
-    config: ConfigDict, source: Source, mesh: Mesh, trained: Path
+    config: ConfigDict, source: Source, mesh: Mesh, trained: str | Path
 ) -> tuple[int, PyTree]:
     """Steps and parameters of an encoder that is done.
 
@@ -93,26 +93,29 @@ def read_trained(
       config: of the run that asks; its encoder section says what is expected.
       source: likewise.
       mesh: where the parameters go.
-      trained: workdir of the run that trained it, or a folder that `load_network` reads.
+      trained: workdir of the run that trained it, or what `load_network` reads.
 
     Raises:
       UserError: there is none, it is not done, or it has other sizes.
     """
-    directory = checkpoint_directory(trained)
-    if directory.is_dir():
-        return _of_run(config, _templates(config, source, mesh), trained)
-    if not trained.is_dir():
+    if checkpoint_directory(Path(trained)).is_dir():
+        return _of_run(config, _templates(config, source, mesh), Path(trained))
+    if not str(trained).startswith("hf://") and not Path(trained).is_dir():
         raise UserError(
-            "config.encoder.path must be the workdir of a run with a trained encoder, or a folder "
-            f"with an autoencoder's weights; {trained} is neither"
+            "config.encoder.path must be the workdir of a run with a trained encoder, a folder "
+            f"with an autoencoder's weights, or hf://owner/repo; {trained} is none of them"
         )
     network = load_network(trained, kind="autoencoder")
     init, place = state_maker(config, source, mesh)
     shapes = jax.eval_shape(init).params
     found = jax.tree.map(lambda x: (x.shape, x.dtype), network.variables["params"])
-    if found != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
+    groups = network.model.groups == config.encoder.groups  # in no shape, but in every feature
+    if not groups or found != jax.tree.map(lambda x: (x.shape, x.dtype), shapes):
         raise UserError(
-            f"the encoder in {trained} has other sizes than config.encoder: it is {network.model}"
+            f"the encoder in {trained} has other sizes than config.encoder: it has width "
+            f"{network.model.width}, blocks {tuple(network.model.blocks)}, groups "
+            f"{network.model.groups}, input_patch_size {network.model.input_patch_size}, channels "
+            f"{network.model.in_channels}, classes {network.model.num_classes}"
         )
     return network.step, jax.device_put(network.variables["params"], place(shapes))
 
@@ -167,6 +170,7 @@ def _train(
         images_per_step=t.batch_size,
         max_skipped_in_a_row=config.train.max_skipped_in_a_row,
     )
+    _note_crop(config, source, tools)
     init, place = state_maker(config, source, mesh)
     with Checkpoints(checkpoint_directory(workdir), keep=config.train.keep) as checkpoints:
         template = distributed.template(init, shardings=place)
@@ -197,8 +201,15 @@ def _train(
             values = {name: float(value) for name, value in metrics.items()}
             return {"learning_rate": float(schedule(int(values.pop("step")))), **values}
 
-        with build.make_batches(
-            config, source, mesh, batch_size=t.batch_size, start=start, flip=config.data.flip
+        with feeding.make_batches(
+            config,
+            source,
+            mesh,
+            batch_size=t.batch_size,
+            start=start,
+            crop=t.crop,
+            log=workdir,
+            stage="encoder",
         ) as batches:
             state, complete = run_stage(
                 stage,
@@ -214,6 +225,17 @@ def _train(
                 tools=tools,
             )
     return _average(config, state.ema) if complete else None
+
+
+def _note_crop(config: ConfigDict, source: Source, tools: Tools) -> None:
+    """Latents were cropped when they were prepared, whatever the config asks for."""
+    wanted = config.encoder.train.crop
+    made = getattr(source, "info", {}).get("crop", wanted)
+    if tools.speaks and made != wanted:
+        print(
+            f"note: these latents are of {made} crops; config.encoder.train.crop={wanted!r} takes "
+            f"latents that were prepared with --crop={wanted}"
+        )
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
