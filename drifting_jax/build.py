@@ -15,17 +15,12 @@ from drifting_jax.encoders import FeatureFunction
 from drifting_jax.errors import UserError
 from drifting_jax.fields import FieldOptions
 from drifting_jax.models import layers
-from drifting_jax.models.convnext import ConvNeXtV2
-from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.models.dit import DiT
-from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
 from drifting_jax.models.vae import VAE
 from drifting_jax.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.sample_queue import SampleQueue
 from drifting_jax.train_step import EncoderStep, GeneratorStep
-
-_EXTRA_SIDE = 224  # pixels that encoders of pixels are shown, as they were trained
 
 # Streams of a run's root key: fold_in(key(seed), stream).
 STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generator_steps": 3,
@@ -128,48 +123,6 @@ def make_feature_function(
         return found | (features.raw_features(samples) if f.raw else {})
 
     return feature_function
-
-
-def published_sizes(config: ConfigDict) -> tuple[nn.Module | None, VAE | None]:
-    """The networks of config.extra_encoder and config.vae as published, without their weights."""
-    known = {
-        "none": lambda: None,
-        "convnext": ConvNeXtV2,
-        "resnet": ResNet,
-        "dinov2": DINOv2,
-    }
-    return as_frozen(
-        config, known[config.extra_encoder.kind](), VAE() if config.data.latent else None
-    )
-
-
-def as_frozen(
-    config: ConfigDict, extra: nn.Module | None, vae: VAE | None
-) -> tuple[nn.Module | None, VAE | None]:
-    """The networks besides the autoencoder as a step uses them: dtype, remat, and what they see."""
-    dtype = jnp.dtype(config.encoder.dtype)
-    if extra is not None:
-        shown = {} if config.extra_encoder.kind == "convnext" else {"image_size": _EXTRA_SIDE}
-        extra = extra.clone(dtype=dtype, **shown)
-    return extra, None if vae is None else vae.clone(dtype=dtype, remat=True)
-
-
-def encoder_shapes(config: ConfigDict, source: Source):
-    """Shapes of the autoencoder's variables, nothing computed."""
-    model = make_encoder(config, source)
-
-    def init():
-        image = jnp.zeros((1, *source.image_shape))
-        grid = layers.patchify(image, model.input_patch_size).shape[:3]
-        return model.init(jax.random.key(0), image, jnp.zeros(grid))
-
-    return jax.eval_shape(init)
-
-
-def variables_shapes(model: nn.Module):
-    """Shapes of a network of pixels' variables, nothing computed."""
-    pixels = jax.ShapeDtypeStruct((1, _EXTRA_SIDE, _EXTRA_SIDE, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), pixels)
 
 
 def check_models(config: ConfigDict, source: Source) -> None:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from drifting_jax import build, distributed, sample_queue, train, train_mae
+from drifting_jax import build, distributed, frozen, sample_queue, train, train_mae
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import Described, describe
 from drifting_jax.errors import UserError
@@ -116,8 +116,8 @@ def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Progr
     init, place = train.state_maker(config, spec, mesh)
     state = distributed.template(init, shardings=place)
     queue = build.make_queue(config, spec, mesh, make=sample_queue.template)
-    extra, vae = build.published_sizes(config)
-    frozen = _frozen(config, spec, mesh, extra, vae)
+    extra, vae = frozen.published_sizes(config)
+    variables = _frozen(config, spec, mesh, extra, vae)
     step = functools.partial(
         generator_step,
         key=build.stream_key(config, "generator_steps"),
@@ -133,11 +133,11 @@ def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Progr
     arguments = {
         "state": state,
         "queue": queue,
-        "frozen networks": frozen,
+        "frozen networks": variables,
         "batch": _batch(config, spec, mesh, config.queue.push_per_step),
     }
     networks = {"generator": count_parameters(state.params)}
-    for name, tree in frozen.items():
+    for name, tree in variables.items():
         parts = {"vae": tree["vae"], name: tree["encoder"]} if "vae" in tree else {name: tree}
         networks |= {part or "autoencoder": count_parameters(x) for part, x in parts.items()}
     return Program(jitted, arguments, networks)
@@ -145,12 +145,8 @@ def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Progr
 
 def _frozen(config: ConfigDict, spec: Described, mesh: Mesh, extra, vae) -> PyTree:
     place = functools.partial(distributed.sharding_for_tree, mesh=mesh, rules=config.mesh.rules)
-    variables: dict[str, PyTree] = {"": build.encoder_shapes(config, spec)}
-    if extra is not None:
-        shapes = build.variables_shapes(extra)
-        both = {"vae": build.variables_shapes(vae), "encoder": shapes} if vae else shapes
-        variables[config.extra_encoder.kind] = both
-    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), variables)
+    shapes = frozen.variables_shapes(config, spec, extra, vae)
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return distributed.template(zeros, shardings=place)
 
 

@@ -16,12 +16,10 @@ from collections.abc import Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from drifting_jax import distributed
-from drifting_jax.errors import UserError
 
 
 @flax.struct.dataclass
@@ -238,7 +236,7 @@ def draw(
     Args:
         key: row i uses `fold_in(key, i)`.
         labels: `[c]` integers; a class may stand in several rows. Outside
-            `0 … num_classes - 1`, and of an empty class, a row is zeros (see `check`).
+            `0 … num_classes - 1`, and of an empty class, a row is zeros (see `filling.check`).
         count: samples per row. Of a class that holds fewer, each is repeated evenly.
         piece_bytes: bound on the samples that a device handles at once, one per device at least.
 
@@ -318,46 +316,6 @@ def draw_unconditional(queue: SampleQueue, key: jax.Array, rows: int, count: int
     return jax.shard_map(on_device, mesh=queue.mesh, in_specs=(_SPECS[1], P()), out_specs=spec)(
         queue.unconditional, key
     )
-
-
-def check(
-    queue: SampleQueue,
-    *,
-    count: int,
-    unconditional_count: int,
-    class_names: Sequence[str] | None = None,
-    allow_repeats: bool = False,
-) -> None:
-    """Makes sure, on the host, that draws find enough samples.
-
-    Args:
-        count: samples per row that `draw` will be asked for.
-        unconditional_count: the same of `draw_unconditional`; 0 where it is not used.
-        class_names: `num_classes` names for the message; the labels where absent.
-        allow_repeats: one sample is enough, since draws repeat what there is.
-
-    Raises:
-        UserError: naming the classes that hold too few, or the ring of any class.
-    """
-    least = min(count, 1) if allow_repeats else count
-    filled = np.asarray(queue.by_class.filled)[: queue.num_classes]
-    short = np.flatnonzero(filled < least)
-    if short.size:
-        names = class_names or range(queue.num_classes)
-        listed = ", ".join(f"{names[label]} ({filled[label]})" for label in short[:10])
-        raise UserError(
-            f"expected at least {least} samples of each class in the queue, found fewer of "
-            f"{short.size} classes: {listed}{', …' * (short.size > 10)}; draw fewer "
-            "(train.positives_per_label), let draws repeat (queue.allow_repeats) or push more"
-        )
-    least = min(unconditional_count, 1) if allow_repeats else unconditional_count
-    found = int(queue.unconditional.filled)
-    if found < least:
-        raise UserError(
-            f"expected at least {least} samples in the unconditional queue, found {found}; draw "
-            "fewer (train.unconditional_per_label), let draws repeat (queue.allow_repeats) or push "
-            "more"
-        )
 
 
 def _require_positive(**values: int) -> None:

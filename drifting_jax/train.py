@@ -1,6 +1,5 @@
 """Generator training: encoder, queue, steps, pictures, checkpoints, and the figures at the end."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax import build, distributed, feeding, sample_queue, sampling, train_mae
+from drifting_jax import build, distributed, feeding, filling, frozen, sampling, train_mae
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import Source
 from drifting_jax.errors import UserError
 from drifting_jax.loop import Stage, Tools, run_stage
-from drifting_jax.metrics import image_grid, progress_bar
+from drifting_jax.metrics import image_grid
 from drifting_jax.sample_queue import SampleQueue
 from drifting_jax.state import TrainState, create_state, ema_name
 from drifting_jax.train_step import (
@@ -25,7 +24,7 @@ from drifting_jax.train_step import (
     culprit_name,
     generator_step,
 )
-from drifting_jax.weights.networks import Network, load_network
+from drifting_jax.weights.networks import Network
 
 PyTree = Any
 
@@ -68,14 +67,15 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     check_batch(config, mesh)
     source = feeding.open_source(config, workdir)
     build.check_models(config, source)
-    _check_extra_encoder(config, source)
+    frozen.check_extra(config, source)
+    filling.check_source(config, source)
     encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, tools=tools)
     if encoder is None:
         return False
-    frozen, networks, vae = _frozen(config, encoder, mesh)
+    variables, networks, vae = frozen.load(config, encoder, mesh)
     feature_function = build.make_feature_function(config, source, **networks)
     images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
-    names = list(jax.eval_shape(feature_function, frozen, images))
+    names = list(jax.eval_shape(feature_function, variables, images))
     t = config.train
     stage = Stage(
         name="generator",
@@ -102,25 +102,19 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
             stage="generator",
         ) as batches:
             if not start:
-                found = fill_queue(
+                found = filling.fill(
                     queue, batches, source, config.queue.push_per_step, speaks=tools.speaks,
                     stopped=tools.stops,
                 )  # fmt: skip
                 if found is None:
                     return False
                 queue, position = found
-                sample_queue.check(
-                    queue,
-                    count=t.positives_per_label,
-                    unconditional_count=t.unconditional_per_label,
-                    class_names=source.class_names,
-                    allow_repeats=config.queue.allow_repeats,
-                )
+                filling.check_queue(config, queue, source.class_names)
             _, complete = run_stage(
                 stage,
                 (state, queue),
                 start=start,
-                advance=_make_advance(config, source, frozen, feature_function, state, queue),
+                advance=_make_advance(config, source, variables, feature_function, state, queue),
                 batches=batches,
                 describe=_make_describe(config),
                 state_of=lambda carry: carry[0],
@@ -173,86 +167,7 @@ def _start_or_resume(
     return step, int(trees["position"]["batches"]), state, trees["queue"]
 
 
-def fill_queue(
-    queue: SampleQueue,
-    batches: feeding.GlobalBatches,
-    source: Source,
-    batch_size: int,
-    *,
-    speaks: bool = False,
-    stopped: Callable[[int], bool] = lambda step: False,
-) -> tuple[SampleQueue, int] | None:
-    """Pushes batches until every ring is full, or for one pass over the data.
-
-    Args:
-      queue: empty.
-      batches: of `batch_size`.
-      source: that they are of.
-      batch_size: records of a batch.
-      speaks: whether to show progress.
-      stopped: given the number of batches taken, whether to stop.
-
-    Returns:
-      The queue and the number of batches taken; None where it was stopped.
-    """
-    per_class = queue.by_class.images.shape[1]
-    room = queue.num_classes * per_class + len(queue.unconditional.images)
-    taken = 0
-    with progress_bar(room, description="queue", enabled=speaks) as bar:
-        for taken in range(-(-len(source) // batch_size)):
-            if stopped(taken):
-                return None
-            if taken % 16 == 0:
-                filled = np.asarray(queue.by_class.filled)[: queue.num_classes]
-                unconditional = int(queue.unconditional.filled)
-                bar.update(int(filled.sum()) + unconditional - bar.n)
-                if filled.min() == per_class and unconditional == len(queue.unconditional.images):
-                    return queue, taken
-            batch = next(batches)
-            queue = sample_queue.push(queue, batch["image"], batch["label"])
-    return queue, taken + 1
-
-
-def _check_extra_encoder(config: ConfigDict, source: Source) -> None:
-    """Makes sure that a second encoder can be used, before the first one is trained."""
-    if config.extra_encoder.kind == "none":
-        return
-    for section in ("extra_encoder", "vae"):
-        if (section == "extra_encoder" or config.data.latent) and not config[section].path:
-            raise UserError(f"config.{section}.path must say where its weights are")
-    if not config.data.latent and source.image_shape[-1] != 3:
-        raise UserError(
-            f"config.extra_encoder sees colour images; {config.data.source} has "
-            f"{source.image_shape[-1]} channel(s)"
-        )
-
-
-def _frozen(
-    config: ConfigDict, encoder: PyTree, mesh: Mesh
-) -> tuple[PyTree, dict[str, Any], Network | None]:
-    """Variables of all frozen networks, the networks besides the autoencoder, and the VAE."""
-    variables, networks = {"": {"params": encoder}}, {"extra": None, "vae": None}
-    kind, latent = config.extra_encoder.kind, config.data.latent
-
-    def placed(tree: PyTree) -> PyTree:
-        return jax.device_put(tree, distributed.sharding_for_tree(tree, mesh, config.mesh.rules))
-
-    vae = load_network(config.vae.path, kind="vae") if latent and config.vae.path else None
-    if vae is not None:
-        vae = dataclasses.replace(vae, variables=placed(vae.variables))
-    if kind == "none":
-        return variables, networks, vae
-    extra = load_network(config.extra_encoder.path, kind=kind)
-    networks["extra"], networks["vae"] = build.as_frozen(
-        config, extra.model, vae.model if vae else None
-    )
-    variables[kind] = placed(extra.variables)
-    if vae is not None:
-        variables[kind] = {"vae": vae.variables, "encoder": variables[kind]}
-    return variables, networks, vae
-
-
-def _make_advance(config, source, frozen, feature_function, state, queue) -> Callable:
+def _make_advance(config, source, variables, feature_function, state, queue) -> Callable:
     """The jitted step on the carry (state, queue), which it donates."""
     step = functools.partial(
         generator_step,
@@ -268,7 +183,7 @@ def _make_advance(config, source, frozen, feature_function, state, queue) -> Cal
     )
 
     def advance(carry, batch):
-        state, queue, metrics = jitted(*carry, frozen, batch)
+        state, queue, metrics = jitted(*carry, variables, batch)
         return (state, queue), metrics
 
     return advance

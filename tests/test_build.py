@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from drifting_jax import build
+from drifting_jax import build, frozen
 from drifting_jax.config import base_config, resolve
 from drifting_jax.models.vae import VAE
 
@@ -25,12 +25,7 @@ def config(**changes):
 def shapes(found, source, *, extra=None, vae=None):
     """Shapes of all features, nothing computed."""
     samples = jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
-    variables = {"": build.encoder_shapes(found, source)}
-    kind = found.extra_encoder.kind
-    if extra is not None:
-        variables[kind] = build.variables_shapes(extra)
-    if vae is not None:
-        variables[kind] = {"vae": build.variables_shapes(vae), "encoder": variables[kind]}
+    variables = frozen.variables_shapes(found, source, extra, vae)
     function = build.make_feature_function(found, source, extra=extra, vae=vae)
     return {name: x.shape for name, x in jax.eval_shape(function, variables, samples).items()}
 
@@ -49,7 +44,7 @@ def test_features_that_can_be_left_out():
 @pytest.mark.parametrize("kind", ["convnext", "resnet", "dinov2"])
 def test_encoders_of_pixels_see_latents_through_the_decoder(kind):
     found = config(extra_encoder__kind=kind, data__latent=True)
-    extra, vae = build.published_sizes(found)
+    extra, vae = frozen.published_sizes(found)
     assert isinstance(vae, VAE)
     features = shapes(found, LATENT, extra=extra, vae=vae)
     alone = shapes(config(), LATENT)
@@ -61,4 +56,4 @@ def test_encoders_of_pixels_see_latents_through_the_decoder(kind):
 
 
 def test_no_other_network_is_none():
-    assert build.published_sizes(config()) == (None, None)
+    assert frozen.published_sizes(config()) == (None, None)

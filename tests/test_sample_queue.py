@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drifting_jax import distributed, sample_queue
-from drifting_jax.errors import UserError
 
 FIXTURE = os.path.join(os.path.dirname(__file__), "fixtures", "release", "H_memory_bank.npz")
 SHAPE = (2, 3)
@@ -293,17 +292,3 @@ def test_arguments_are_checked():
         sample_queue.draw_unconditional(queue, jax.random.key(0), 0, 4)
     with pytest.raises(ValueError, match="expected unconditional of at least 1, found 0"):
         make(unconditional=0)
-
-
-def test_check_names_what_is_short():
-    queue, names = filled_queue(), ["ant", "bee", "cat", "dog", "elk"]
-    sample_queue.check(queue, count=3, unconditional_count=27)
-    sample_queue.check(queue, count=9, unconditional_count=99, allow_repeats=True)
-    with pytest.raises(UserError, match=r"at least 4 samples.*1 classes: elk \(3\); draw fewer"):
-        sample_queue.check(queue, count=4, unconditional_count=0, class_names=names)
-    with pytest.raises(UserError, match=r"5 classes: 0 \(6\), 1 \(6\)"):
-        sample_queue.check(queue, count=7, unconditional_count=0)
-    with pytest.raises(UserError, match=r"at least 28 samples in the unconditional.*found 27"):
-        sample_queue.check(queue, count=3, unconditional_count=28)
-    with pytest.raises(UserError, match=r"at least 1 samples.*20 classes: 0 \(0\).*9 \(0\), …;"):
-        sample_queue.check(make(20), count=2, unconditional_count=0, allow_repeats=True)

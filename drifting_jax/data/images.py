@@ -16,7 +16,32 @@ from drifting_jax.data.transforms import Augmentation, UnreadableImage
 from drifting_jax.errors import UserError
 
 
-class ImageSource:
+class RecordSource:
+    """What sources of encoded images and of latents share.
+
+    Attributes:
+      labels_at_hand: whether labels are known without reading every record.
+    """
+
+    def __init__(self, records: Records, image_shape: tuple[int, int, int]):
+        self.records, self.image_shape = records, image_shape
+        self.class_names = list(records.class_names)
+        self.num_classes = len(self.class_names)
+        self.labels_at_hand = records.format != "tfds"
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.records.labels
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def name(self, index: int) -> str:
+        """Where a record lies, for messages."""
+        return f"{self.records.name(index)} of {self.records.where}"
+
+
+class ImageSource(RecordSource):
     """Square crops of encoded images.
 
     Args:
@@ -28,17 +53,8 @@ class ImageSource:
     image_dtype = np.uint8
 
     def __init__(self, records: Records, size: int, *, decoder: str = "pillow"):
-        self.records, self.image_shape = records, (size, size, 3)
-        self.class_names = list(records.class_names)
-        self.num_classes = len(self.class_names)
+        super().__init__(records, (size, size, 3))
         self._decoder = decoder
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.records.labels
-
-    def __len__(self) -> int:
-        return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The reference's centre crop. Raises UnreadableImage."""
@@ -50,17 +66,13 @@ class ImageSource:
         """A crop for training. Raises UnreadableImage."""
         return self._load(index, augmentation=augmentation, rng=rng, decoder=self._decoder)
 
-    def name(self, index: int) -> str:
-        """Where an image lies, for messages."""
-        return f"{self.records.name(index)} of {self.records.where}"
-
     def _load(self, index: int, **how: Any) -> dict[str, Any]:
         data, label = self.records.read(index)
         image = transforms.load(data, self.image_shape[0], **how)
         return {"image": image, "label": np.int32(label)}
 
 
-class LatentSource:
+class LatentSource(RecordSource):
     """Latents of the VAE, drawn from the mean and deviation that `prepare latents` stored.
 
     A record holds several views of an image, [views, 2, h, w, c] float16, mean and standard
@@ -77,22 +89,13 @@ class LatentSource:
     image_dtype = np.float16
 
     def __init__(self, records: Records, size: int):
-        self.records, self.info = records, records.info
+        self.info = records.info
         if self.info["image_size"] != size:
             raise UserError(
                 f"{records.where} holds latents of images of side {self.info['image_size']}; "
                 f"config.data.image_size is {size}"
             )
-        self.image_shape = tuple(self.info["latent_shape"])
-        self.class_names = list(records.class_names)
-        self.num_classes = len(self.class_names)
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.records.labels
-
-    def __len__(self) -> int:
-        return len(self.records)
+        super().__init__(records, tuple(self.info["latent_shape"]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The mean of the first view, scaled, float16. Raises UnreadableImage."""
@@ -114,10 +117,6 @@ class LatentSource:
         mean, deviation = moments[view].astype(np.float32)
         latent = mean + deviation * rng.standard_normal(mean.shape, np.float32)
         return {"image": (latent * self.info["scale"]).astype(np.float16), "label": label}
-
-    def name(self, index: int) -> str:
-        """Which record, for messages."""
-        return f"{self.records.name(index)} of {self.records.where}"
 
     def _moments(self, index: int) -> tuple[np.ndarray, np.int32]:
         data, label = self.records.read(index)

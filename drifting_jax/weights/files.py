@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import re
 import urllib.parse
@@ -14,19 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
-import ml_dtypes
 import numpy as np
 
 from drifting_jax.errors import UserError
-from drifting_jax.weights import pth
+from drifting_jax.weights.pth import read_pth
+from drifting_jax.weights.reading import flatten, map_file, read_json, zip_members
+from drifting_jax.weights.safetensors import read_safetensors
 
-_SAFETENSORS_DTYPES = {
-    "BOOL": np.dtype(np.bool_),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
-    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
-}
 # What a file is taken for by its name, where its content does not tell.
 _SUFFIXES = {
     ".safetensors": "safetensors",
@@ -217,9 +209,9 @@ def _read(path: Path, *, load: bool) -> dict[str, np.ndarray]:
     """The tensors of a file; if not `load`, data may be left unread or its checksums uncompared."""
     match _kind(path):
         case "pth":
-            found = pth.read_pth(path, verify=load)
+            found = read_pth(path, verify=load)
         case "safetensors":
-            found = _read_safetensors(path)
+            found = read_safetensors(path)
         case "index":
             found = _read_index(path, load)
         case "npz":
@@ -233,10 +225,10 @@ def _read(path: Path, *, load: bool) -> dict[str, np.ndarray]:
 
 def _kind(path: Path) -> str:
     """What a file is, by its first bytes, or else by its name."""
-    data = pth.map_file(path)
+    data = map_file(path)
     head = data[:512]
     if head[:4] == b"PK\x03\x04":
-        return "pth" if any(n.endswith("/data.pkl") for n in pth.zip_members(path)) else "npz"
+        return "pth" if any(n.endswith("/data.pkl") for n in zip_members(path)) else "npz"
     if int.from_bytes(head[:8], "little") <= len(data) - 8 and head[8:9] == b"{":
         return "safetensors"
     if (head[0] == 0x80 and head[1:2] <= b"\x05") or head[257:262] == b"ustar":
@@ -250,24 +242,6 @@ def _kind(path: Path) -> str:
     if kind := _by_name(path.name):
         return kind
     raise UserError(f"{path} is no weight file of a known kind; it begins with {head[:16]!r}")
-
-
-def read_json(path: Path, start: int = 0, end: int | None = None) -> dict[str, Any]:
-    """The JSON object that some bytes of a file hold."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a name stands twice")
-        return dict(pairs)
-
-    text = pth.map_file(path)[start:end]
-    try:
-        found = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the JSON of {path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"the JSON of {path} is no object but a {type(found).__name__}")
-    return found
 
 
 def _read_index(path: Path, load: bool) -> dict[str, np.ndarray]:
@@ -290,34 +264,10 @@ def _read_index(path: Path, load: bool) -> dict[str, np.ndarray]:
     return found
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The header, 8 bytes of its length before it, says where in the rest each tensor lies."""
-    data = pth.map_file(path)
-    start = 8 + int.from_bytes(data[:8], "little")
-    if start > len(data):
-        raise UserError(f"{path} is cut off, or no .safetensors: {len(data)} bytes of {start}")
-    header = read_json(path, 8, start)
-    header.pop("__metadata__", None)
-    found, position, name = {}, 0, "its header"
-    try:
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"]
-            size = math.prod(shape) * dtype.itemsize
-            if entry["data_offsets"] != [position, position + size]:
-                raise ValueError(entry)
-            found[name] = np.ndarray(shape, dtype, data, start + position if size else 0)
-            position += size
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} is cut off or damaged at {name} ({error!r:.200})") from None
-    if start + position != len(data):
-        raise UserError(f"{path} is damaged: {len(data) - start - position} bytes too many")
-    return found
-
-
 def _read_npz(path: Path, load: bool) -> dict[str, np.ndarray]:
     """The numeric arrays; if not `load`, others of their shapes and dtypes that take no memory."""
     found, name = {}, "its list of members"
-    pth.zip_members(path)
+    zip_members(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             for name in archive.files:
@@ -344,11 +294,11 @@ def _npy_shape(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
     try:
-        tree = flax.serialization.msgpack_restore(pth.map_file(path)[:])
+        tree = flax.serialization.msgpack_restore(map_file(path)[:])
     except Exception as error:  # damaged bytes raise anything, arrays over several lines too
         reason = " ".join(repr(error).split())
         raise UserError(f"{path} is damaged, or no msgpack of flax ({reason:.200})") from None
-    found = pth.flatten(tree, (np.ndarray, np.generic), path)
+    found = flatten(tree, (np.ndarray, np.generic), path)
     if "" in found:
         raise UserError(f"{path} holds one array without a name")
     return {name: np.asarray(array) for name, array in found.items()}

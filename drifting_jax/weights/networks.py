@@ -22,7 +22,8 @@ from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights import convnext, dinov2, files, release, resnet, vae
 from drifting_jax.weights.mapping import Tensor, assemble
-from drifting_jax.weights.release_names import parameter_shapes
+from drifting_jax.weights.reading import read_json
+from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
 
@@ -34,7 +35,6 @@ KINDS: dict[str, type[nn.Module]] = {
     "dinov2": DINOv2,
     "vae": VAE,
 }
-_SIDES = {"convnext": 224, "resnet": 32, "vae": 64}  # of images small enough to tell the shapes
 _DESCRIPTION, _PARAMS = "network.json", "params.npz"
 # By the entry of a config.json that says what it describes.
 _BY_CONFIG = {"AutoencoderKL": "vae", "convnextv2": "convnext", "dinov2": "dinov2"}
@@ -145,7 +145,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _from_ours(path: Path) -> Network:
-    record = files.read_json(path / _DESCRIPTION)
+    record = read_json(path / _DESCRIPTION)
     try:
         fields = {
             name: tuple(value) if isinstance(value, list) else value
@@ -158,12 +158,7 @@ def _from_ours(path: Path) -> Network:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / _DESCRIPTION} describes no network: {error!r}") from None
     kind, params = record["network"], path / _PARAMS
-    if kind in ("generator", "autoencoder"):
-        template = parameter_shapes(model)
-    else:
-        side = _SIDES.get(kind) or model.patch_size
-        pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-        template = jax.eval_shape(model.init, jax.random.key(0), pixels)["params"]
+    template = param_shapes(model)
     table = {name: Tensor(name) for name in flatten_dict(template, sep="/")}
     found = assemble(template, table, files.read_tensors(params), origin=str(params))
     step, decay = record.get("step", 0), record.get("ema_decay", 0.0)

@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -14,6 +12,7 @@ from drifting_jax.models import dit
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.weights.mapping import Tensor, assemble, disassemble
+from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
 
@@ -52,7 +51,7 @@ _UP = {"up_stage3": "up43", "up_stage2": "up32", "up_stage1": "up21", "up_stem":
 def table(model: DiT | ResNetMAE) -> dict[str, Tensor]:
     """{our path: Tensor}; the style books stand there as one array, `noise_embeds`."""
     name = _generator_name if isinstance(model, DiT) else _encoder_name
-    paths = flatten_dict(parameter_shapes(_one_by_one(model)), sep="/")
+    paths = flatten_dict(param_shapes(_one_by_one(model)), sep="/")
     return {path: Tensor(name(path, model)) for path in paths}
 
 
@@ -70,7 +69,7 @@ def from_release(
             path = _GENERATOR_ARRAYS[name]
             if path in tensors and np.ndim(tensors[path]) == 3 and len(tensors[path]) == 1:
                 tensors[path] = tensors[path][0]
-    params = assemble(parameter_shapes(_one_by_one(model)), table(model), tensors, origin=origin)
+    params = assemble(param_shapes(_one_by_one(model)), table(model), tensors, origin=origin)
     return dit.stack_blocks(params) if getattr(model, "scan", False) else params
 
 
@@ -117,27 +116,6 @@ def _stack_style_books(
 def _one_by_one(model: DiT | ResNetMAE) -> DiT | ResNetMAE:
     """The same network with a tree for each block."""
     return model.clone(scan=False) if isinstance(model, DiT) else model
-
-
-def parameter_shapes(model: DiT | ResNetMAE) -> PyTree:
-    """Shapes of the parameters, nothing computed."""
-
-    def init() -> PyTree:
-        if isinstance(model, DiT):
-            side, one = model.image_size, jnp.zeros(1)
-            inputs = (
-                jnp.zeros((1, side, side, model.in_channels)),
-                one.astype(jnp.int32),
-                jnp.zeros((1, model.num_style_books), jnp.int32),
-                one,
-            )
-            return model.init(jax.random.key(0), *inputs)["params"]
-        side = 2 ** (len(model.blocks) - 1)
-        pixels = side * model.input_patch_size
-        inputs = jnp.zeros((1, pixels, pixels, model.in_channels)), jnp.zeros((1, side, side))
-        return model.init(jax.random.key(0), *inputs)["params"]
-
-    return jax.eval_shape(init)
 
 
 def _generator_name(path: str, model: DiT) -> str:

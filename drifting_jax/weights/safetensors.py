@@ -1,0 +1,48 @@
+"""The .safetensors format."""
+
+import math
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from drifting_jax.errors import UserError
+from drifting_jax.weights.reading import map_file, read_json
+
+_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file, views of it.
+
+    Its header, 8 bytes of its length before it, says where in the rest each tensor lies.
+
+    Raises:
+      UserError: it is cut off or damaged.
+    """
+    data = map_file(path)
+    start = 8 + int.from_bytes(data[:8], "little")
+    if start > len(data):
+        raise UserError(f"{path} is cut off, or no .safetensors: {len(data)} bytes of {start}")
+    header = read_json(path, 8, start)
+    header.pop("__metadata__", None)
+    found, position, name = {}, 0, "its header"
+    try:
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+            size = math.prod(shape) * dtype.itemsize
+            if entry["data_offsets"] != [position, position + size]:
+                raise ValueError(entry)
+            found[name] = np.ndarray(shape, dtype, data, start + position if size else 0)
+            position += size
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} is cut off or damaged at {name} ({error!r:.200})") from None
+    if start + position != len(data):
+        raise UserError(f"{path} is damaged: {len(data) - start - position} bytes too many")
+    return found
