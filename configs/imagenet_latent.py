@@ -7,9 +7,8 @@ encoder, 30k steps: the setting of the paper's ablations). The paper reports FID
 for B and 8.46 for the ablation, at one network evaluation. Made for TPU slices.
 """
 
-from drifting_jax.config import base_config
+from drifting_jax.config import base_config, check_variant
 from drifting_jax.defaults import FSDP_RULES, PAPER_ENCODER
-from drifting_jax.errors import UserError
 
 SIZES = {
     "B": {"width": 768, "depth": 12, "num_heads": 12},
@@ -20,10 +19,7 @@ SIZES["ablation"] = SIZES["B"]
 
 def get_config(variant: str = "L"):
     """The config of a variant; every field and its default is in drifting_jax/defaults.py."""
-    if variant not in SIZES:
-        raise UserError(
-            f"configs/imagenet_latent.py has no variant {variant!r}; it knows {', '.join(SIZES)}"
-        )
+    check_variant(__file__, variant, SIZES)
     config = base_config("generator")
     set_common(config)
     config.data.latent = True

@@ -7,28 +7,20 @@ Variants: `:L` (464M parameters, the default) and `:B` (134M). The paper reports
 gives features. Made for TPU slices.
 """
 
-import importlib.util
-from pathlib import Path
-
-from drifting_jax.config import base_config
-from drifting_jax.errors import UserError
+from drifting_jax.config import base_config, check_variant, file_beside
 
 
 def get_config(variant: str = "L"):
     """The config of a variant; every field and its default is in drifting_jax/defaults.py."""
-    shared = _latent_config()
-    sizes = {name: shared.SIZES[name] for name in ("B", "L")}
-    if variant not in sizes:
-        raise UserError(
-            f"configs/imagenet_pixel.py has no variant {variant!r}; it knows {', '.join(sizes)}"
-        )
+    check_variant(__file__, variant, ("B", "L"))
+    shared = file_beside(__file__, "imagenet_latent.py")
     config = base_config("generator")
     shared.set_common(config)
     config.encoder.width = 640
     config.encoder.input_patch_size = 8
     config.extra_encoder.kind = "convnext"
     config.extra_encoder.path = "hf://facebook/convnextv2-base-22k-224"
-    config.model.update(sizes[variant])
+    config.model.update(shared.SIZES[variant])
     config.model.patch_size = 16
     config.optim.learning_rate = 4e-4 if variant == "L" else 2e-4
     config.optim.warmup_steps = 10000
@@ -39,12 +31,3 @@ def get_config(variant: str = "L"):
     config.train.positives_per_label = 128
     config.train.unconditional_per_label = 32
     return config
-
-
-def _latent_config():
-    """configs/imagenet_latent.py, which stands beside this file: configs are no package."""
-    path = Path(__file__).with_name("imagenet_latent.py")
-    spec = importlib.util.spec_from_file_location("imagenet_latent", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -9,18 +9,14 @@ quarter of an hour on two CPU cores, to see the whole way). FOLDER holds the cla
 `--config.queue.allow_repeats=True`. Neither variant was tuned on any data set.
 """
 
-from drifting_jax.config import base_config
-from drifting_jax.errors import UserError
+from drifting_jax.config import base_config, check_variant
 
 VARIANTS = ("64", "small")
 
 
 def get_config(variant: str = "64"):
     """The config of a size; every field and its default is in drifting_jax/defaults.py."""
-    if variant not in VARIANTS:
-        raise UserError(
-            f"configs/images.py has no variant {variant!r}; it knows {', '.join(VARIANTS)}"
-        )
+    check_variant(__file__, variant, VARIANTS)
     config = base_config("generator")
     config.data.source = "images"
     config.data.num_workers = 2

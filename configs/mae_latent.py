@@ -7,19 +7,15 @@ batches of 8,192, averages of decay 0.9995, and a linear classifier in the last 
 its optimizer and average the wide one takes 43 GB, so it is split over all devices.
 """
 
-from drifting_jax.config import base_config
+from drifting_jax.config import base_config, check_variant
 from drifting_jax.defaults import FSDP_RULES, PAPER_ENCODER
-from drifting_jax.errors import UserError
 
 WIDTHS = ("640", "256")
 
 
 def get_config(variant: str = "640"):
     """The config of a width; every field and its default is in drifting_jax/defaults.py."""
-    if variant not in WIDTHS:
-        raise UserError(
-            f"configs/mae_latent.py has no variant {variant!r}; it knows {', '.join(WIDTHS)}"
-        )
+    check_variant(__file__, variant, WIDTHS)
     config = base_config("encoder")
     config.log_every = 100
     config.data.source = "imagenet"

@@ -8,13 +8,15 @@ the field.
 
 import difflib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -52,6 +54,22 @@ def base_config(task: str) -> ConfigDict:
     if task not in DEFAULTS:
         raise UserError(f"config.task must be one of {_listed(DEFAULTS)}; found {task!r}")
     return ConfigDict(_plain(DEFAULTS[task])).lock()
+
+
+def check_variant(path: str, variant: str, known: Iterable[str]) -> None:
+    """Raises UserError where a config file (its `__file__`) has no such variant."""
+    if variant not in (known := list(known)):
+        raise UserError(
+            f"configs/{Path(path).name} has no variant {variant!r}; it knows {', '.join(known)}"
+        )
+
+
+def file_beside(path: str, name: str) -> ModuleType:
+    """Another config file in the folder of this one (its `__file__`): configs are no package."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, Path(path).with_name(name))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

@@ -1,6 +1,5 @@
 """The shipped configs: each resolves, and those for data sets on disk run, made small."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import pytest
 from tfds_files import CIFAR10, write_tfds
 
 from drifting_jax import build, run
-from drifting_jax.config import resolve
+from drifting_jax.config import file_beside, resolve
 from drifting_jax.metrics import read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -48,10 +47,7 @@ SMALL = {
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    return file_beside(CONFIGS / "any.py", f"{name}.py").get_config()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)

@@ -1,6 +1,5 @@
 """What a run would need: counted by hand for what is small, compiled for a TPU slice."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
@@ -8,7 +7,7 @@ import pytest
 import tiny_config
 
 from drifting_jax import build, dry_run
-from drifting_jax.config import base_config, resolve
+from drifting_jax.config import base_config, file_beside, resolve
 from drifting_jax.data.sources import describe
 from drifting_jax.errors import UserError
 
@@ -16,10 +15,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def load(name, variant):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return file_beside(CONFIGS / "any.py", f"{name}.py").get_config(variant)
 
 
 def config(**changes):

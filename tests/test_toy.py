@@ -1,6 +1,5 @@
 """The two-dimensional toy: where q starts, where it ends, and the pictures it leaves."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 
 from drifting_jax import build, run, toy
-from drifting_jax.config import base_config, resolve
+from drifting_jax.config import base_config, file_beside, resolve
 from drifting_jax.data.points import MODE_STD
 from drifting_jax.errors import UserError
 from drifting_jax.metrics import read_metrics
@@ -50,10 +49,7 @@ def config(**changes):
 
 def toy2d():
     """The config file, as a module."""
-    spec = importlib.util.spec_from_file_location("toy2d", ROOT / "configs" / "toy2d.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return file_beside(ROOT / "configs" / "any.py", "toy2d.py")
 
 
 @pytest.mark.parametrize("start", list(CENTRES))

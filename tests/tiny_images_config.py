@@ -1,17 +1,11 @@
 """tiny_config.py on images of one's own: --config=tests/tiny_images_config.py."""
 
-import importlib.util
-from pathlib import Path
+from drifting_jax.config import file_beside
 
 
 def get_config():
     """Eight pixels a side, flipped and cropped at random, the records of all batches noted."""
-    spec = importlib.util.spec_from_file_location(
-        "tiny_config", Path(__file__).with_name("tiny_config.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = file_beside(__file__, "tiny_config.py").get_config()
     config.data.source = "images"
     config.data.image_size = 8
     config.data.flip = True
