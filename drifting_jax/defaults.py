@@ -64,7 +64,7 @@ _IMAGES = {
         "image_size": 256,  # side of the crops of the last two; the others have a size of their own
         "latent": False,  # train on the VAE's latents of the images, an eighth of the side
         "path": "",  # folder of the images, shards, latents or tfds data set; digits need none
-        "num_workers": 0,  # processes that read ahead; 0 = read in the training process
+        "num_workers": 0,  # processes that read ahead, one a core at most; 0 = the training process
         "flip": False,  # random horizontal flips
         "crop": "center",  # of the generator's images; or "random_resized"
         "crop_min_area": 0.2,  # least share of an image that a random crop covers
@@ -176,7 +176,7 @@ _TOY = {
     "data": {
         "target": "two_modes",  # "two_modes", "eight_gaussians", "checkerboard" or "two_moons"
         "num_samples": 50000,
-        "num_workers": 0,  # processes that read ahead; 0 = read in the training process
+        "num_workers": 0,  # processes that read ahead, one a core at most; 0 = the training process
     },
     "start": "collapsed",  # of q (5.1): "collapsed" on one mode, "between" the modes, or "far"
     "model": {  # an MLP from noise to a point of the plane

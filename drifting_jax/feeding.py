@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -126,7 +127,7 @@ def make_batches(
         batch_size=batch_size,
         seed=config.seed,
         start=start,
-        num_workers=d.num_workers,
+        num_workers=min(d.num_workers, os.cpu_count() or 1),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         **images,

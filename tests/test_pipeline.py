@@ -1,16 +1,22 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from absl import flags
 
+from drifting_jax.data import pipeline
 from drifting_jax.data.pipeline import batches
 from drifting_jax.data.points import PointsSource
 from drifting_jax.data.sources import DigitsSource
 from drifting_jax.data.transforms import Augmentation
 
+ROOT = Path(__file__).parents[1]
 FLIP = Augmentation(flip=True)
 
 
@@ -83,6 +89,20 @@ def test_processes_share_the_batches_of_one(process_count):
             np.testing.assert_array_equal(joined, batch[name])
 
 
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_batches_are_read_in_pieces_of_bounded_size(monkeypatch, process_count):
+    options = {"batch_size": 24, "seed": 5, "augmentation": FLIP, "start": 3}
+    options |= {"process_count": process_count, "process_index": process_count - 1}
+    whole = take(Numbered(200), 6, **options)
+    monkeypatch.setattr(pipeline, "_PIECE_BYTES", 10)  # 10 records fit, 8 (or 6) divide
+    with batches(Numbered(200), **options) as found:
+        assert found._pieces == {1: 3, 2: 2}[process_count]
+        for expected in whole:
+            batch = next(found)
+            for name in expected:
+                np.testing.assert_array_equal(batch[name], expected[name])
+
+
 @pytest.mark.parametrize("start", [1, 17])
 def test_resume_goes_on_exactly(start):
     options = {"batch_size": 24, "seed": 5, "augmentation": FLIP}
@@ -129,6 +149,43 @@ def test_workers_keep_the_order_and_stop_on_close():
         assert type(b["image"]) is np.ndarray  # its own memory, not the worker's
         np.testing.assert_array_equal(a["image"], b["image"])
         np.testing.assert_array_equal(a["label"], b["label"])
+
+
+_ORPHANS = """
+import multiprocessing, sys, time
+from absl import flags
+from drifting_jax.data import pipeline
+from drifting_jax.data.pipeline import batches
+from drifting_jax.data.sources import DigitsSource
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    iterator = batches(DigitsSource(), batch_size=8, seed=0, num_workers=2)
+    for _ in range(4):
+        next(iterator)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_ORPHANS)
+    shared = set(os.listdir("/dev/shm"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        workers = [int(word) for word in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive the process that they read for"
+        time.sleep(0.1)
+    while set(os.listdir("/dev/shm")) - shared:
+        assert time.monotonic() < deadline, "shared memory stays behind"
+        time.sleep(0.1)
 
 
 def test_closing_ends_the_iterator():

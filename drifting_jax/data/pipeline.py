@@ -8,7 +8,11 @@ workers changes what the job sees, and a run resumes by the number of batches it
 from __future__ import annotations
 
 import dataclasses
+import math
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,11 +23,10 @@ from absl import logging
 from drifting_jax.data.transforms import Augmentation, UnreadableImage, augment
 from drifting_jax.errors import UserError
 
-# A few batches ahead hides the reading behind the step; grain's own 500 would fill the memory.
-_BATCHES_AHEAD = 4
+# What is read at once, so that every worker has a share of a large batch and memory stays small.
+_PIECE_BYTES = 2**24
+_PIECES_AHEAD = 4  # of each worker; grain's own 500 would fill the memory
 _THREADS = 2
-
-
 _REPLACEMENTS = 20  # records tried in the place of an unreadable one
 
 
@@ -36,16 +39,17 @@ class Batches(Iterator[dict[str, np.ndarray]]):
       unreadable: indices of the records met so far that could not be read.
     """
 
-    def __init__(self, iterator: Any, source: Any, max_unreadable: float):
+    def __init__(self, iterator: Any, source: Any, *, pieces: int, max_unreadable: float):
         self._iterator, self._source = iterator, source
-        self._max_unreadable = max_unreadable
+        self._pieces, self._max_unreadable = pieces, max_unreadable
         self.unreadable: set[int] = set()
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             raise ValueError("these batches were closed; call batches(...) again")
-        # A worker's batch lies in shared memory that it takes back: the caller gets its own copy.
-        batch = {name: np.array(value) for name, value in next(self._iterator).items()}
+        # A worker's piece lies in shared memory that it takes back: the caller gets its own copy.
+        pieces = [next(self._iterator) for _ in range(self._pieces)]
+        batch = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         replaced = batch["index"] != batch["read"]
         for index in batch["index"][replaced | (batch["read"] < 0)]:
             self._note(int(index))
@@ -163,21 +167,71 @@ def batches(
     _check(source, batch_size, start, num_workers, process_index, process_count)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     records = order.random_map(_Load(source, augmentation))
-    local = records.batch(batch_size // process_count)
-    # Local batch step·count + index is this process's part of the job's batch `step`.
-    mine = local[start * process_count + process_index :: process_count]
-    reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
-    iterable = mine.to_iter_dataset(reading)
+    local = batch_size // process_count
+    pieces = _Pieces(
+        records,
+        first=start * batch_size + process_index * local,
+        local=local,
+        stride=batch_size,
+        size=_piece_size(local, math.prod(getattr(source, "image_shape", (1,)))),
+    )
+    reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_PIECES_AHEAD)
+    iterable = grain.MapDataset.source(pieces).to_iter_dataset(reading)
     if num_workers:
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        iterable = iterable.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
-    return Batches(iter(iterable), source, max_unreadable)
+        iterable = iterable.mp_prefetch(options, worker_init_fn=_in_worker)
+    return Batches(
+        iter(iterable), source, pieces=local // pieces.size, max_unreadable=max_unreadable
+    )
 
 
-def _ignore_interrupts(worker: int, workers: int) -> None:
-    """A terminal sends Ctrl-C to the workers as well; the training process ends them itself."""
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+    """Random access to the pieces of one process's batches.
+
+    Attributes:
+      records: the whole sequence.
+      first: position of this process's first record.
+      local: records of each batch that are this process's.
+      stride: positions from one batch to the next.
+      size: records of a piece; divides `local`.
+    """
+
+    records: Any
+    first: int
+    local: int
+    stride: int
+    size: int
+
+    def __len__(self) -> int:
+        return (len(self.records) - self.first) // self.stride * (self.local // self.size)
+
+    def __getitem__(self, piece: int) -> dict[str, np.ndarray]:
+        batch, part = divmod(piece, self.local // self.size)
+        start = self.first + batch * self.stride + part * self.size
+        records = [self.records[start + i] for i in range(self.size)]
+        return {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+
+def _piece_size(count: int, record_bytes: int) -> int:
+    """The largest divisor of `count` whose records take no more than _PIECE_BYTES, at least 1."""
+    fits = max(1, _PIECE_BYTES // record_bytes)
+    return max(size for size in range(1, min(count, fits) + 1) if count % size == 0)
+
+
+def _in_worker(worker: int, workers: int) -> None:
+    """A worker ends with the training process, however that ends, and not by a terminal's Ctrl-C.
+
+    Of a process that was killed the workers would otherwise stay, and their shared memory too.
+    """
     del worker, workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _check(source, batch_size, start, num_workers, process_index, process_count) -> None:
