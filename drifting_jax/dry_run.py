@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,6 +65,7 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
     if config.task == "toy":
         raise UserError("--dry_run is for generators and encoders; a toy runs in under a minute")
     devices = _devices_of(topology) if topology else None
+    print("tracing the step; a large network takes a minute", file=sys.stderr, flush=True)
     mesh = build.make_mesh(config, devices=devices)
     found = program(config, mesh)
     lines = [f"{name}: {count:,} parameters" for name, count in found.networks.items()]
@@ -75,6 +77,7 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
     flops = count_flops(config) / mesh.size
     lines.append(f"  {'floating-point work':<24}{flops / 1e12:10.3f} TFLOP")
     if topology:
+        print(f"compiling for {topology}, some minutes", file=sys.stderr, flush=True)
         lines += _compiled(found, kind)
     return "\n".join(lines)
 

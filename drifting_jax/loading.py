@@ -158,6 +158,8 @@ def load_run(workdir: Path, *, ema_decay: float | None = None, vae: str = "") ->
         raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
     step, trees = restored
     params, decoder = trees["ema"][ema_name(decay)], None
+    if vae and not config.data.latent:
+        raise UserError(f"--vae is for generators of latents; {workdir} makes pixels: leave it out")
     if config.data.latent and (vae or config.vae.path):
         found = load_network(vae or config.vae.path, kind="vae")
         if found.model.latent_channels != source.image_shape[-1]:

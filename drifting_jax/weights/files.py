@@ -115,6 +115,11 @@ def find_weights(path: str | os.PathLike) -> Path:
         if not path.exists():
             raise UserError(f"there is no file or folder {path}")
         return path
+    if (path / "checkpoints").is_dir() or (path / "encoder" / "checkpoints").is_dir():
+        raise UserError(
+            f"{path} is the workdir of a run, no file of weights: `python -m drifting_jax.convert "
+            f"--source={path} --out=FOLDER` writes its weights"
+        )
     names = {entry.name for entry in path.iterdir() if entry.is_file()}
     for ending in _ENDINGS:
         standard = [stem + ending for stem in _STEMS if stem + ending in names]
@@ -165,15 +170,16 @@ def fetch(name: str | os.PathLike) -> Path:
         import huggingface_hub
     except ImportError:
         raise UserError(
-            f'{name} needs huggingface_hub: pip install "drifting_jax[hub]", '
+            f"{name} needs huggingface_hub: pip install huggingface_hub, "
             "or download it elsewhere and give the folder"
         ) from None
     try:
         return _download(huggingface_hub, repo, revision, inner or "")
     except Exception as error:  # its own errors and those of the HTTP library it happens to use
+        reason = " ".join(str(error).split())[:200] or repr(error)
         raise UserError(
-            f"cannot get {name} ({error!r:.200}): check the name and the network, "
-            "or download it elsewhere and give the folder"
+            f"cannot get {name} ({reason}): check the name and the network, or "
+            "download it elsewhere and give the folder"
         ) from None
 
 
@@ -200,8 +206,9 @@ def _by_name(name: str) -> str | None:
 
 def _only(folder: Path, names: list[str]) -> Path:
     if len(names) != 1:
-        found = ", ".join(names[:5]) + (" …" if len(names) > 5 else "") or "none"
-        raise UserError(f"expected one weight file in {folder}, found {found}: name the file")
+        found = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+        advice = f"{found}: name the file" if names else f"none of {', '.join(_SUFFIXES)}"
+        raise UserError(f"expected one weight file in {folder}, found {advice}")
     return folder / names[0]
 
 

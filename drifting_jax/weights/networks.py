@@ -189,7 +189,13 @@ def _from_others(path: Path, kind: str) -> Network:
         )
     if kind != "resnet":  # which finds its own prefix
         tensors = files.select(tensors)
-    return Network(kind, *loaders[kind](tensors, config, origin=str(file)))
+    try:
+        return Network(kind, *loaders[kind](tensors, config, origin=str(file)))
+    except UserError as error:
+        if config is None and kind != "resnet":
+            hint = "there is no config.json beside it, so the usual sizes were expected"
+            raise UserError(f"{error} ({hint})") from None
+        raise
 
 
 def _recognise(
