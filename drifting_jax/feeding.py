@@ -1,5 +1,6 @@
 """Between the data on the disk and the steps on the devices: which data, and batches of it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -114,13 +115,14 @@ def make_batches(
       batch_size: of all processes together.
       start: batches already taken.
       crop: "center" or "random_resized".
-      log: folder where each batch's records are noted as it is handed out; None for no log.
+      log: folder where unreadable records are noted and, if the config says so, the records of
+        every batch as it is handed out; None for no log.
       stage: what the log calls these batches.
     """
     d = config.data
     images = {} if config.task == "toy" else {
         "augmentation": Augmentation(crop=crop, min_area=d.crop_min_area, flip=d.flip),
-        "max_unreadable": d.max_unreadable,
+        "unreadable": _unreadable(log, d.max_unreadable * len(source) / jax.process_count()),
     }  # fmt: skip
     local = pipeline.batches(
         source,
@@ -134,6 +136,24 @@ def make_batches(
     )
     note = BatchLog(log, stage=stage, start=start) if log and d.get("log_batches") else None
     return GlobalBatches(local, mesh, note)
+
+
+def _unreadable(folder: Path | None, allowed: float) -> pipeline.Unreadable:
+    """The count of unreadable records, which goes on over resumes: unreadable_<process>.jsonl."""
+    if folder is None:
+        return pipeline.Unreadable(allowed)
+    path = folder / f"unreadable_{jax.process_index()}.jsonl"
+    known = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError):  # cut short by a kill
+                known.append(json.loads(line)["index"])
+
+    def tell(index: int, name: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"index": index, "name": name}) + "\n")
+
+    return pipeline.Unreadable(allowed, known=known, tell=tell)
 
 
 class BatchLog:

@@ -15,7 +15,10 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_bytes(data)
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -24,10 +24,31 @@ PyTree = Any
 _EXTRA_SIDE = 224  # pixels that encoders of pixels are shown, as they were trained
 
 
-def check_extra(config: ConfigDict, source: Source) -> None:
-    """Makes sure that a second encoder can be used, before the first one is trained."""
-    if config.extra_encoder.kind == "none":
-        return
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Networks that were trained elsewhere, on the host: a second encoder and the VAE, or None."""
+
+    extra: Network | None
+    vae: Network | None
+
+
+def load_given(config: ConfigDict, source: Source) -> Given:
+    """Reads them, before anything is trained.
+
+    Raises:
+      UserError: one is missing, or does not fit the data.
+    """
+    kind = config.extra_encoder.kind
+    if kind != "none":
+        _check_extra(config, source)
+    wants_vae = config.data.latent and config.vae.path
+    return Given(
+        extra=load_network(config.extra_encoder.path, kind=kind) if kind != "none" else None,
+        vae=load_network(config.vae.path, kind="vae") if wants_vae else None,
+    )
+
+
+def _check_extra(config: ConfigDict, source: Source) -> None:
     for section in ("extra_encoder", "vae"):
         if (section == "extra_encoder" or config.data.latent) and not config[section].path:
             raise UserError(f"config.{section}.path must say where its weights are")
@@ -38,22 +59,24 @@ def check_extra(config: ConfigDict, source: Source) -> None:
         )
 
 
-def load(
-    config: ConfigDict, encoder: PyTree, mesh: Mesh
+def place(
+    config: ConfigDict, encoder: PyTree, given: Given, mesh: Mesh
 ) -> tuple[PyTree, dict[str, Any], Network | None]:
-    """Variables of all frozen networks, the networks besides the autoencoder, and the VAE."""
+    """Puts all frozen networks on the devices.
+
+    Returns:
+      The variables of all, the networks besides the autoencoder, and the VAE.
+    """
     variables, networks = {"": {"params": encoder}}, {"extra": None, "vae": None}
-    kind, latent = config.extra_encoder.kind, config.data.latent
+    kind, extra, vae = config.extra_encoder.kind, given.extra, given.vae
 
     def placed(tree: PyTree) -> PyTree:
         return jax.device_put(tree, distributed.sharding_for_tree(tree, mesh, config.mesh.rules))
 
-    vae = load_network(config.vae.path, kind="vae") if latent and config.vae.path else None
     if vae is not None:
         vae = dataclasses.replace(vae, variables=placed(vae.variables))
-    if kind == "none":
+    if extra is None:
         return variables, networks, vae
-    extra = load_network(config.extra_encoder.path, kind=kind)
     networks["extra"], networks["vae"] = as_frozen(config, extra.model, vae.model if vae else None)
     variables[kind] = placed(extra.variables)
     if vae is not None:
@@ -88,7 +111,7 @@ def as_frozen(
 def variables_shapes(
     config: ConfigDict, source: Source, extra: nn.Module | None, vae: VAE | None
 ) -> PyTree:
-    """Shapes of what `load` returns first, nothing read."""
+    """Shapes of what `place` returns first, nothing read."""
 
     def of(model: nn.Module) -> PyTree:
         return {"params": param_shapes(model)}

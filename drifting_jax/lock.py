@@ -25,7 +25,7 @@ def locked(workdir: Path) -> Iterator[None]:
             file.seek(0)
             raise UserError(
                 f"another process ({file.read().strip() or 'unknown'}) runs in {workdir}: wait for "
-                "its end, or give another --workdir"
+                "its end, or choose another folder"
             ) from None
         except OSError:
             yield

@@ -114,12 +114,14 @@ def run_stage(
             asked = time.monotonic()
             try:
                 batch = next(batches)
-            except Exception:  # the signal may have ended the workers too
-                if not tools.interruption.requested or jax.process_count() > 1:
+            except Exception:  # data that fails loses no step that is done
+                if jax.process_count() > 1:
                     raise
                 if step - 1 > start:
                     checkpoints.save(step - 1, items(step - 1, carry))
                     _require_saved(checkpoints)
+                if not tools.interruption.requested:
+                    raise
                 return carry, False
             waited += time.monotonic() - asked
             carry, metrics = advance(carry, batch)

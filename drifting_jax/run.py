@@ -21,6 +21,7 @@ from drifting_jax.lock import locked
 from drifting_jax.loop import Tools
 from drifting_jax.metrics import MetricWriter, read_metrics
 
+COMPLETE = train_mae.COMPLETE  # marks a run that ends without figures
 _OURS = ("config.json.partial", ".lock", "data.json")  # what a run may leave before its config
 
 
@@ -100,7 +101,8 @@ def _generator(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
         pictures.write_drift(workdir / "drift.png", records, config.drift.temperatures)
     if config.data.source not in SMALL_SOURCES:
         if tools.speaks:  # it marks the run as complete
-            write_json(workdir / "evaluation.json", {"step": config.train.num_steps})
+            write_json(workdir / COMPLETE, {"step": config.train.num_steps})
+            _say(True, f"\nsamples: python -m drifting_jax.sample --workdir={workdir}")
         return True
     _say(tools.speaks, "\nsampling and measuring ...")
     found = evaluate_run(
@@ -122,12 +124,13 @@ def _generator(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
 
 
 def _is_complete(config: ConfigDict, workdir: Path) -> bool:
-    try:
-        record = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
-        of_encoder = config.task == "encoder"
-        return record["step"] >= (config.encoder if of_encoder else config).train.num_steps
-    except (OSError, ValueError, KeyError):
-        return False
+    trained = config.encoder if config.task == "encoder" else config
+    for name in ("evaluation.json", COMPLETE):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            record = json.loads((workdir / name).read_text(encoding="utf-8"))
+            if record["step"] >= trained.train.num_steps:
+                return True
+    return False
 
 
 def _complete_message(workdir: Path) -> str:
@@ -142,7 +145,8 @@ def _where(workdir: Path) -> str:
     """A table of what a run leaves, for what exists."""
     entries = {
         "evaluation.json": "the figures",
-        "samples": "pictures, final.npz",
+        "samples": "pictures",
+        "samples/final.npz": "the samples that were measured",
         "drift.gif": "q drifting to p",
         "frames": "the points in it",
         "field.png": "the drifting field",

@@ -67,12 +67,12 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     check_batch(config, mesh)
     source = feeding.open_source(config, workdir)
     build.check_models(config, source)
-    frozen.check_extra(config, source)
     filling.check_source(config, source)
+    given = frozen.load_given(config, source)
     encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, tools=tools)
     if encoder is None:
         return False
-    variables, networks, vae = frozen.load(config, encoder, mesh)
+    variables, networks, vae = frozen.place(config, encoder, given, mesh)
     feature_function = build.make_feature_function(config, source, **networks)
     images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
     names = list(jax.eval_shape(feature_function, variables, images))

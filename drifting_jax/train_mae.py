@@ -22,6 +22,8 @@ from drifting_jax.weights.networks import load_network
 
 PyTree = Any
 
+COMPLETE = "complete.json"  # marks a workdir whose run ends without figures
+
 
 def checkpoint_directory(workdir: Path) -> Path:
     """Where a run keeps the encoder that it trained."""
@@ -42,7 +44,7 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     if encoder_params(config, source, mesh, workdir=workdir, tools=tools) is None:
         return False
     if tools.speaks:  # it marks the run as complete
-        write_json(workdir / "evaluation.json", {"step": config.encoder.train.num_steps})
+        write_json(workdir / COMPLETE, {"step": config.encoder.train.num_steps})
     return True
 
 

@@ -15,11 +15,12 @@ import tensorflow_datasets as tfds
 from absl import flags
 from imagenet_like import CLASSES, write_imagenet_like
 
-from drifting_jax import feeding, prepare
+from drifting_jax import feeding, packing
 from drifting_jax.config import resolve
 from drifting_jax.data import pipeline
 from drifting_jax.data.imagenet import open_records
 from drifting_jax.data.images import ImageSource
+from drifting_jax.data.shards import ShardWriter
 from drifting_jax.data.transforms import Augmentation, UnreadableImage
 from drifting_jax.distributed import make_mesh
 from drifting_jax.errors import UserError
@@ -69,7 +70,7 @@ class Damaged:
 
 def take(source, count, **options):
     with pipeline.batches(source, **options) as batches:
-        return [next(batches) for _ in range(count)], batches.unreadable
+        return [next(batches) for _ in range(count)], batches.unreadable.indices
 
 
 def test_an_unreadable_image_is_replaced_and_the_order_stays(images):
@@ -89,11 +90,21 @@ def test_an_unreadable_image_is_replaced_and_the_order_stays(images):
 
 def test_too_many_unreadable_images_are_an_error(images):
     source = ImageSource(Damaged(open_records(images, "train"), set(range(10))), 16)
-    with pytest.raises(UserError, match=r"5 of 47 .* more than config.data.max_unreadable=0.1"):
-        take(source, 30, batch_size=4, seed=0)
+    told = []
+
+    def limit(known=()):
+        return pipeline.Unreadable(4.7, known=known, tell=lambda *record: told.append(record))
+
+    with pytest.raises(UserError, match=r"5 records .* more than config.data.max_unreadable"):
+        take(source, 30, batch_size=4, seed=0, unreadable=limit())
+    assert len(told) == 5
+    first = [index for index, _ in told[:4]]  # of which an earlier start has heard
+    with pytest.raises(UserError, match="5 records"):
+        take(source, 30, batch_size=4, seed=0, unreadable=limit(first))
+    assert len(told) == 6
     source = ImageSource(Damaged(open_records(images, "train"), set(range(47))), 16)
     with pytest.raises(UserError, match="20 records in a row could not be read"):
-        take(source, 30, batch_size=4, seed=0, max_unreadable=1.0)
+        take(source, 30, batch_size=4, seed=0)
 
 
 def test_workers_hosts_and_resumes_do_not_change_what_is_seen(images):
@@ -127,15 +138,15 @@ def test_the_data_must_stay_what_it_was(config, images, tmp_path):
     assert names == list(CLASSES) and described.num_classes == 3
     packed = tmp_path / "packed"
     records = open_records(images, "train")
-    writer = prepare.ShardWriter(
+    writer = ShardWriter(
         packed / "train",
         records,
         plan={"format": "drifting_jax.images", "image_size": 0},
         records_per_shard=50,
     )
     writer.open()
-    make = prepare.shard_records(records, size=0, jpeg_quality=0, threads=1)
-    prepare.write_shards(writer, make, report=lambda count: None)
+    make = packing.shard_records(records, size=0, jpeg_quality=0, threads=1)
+    packing.write_shards(writer, make, report=lambda count: None)
     writer.complete()
     config.data.path = str(packed)  # the same images elsewhere
     feeding.open_source(config, tmp_path)
@@ -155,10 +166,15 @@ def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, image
     for label, line in zip(given, lines, strict=True):
         assert len(line["index"]) == len(label) == 4
     source = ImageSource(Damaged(records, set(range(47))), 8)
-    with feeding.make_batches(config, source, make_mesh(1), batch_size=4, start=0) as batches:
+    options = {"batch_size": 4, "start": 0, "log": tmp_path}
+    with feeding.make_batches(config, source, make_mesh(1), **options) as batches:
         for _ in range(2):
             with pytest.raises(UserError, match="could not be read"):
                 next(batches)
+    noted = [json.loads(x) for x in (tmp_path / "unreadable_0.jsonl").read_text().splitlines()]
+    assert noted and all(record["name"].endswith("of /data") for record in noted)
+    with feeding.make_batches(config, source, make_mesh(1), **options) as batches:
+        assert batches._local.unreadable.indices >= {record["index"] for record in noted}
 
 
 def test_images_of_tensorflow_datasets(images, tmp_path):

@@ -1,6 +1,7 @@
 """Files found in folders, the cached list of them, and what a wrong folder is told."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,13 @@ def own_cache(tmp_path, monkeypatch):
 def images(tmp_path):
     write_imagenet_like(tmp_path / "in", per_class=3, splits=("train", "val"))
     return tmp_path / "in"
+
+
+def settle(images):
+    """Makes folders look as if they had changed a while ago, when lists of them are kept."""
+    for path in [images, *images.rglob("*")]:
+        if path.is_dir():
+            os.utime(path, (1e9, 1e9))
 
 
 def listed(records):
@@ -72,6 +80,7 @@ def test_a_flat_folder_is_one_class(images):
 
 
 def test_the_list_is_kept_until_a_folder_changes(images, monkeypatch):
+    settle(images)
     first = open_folder(images / "train")
     with monkeypatch.context() as patch:
         patch.setattr(folder, "scan", lambda root: pytest.fail("scanned again"))
@@ -83,6 +92,7 @@ def test_the_list_is_kept_until_a_folder_changes(images, monkeypatch):
 
 
 def test_a_damaged_or_forbidden_cache_is_done_without(images, tmp_path):
+    settle(images)
     first = open_folder(images / "train")
     for kept in (tmp_path / "cache").rglob("*.npz"):
         kept.write_bytes(kept.read_bytes()[:300])
@@ -113,6 +123,31 @@ def test_a_file_that_went_away_is_unreadable(images):
     (images / "train" / records.name(2)).unlink()
     with pytest.raises(UnreadableImage, match="No such file"):
         records.read(2)
+
+
+def test_a_disk_that_went_away_is_no_unreadable_image(images, tmp_path):
+    records = open_records(images, "train")
+    (images / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is gone: is the disk still there"):
+        records.read(2)
+
+
+def test_odd_entries_and_homes_do_not_stop_the_scan(images, monkeypatch):
+    (images / "train" / "loop").symlink_to(images / "train" / "loop")
+    (images / "train" / "lost+found").mkdir()
+    expected = listed(open_records(images, "train"))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert listed(open_folder(images / "train")) == expected
+
+
+def test_a_list_of_folders_that_changed_just_now_is_not_kept(images, tmp_path):
+    cache = tmp_path / "kept"
+    open_folder(images / "train", cache=cache)
+    assert not list(cache.rglob("*.npz"))
+    settle(images)
+    open_folder(images / "train", cache=cache)
+    assert len(list(cache.rglob("*.npz"))) == 1
 
 
 def test_names_of_any_bytes():

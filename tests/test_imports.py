@@ -79,6 +79,7 @@ LAYERS = {
         "feeding",
         "filling",
         "frozen",
+        "packing",
         "prepare",
         "loop",
         "train_mae",

@@ -1,23 +1,26 @@
 """Packing: whole after any kill, verified, and read as the folder that it was made from."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from imagenet_like import write_imagenet_like
 
-from drifting_jax import prepare
-from drifting_jax.data import pipeline
+from drifting_jax import packing
+from drifting_jax.data import pipeline, shards
 from drifting_jax.data.imagenet import open_records
 from drifting_jax.data.shards import Journal, ShardRecords, ShardWriter
 from drifting_jax.data.sources import make_source
-from drifting_jax.data.transforms import Augmentation, UnreadableImage, load
+from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage, load
 from drifting_jax.errors import UserError
+from drifting_jax.lock import locked
 from drifting_jax.weights.networks import load_network
 
 VAE_FOLDER = Path(__file__).parent / "fixtures" / "torch" / "vae"
@@ -36,8 +39,8 @@ def images(tmp_path_factory):
 def packed(records, folder, *, make=None, plan=KEPT, per_shard=5):
     writer = ShardWriter(folder, records, plan=plan, records_per_shard=per_shard)
     writer.open()
-    make = make or prepare.shard_records(records, size=0, jpeg_quality=0, threads=2)
-    prepare.write_shards(writer, make, report=lambda count: None)
+    make = make or packing.shard_records(records, size=0, jpeg_quality=0, threads=2)
+    packing.write_shards(writer, make, report=lambda count: None)
     writer.complete()
     return ShardRecords(folder)
 
@@ -55,7 +58,7 @@ def test_shards_hold_the_files(images, tmp_path):
 
 def test_cut_shards_hold_the_reference_crop(images, tmp_path):
     records = open_records(images, "train")
-    make = prepare.shard_records(records, size=24, jpeg_quality=0, threads=1)
+    make = packing.shard_records(records, size=24, jpeg_quality=0, threads=1)
     shards = packed(records, tmp_path / "t", make=make, plan=KEPT | {"image_size": 24})
     readable = 0
     for i in range(len(records)):
@@ -107,6 +110,93 @@ def test_a_journal_keeps_whole_records(tmp_path):
         again.append(b"new")
         assert list(again.records()) == [b"one", b"", b"new"]
         again.close()
+
+
+@pytest.mark.parametrize("tail", [bytes(4096), bytes(12), b"\xff" * 12, b"\x10" + bytes(200)])
+def test_what_a_crash_left_at_a_journals_end_is_no_record(tmp_path, tail):
+    path = tmp_path / "0.journal"
+    journal = Journal(path)
+    journal.append(b"one")
+    journal.close()
+    path.write_bytes(path.read_bytes() + tail)
+    again = Journal(path)
+    assert len(again) == 1 and list(again.records()) == [b"one"]
+    again.close()
+
+
+class Failing:
+    """Records whose disk fails from one of them on."""
+
+    def __init__(self, records, error, start=12):
+        self._records, self._error, self._start = records, error, start
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getattr__(self, name):
+        return getattr(self._records, name)
+
+    def read(self, index):
+        if index >= self._start:
+            raise self._error
+        return self._records.read(index)
+
+
+def test_a_failing_disk_is_not_written_down_as_unreadable_images(images, tmp_path):
+    records = open_records(images, "train")
+    for error, message in (
+        (FailedRead("Input/output error"), r"cannot read n.*Input/output.*run the same again"),
+        (UnreadableImage("damaged"), r"could not be read, more than --max_unreadable=0\.1"),
+    ):
+        make = packing.shard_records(Failing(records, error), size=0, jpeg_quality=0, threads=1)
+        with pytest.raises(UserError, match=message):
+            packed(records, tmp_path / "t", make=make)
+    good = open_records(images, "train")
+    shards = packed(good, tmp_path / "other")
+    assert shards.info["unreadable"] == 0
+
+
+def test_one_prepare_at_a_time_and_one_set_of_weights(images, latents):
+    command = [sys.executable, "-m", "drifting_jax.prepare", "shards", f"--source={images}",
+               f"--out={latents}"]  # fmt: skip
+    with locked(latents / "train"):
+        result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "another process" in result.stderr
+    variables = load_network(str(VAE_FOLDER), kind="vae").variables
+    info = ShardRecords(latents / "train").info
+    assert info["vae_fingerprint"] == packing.fingerprint(variables)
+    changed = jax.tree.map(lambda x: x + 1, variables)
+    assert info["vae_fingerprint"] != packing.fingerprint(changed)
+
+
+def test_a_full_disk_and_damaged_indices_are_one_line(images, tmp_path, monkeypatch):
+    records = open_records(images, "train")
+
+    def full(path, records):
+        raise RuntimeError("write() failed: No space left on device\ntrace")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_write_and_read_back", full)
+        with pytest.raises(UserError, match=r"No space left on device\): make room, and run"):
+            packed(records, tmp_path / "t")
+    packed(records, tmp_path / "t")
+    index = tmp_path / "t" / "index.npz"
+    whole = index.read_bytes()
+    index.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"index\.npz cannot be read"):
+        ShardRecords(tmp_path / "t")
+    (tmp_path / "t" / "info.json").write_text('{"format": "drifting_jax.images"}')
+    with pytest.raises(UserError, match="does not describe prepared records: KeyError"):
+        ShardRecords(tmp_path / "t")
+
+
+def test_few_of_many_shards_are_open_at_once(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_OPEN_READERS", 2)
+    records = open_records(images, "train")
+    found = packed(records, tmp_path / "t", per_shard=3)
+    for i in (0, 7, 14, 1, 8, 15, 2):
+        assert found.read(i) == records.read(i) and len(found._readers) <= 2
+    assert pickle.loads(pickle.dumps(found)).read(4) == records.read(4)
 
 
 def test_other_settings_or_another_folder_are_refused(images, tmp_path):
@@ -212,6 +302,6 @@ def test_the_same_order_from_every_format(images, latents, tmp_path):
         source = make_source(where, "train")
         with pipeline.batches(source, batch_size=6, seed=4) as batches:
             taken = [next(batches) for _ in range(8)]
-            assert len(batches.unreadable) == 1
+            assert len(batches.unreadable.indices) == 1
         found.append([(b["index"].tolist(), b["label"].tolist()) for b in taken])
     assert found[0] == found[1] == found[2]

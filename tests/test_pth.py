@@ -461,11 +461,26 @@ def test_nesting_without_end(tmp_path):
             pth.read_pth(path)
 
 
+def test_a_few_bytes_cannot_stand_for_many(tmp_path):
+    values = np.zeros(1, np.float32)
+    path = write(
+        tmp_path / "repeated", {"x": tensor(values, shape=(10**6, 10**6), strides=(0, 0))}, "zip"
+    )
+    with pytest.raises(UserError, match="x of .* it has 1000000000000 entries of 1 numbers"):
+        pth.read_pth(path)
+    text = "a" * 10**6
+    pickled = b"\x80\x02" + dumps(text)[2:-1] + b"q\x01"
+    call = dumps(Named("_codecs", "encode"))[2:-1] + b"h\x01" + dumps("latin1")[2:-1] + b"\x86R0"
+    path = write_zip(tmp_path / "many", {}, pickled=pickled + call * 1500 + b"}.")
+    with pytest.raises(UserError, match="it grows without end"):
+        pth.read_pth(path)
+
+
 def test_a_pickle_changes_nothing_for_the_next(tmp_path):
     """BUILD sets attributes of whatever it gets: of stand-ins that last no longer than the file."""
     values = np.arange(3, dtype=np.float32)
     stains = {"__defaults__": ("stain",), "__setstate__": 1, "dtype": 1, "args": 1}
-    names = [(m, n) for m, n in unpickle._allowed_globals() if n != "ndarray"]
+    names = [(m, n) for m, n in unpickle._allowed_globals(2**20) if n != "ndarray"]
     for module, name in names:
         for state in (stains, (None, stains)):
             pickled = dumps(Named(module, name))[:-1] + dumps(state)[2:-1] + b"b."

@@ -1,10 +1,12 @@
 """Crops against the reference's pixels, and what damaged and odd files do."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from imagenet_like import encoded, oddities, picture
+from PIL import Image
 
 from drifting_jax.data import transforms
 from drifting_jax.data.transforms import Augmentation, UnreadableImage, load, random_resized_box
@@ -50,6 +52,23 @@ def test_opencv_ignores_rotation():
 def test_damaged_files_are_unreadable(data, decoder):
     with pytest.raises(UnreadableImage):
         load(data, 32, decoder=decoder)
+
+
+def test_images_too_large_to_hold_are_unreadable():
+    thin = as_file(Image.new("L", (1, 5000)), "PNG")
+    with pytest.raises(UnreadableImage, match="too thin: 1x5000"):
+        load(thin, 256)
+    data = bytearray(encoded(picture(1, 64, 48), quality=90))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = b"\xff\x00\xff\x00"
+    with pytest.raises(UnreadableImage):
+        load(bytes(data), 32, decoder="opencv")
+
+
+def as_file(picture, kind):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
 
 
 def test_boxes_lie_inside_and_cover_the_area_asked_for():

@@ -376,7 +376,7 @@ def test_the_weights_of_a_folder(tmp_path):
 def test_a_run_is_no_file_of_weights(tmp_path):
     (tmp_path / "encoder" / "checkpoints").mkdir(parents=True)
     for use in (files.list_tensors, files.read_tensors):
-        with pytest.raises(UserError, match=r"is the workdir of a run.* convert --source="):
+        with pytest.raises(UserError, match=r"is the workdir of a run.*convert --source="):
             use(tmp_path)
 
 

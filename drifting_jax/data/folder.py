@@ -7,8 +7,10 @@ and used again while no folder in the tree has changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,13 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
-from drifting_jax.data.transforms import UnreadableImage
+from drifting_jax.data.transforms import FailedRead, UnreadableImage
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_npz
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 UNLABELLED = "unlabelled"  # the one class of a flat folder
+_LAYOUT = 1  # of the kept lists
+_SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system
 _THREADS = 16  # listing waits for the disk, or for a network
+
+
+_KEPT = ("names", "ends", "labels", "class_names", "class_ends", "folders", "folder_ends",
+         "changed")  # fmt: skip
 
 
 class Names(Sequence[str]):
@@ -71,13 +79,19 @@ class FolderRecords:
         """The bytes of a file, and its label.
 
         Raises:
-          UnreadableImage: the file cannot be read.
+          UnreadableImage: the file cannot be read; FailedRead where that may change.
+          UserError: the whole folder is gone.
         """
         try:
             with open(os.path.join(self.where, self._names[index]), "rb") as file:
                 return file.read(), int(self.labels[index])
-        except OSError as error:
+        except (PermissionError, IsADirectoryError) as error:
             raise UnreadableImage(str(error)) from None
+        except OSError as error:
+            if not os.path.isdir(self.where):
+                raise UserError(f"{self.where} is gone: is the disk still there?") from None
+            missing = isinstance(error, FileNotFoundError)
+            raise (UnreadableImage if missing else FailedRead)(str(error)) from None
 
     def name(self, index: int) -> str:
         """The path of a file in the folder."""
@@ -97,31 +111,42 @@ def open_folder(root: Path, *, cache: Path | None = None) -> FolderRecords:
 
     Args:
       root: holds class folders (files at any depth in them), or files alone.
-      cache: folder of the lists; None for the user's cache folder. One that cannot be written is
-        done without.
+      cache: folder of the lists; None for the user's cache folder. One that does not exist and
+        cannot be made is done without.
 
     Raises:
       UserError: there are no image files.
     """
     root = Path(os.path.realpath(root))
     name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    kept = (cache or default_cache()) / f"{name}.npz"
-    found = _from_cache(root, kept)
+    cache = cache or default_cache()
+    kept = cache and cache / f"{name}-{_LAYOUT}.npz"
+    found = _from_cache(root, kept) if kept else None
     if found is None:
         found = scan(root)
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_npz(kept, found)
-        except OSError:
-            pass
+        if kept and _is_settled(found["changed"]):
+            with contextlib.suppress(OSError):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_npz(kept, found)
     names = Names(found["names"], found["ends"])
     classes = list(Names(found["class_names"], found["class_ends"]))
     return FolderRecords(root, classes, found["labels"], names)
 
 
-def default_cache() -> Path:
-    """Where lists of files are kept: under XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drifting_jax"
+def default_cache() -> Path | None:
+    """Where lists of files are kept: under XDG_CACHE_HOME or ~/.cache, if there is a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drifting_jax"
+    except RuntimeError:
+        return None
+
+
+def _is_settled(changed: np.ndarray) -> bool:
+    """Whether the times at which folders changed will tell of the next change.
+
+    Not where one changed just now, nor on a file system that keeps no such times.
+    """
+    return changed.min() > 0 and changed.max() < time.time_ns() - _SETTLED_NS
 
 
 def scan(root: Path) -> dict[str, np.ndarray]:
@@ -174,17 +199,27 @@ class _Listing:
     @classmethod
     def of(cls, root: Path, name: str) -> _Listing:
         files, folders = [], []
-        changed = os.stat(os.path.join(root, name)).st_mtime_ns
-        with os.scandir(os.path.join(root, name)) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                inner = os.path.join(name, entry.name)
-                if entry.is_dir():
-                    folders.append(inner)
-                elif entry.name.lower().endswith(SUFFIXES):
-                    files.append(inner)
+        try:
+            changed = os.stat(os.path.join(root, name)).st_mtime_ns
+            with os.scandir(os.path.join(root, name)) as entries:
+                for entry in entries:
+                    if entry.name.startswith(".") or entry.name == "lost+found":
+                        continue
+                    inner = os.path.join(name, entry.name)
+                    if _is_folder(entry):
+                        folders.append(inner)
+                    elif entry.name.lower().endswith(SUFFIXES):
+                        files.append(inner)
+        except OSError as error:
+            raise UserError(f"cannot list {root / name}: {error.strerror or error}") from None
         return cls(name, files, folders, changed)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _walk(root: Path, name: str) -> list[_Listing]:
@@ -205,7 +240,7 @@ def _from_cache(root: Path, kept: Path) -> dict[str, np.ndarray] | None:
     """A kept list, if none of the folders that it was made from has changed."""
     try:
         with np.load(kept) as file:
-            found = dict(file)
+            found = {name: file[name] for name in _KEPT}
         folders = Names(found["folders"], found["folder_ends"])
         with ThreadPoolExecutor(_THREADS) as pool:
             changed = pool.map(lambda x: os.stat(os.path.join(root, x)).st_mtime_ns, folders)

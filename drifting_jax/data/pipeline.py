@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -30,19 +30,52 @@ _THREADS = 2
 _REPLACEMENTS = 20  # records tried in the place of an unreadable one
 
 
+class Unreadable:
+    """Records that could not be read, each logged once, and a limit on their number.
+
+    Args:
+      allowed: how many there may be.
+      known: indices of those of which a run has heard before.
+      tell: given the index and name of each new one.
+    """
+
+    def __init__(
+        self,
+        allowed: float,
+        *,
+        known: Iterable[int] = (),
+        tell: Callable[[int, str], None] = lambda index, name: None,
+    ):
+        self.indices = set(known)
+        self._allowed, self._tell = allowed, tell
+
+    def note(self, index: int, name: str) -> None:
+        """Raises UserError where there are too many."""
+        if index in self.indices:
+            return
+        self.indices.add(index)
+        count = len(self.indices)
+        self._tell(index, name)
+        logging.warning("unreadable, another takes its place: %s (%d so far)", name, count)
+        if count > self._allowed:
+            raise UserError(
+                f"{count} records could not be read, more than config.data.max_unreadable allows; "
+                f"the last was {name}"
+            )
+
+
 class Batches(Iterator[dict[str, np.ndarray]]):
     """An endless iterator of batches that can be closed; closing twice is harmless.
 
     It is also a context manager, which closes on leaving.
 
     Attributes:
-      unreadable: indices of the records met so far that could not be read.
+      unreadable: the records met so far that could not be read.
     """
 
-    def __init__(self, iterator: Any, source: Any, *, pieces: int, max_unreadable: float):
-        self._iterator, self._source = iterator, source
-        self._pieces, self._max_unreadable = pieces, max_unreadable
-        self.unreadable: set[int] = set()
+    def __init__(self, iterator: Any, source: Any, *, pieces: int, unreadable: Unreadable):
+        self._iterator, self._source, self._pieces = iterator, source, pieces
+        self.unreadable = unreadable
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
@@ -52,29 +85,13 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         batch = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         replaced = batch["index"] != batch["read"]
         for index in batch["index"][replaced | (batch["read"] < 0)]:
-            self._note(int(index))
+            self.unreadable.note(int(index), self._name(int(index)))
         if (batch.pop("read") < 0).any():
             raise UserError(
                 f"{_REPLACEMENTS} records in a row could not be read, the first of them "
                 f"{self._name(int(index))}: is the disk there?"
             )
         return batch
-
-    def _note(self, index: int) -> None:
-        """Logs an unreadable record once, and stops where there are too many."""
-        if index in self.unreadable:
-            return
-        self.unreadable.add(index)
-        count, total = len(self.unreadable), len(self._source)
-        logging.warning(
-            "unreadable, another takes its place: %s (%d so far)", self._name(index), count
-        )
-        if count > self._max_unreadable * total:
-            raise UserError(
-                f"{count} of {total} records could not be read, more than "
-                f"config.data.max_unreadable={self._max_unreadable:g} of them; the last was "
-                f"{self._name(index)}"
-            )
 
     def _name(self, index: int) -> str:
         return self._source.name(index) if hasattr(self._source, "name") else f"record {index}"
@@ -107,6 +124,11 @@ class _Load:
                 return {**self._read(at, rng), "index": np.int64(index), "read": np.int64(at)}
             except UnreadableImage:
                 continue
+            except UserError:
+                raise
+            except Exception as error:  # which may be of a kind that a worker cannot send
+                text = f"record {at}: {type(error).__name__}: {error}"
+                raise RuntimeError(text) from None
         dtype = getattr(self.source, "image_dtype", np.uint8)
         blank = {"image": np.zeros(self.source.image_shape, dtype), "label": np.int32(0)}
         return {**blank, "index": np.int64(index), "read": np.int64(-1)}
@@ -133,7 +155,7 @@ def batches(
     seed: int,
     start: int = 0,
     augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
-    max_unreadable: float = 0.1,
+    unreadable: Unreadable | None = None,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -151,7 +173,7 @@ def batches(
       seed: of the order and of the augmentation.
       start: number of batches already taken: the first one handed out is that of step `start`.
       augmentation: what is done to an image at random; see `transforms`.
-      max_unreadable: share of the source's records; more that cannot be read are an error.
+      unreadable: what keeps count of the records that cannot be read; None for no limit.
       num_workers: processes that read and decode; 0 reads in threads of this one. Workers need
         absl's flags parsed (`absl.app.run`, or `flags.FLAGS.mark_as_parsed()`).
       process_index: which of the job's processes this is.
@@ -181,7 +203,10 @@ def batches(
         options = grain.MultiprocessingOptions(num_workers=num_workers)
         iterable = iterable.mp_prefetch(options, worker_init_fn=_in_worker)
     return Batches(
-        iter(iterable), source, pieces=local // pieces.size, max_unreadable=max_unreadable
+        iter(iterable),
+        source,
+        pieces=local // pieces.size,
+        unreadable=unreadable or Unreadable(math.inf),
     )
 
 
@@ -220,12 +245,14 @@ def _piece_size(count: int, record_bytes: int) -> int:
 
 
 def _in_worker(worker: int, workers: int) -> None:
-    """A worker ends with the training process, however that ends, and not by a terminal's Ctrl-C.
+    """A worker ends with the training process, however that ends, and by no signal of its own.
 
-    Of a process that was killed the workers would otherwise stay, and their shared memory too.
+    Terminals and job systems signal a whole group, while the training process still wants batches
+    to save by. Of one that was killed the workers would stay, and their shared memory too.
     """
     del worker, workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def end_with_parent() -> None:
         multiprocessing.parent_process().join()

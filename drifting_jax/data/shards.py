@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,7 +26,9 @@ from drifting_jax.errors import UserError
 from drifting_jax.files import write_json, write_npz
 
 FORMATS = ("drifting_jax.images", "drifting_jax.latents")
-_HEADER = struct.Struct("<QI")  # bytes of the record, its CRC-32
+_NEEDED = ("class_names", "fingerprint", "image_size", "count", "records_per_shard", "checksum")
+_OPEN_READERS = 64
+_HEADER = struct.Struct("<QI")  # bytes of the record, its CRC-32 with all bits turned over
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # any record is read alone; JPEGs do not shrink
 
 
@@ -48,10 +52,13 @@ class ShardRecords:
             with np.load(folder / "index.npz") as index:
                 self.labels, self.checksums = index["labels"], index["checksums"]
                 self._names = Names(index["names"], index["ends"])
-        except (OSError, ValueError, KeyError) as error:
+            if not len(self.labels) == len(self.checksums) == self.info["count"]:
+                raise ValueError(f"{len(self.labels)} records of {self.info['count']}")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{folder / 'index.npz'} cannot be read: {error}") from None
         self._per_shard = self.info["records_per_shard"]
-        self._readers: dict[int, Any] = {}
+        self._readers: dict[int, Any] = {}  # the one used longest ago first
+        self._lock = threading.Lock()
         count = -(-len(self.labels) // self._per_shard)
         self._paths = [folder / shard_name(i, count) for i in range(count)]
         missing = [path.name for path in self._paths if not path.is_file()]
@@ -72,9 +79,8 @@ class ShardRecords:
         """
         shard, position = divmod(index, self._per_shard)
         try:
-            if shard not in self._readers:
-                self._readers[shard] = open_reader(self._paths[shard])
-            data = self._readers[shard].read([position])[0]
+            with self._lock:
+                data = self._reader(shard).read([position])[0]
         except (RuntimeError, IndexError, ValueError) as error:
             raise UnreadableImage(f"in {self._paths[shard]}: {error}") from None
         if not data:
@@ -87,8 +93,21 @@ class ShardRecords:
         """Where the record came from."""
         return self._names[index]
 
+    def _reader(self, shard: int) -> Any:
+        """The reader of a shard; not all of them stay open, which the system would not allow."""
+        reader = self._readers.pop(shard, None) or open_reader(self._paths[shard])
+        self._readers[shard] = reader
+        if len(self._readers) > _OPEN_READERS:
+            self._readers.pop(next(iter(self._readers))).close()
+        return reader
+
     def __getstate__(self) -> dict[str, Any]:  # readers are opened anew in another process
-        return self.__dict__ | {"_readers": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {
+            "_readers": {}
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -101,7 +120,10 @@ def read_info(folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         if info["format"] in FORMATS:
-            return info
+            missing = [name for name in _NEEDED if name not in info]
+            if not missing:
+                return info
+            raise KeyError(", ".join(missing))
         found = f"its format is {info['format']!r}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         found = f"{type(error).__name__}: {error}"
@@ -138,7 +160,7 @@ class Journal:
     def append(self, data: bytes) -> None:
         """Adds a record; a kill while it is written leaves those before it."""
         checksum = zlib.crc32(data)
-        self._file.write(_HEADER.pack(len(data), checksum) + data)
+        self._file.write(_HEADER.pack(len(data), checksum ^ 0xFFFFFFFF) + data)
         self._file.flush()
         self.checksums.append(checksum)
 
@@ -151,15 +173,38 @@ class Journal:
         self._file.close()
 
     def _read(self) -> Iterable[bytes]:
+        end = self._file.seek(0, os.SEEK_END)
         self._file.seek(0)
         while len(header := self._file.read(_HEADER.size)) == _HEADER.size:
-            size, checksum = _HEADER.unpack(header)
+            size, turned = _HEADER.unpack(header)
+            if size > end - self._file.tell():
+                return
             data = self._file.read(size)
-            if len(data) < size or zlib.crc32(data) != checksum:
+            checksum = zlib.crc32(data)
+            if checksum ^ turned != 0xFFFFFFFF:  # of zeros too, which a lost block may leave
                 return
             self.checksums.append(checksum)
             self._end = self._file.tell()
             yield data
+
+
+def _write_and_read_back(path: Path, records: Iterable[bytes]) -> list[int]:
+    """Writes a file of records; the checksums of what is then found in it."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    try:
+        for data in records:
+            writer.write(data)
+    finally:
+        writer.close()
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    reader = open_reader(path)
+    try:  # one by one, since a whole shard may not fit the memory
+        return [zlib.crc32(reader.read([i])[0]) for i in range(reader.num_records())]
+    finally:
+        reader.close()
 
 
 class ShardWriter:
@@ -195,7 +240,7 @@ class ShardWriter:
         path = self.folder / ("info.json" if self.finished else "plan.json")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if any(self.folder.iterdir()):
+            if any(entry.name != ".lock" for entry in self.folder.iterdir()):
                 raise UserError(
                     f"--out must be a new folder, or one to go on in; {self.folder} holds other "
                     "files"
@@ -225,35 +270,31 @@ class ShardWriter:
 
     def journal(self, shard: int) -> Journal:
         """The journal of a shard that is not done."""
-        return Journal(self.folder / f"{shard:05d}.journal")
+        return Journal(self._journal(shard))
 
     def finish(self, shard: int, journal: Journal) -> None:
         """Turns a full journal into the shard, and reads it back.
 
         Raises:
-          UserError: what was read back is not what was written.
+          UserError: what was read back is not what was written, or it could not be written.
         """
-        from array_record.python.array_record_module import ArrayRecordWriter
-
         partial = self._path(shard).with_suffix(".partial")
-        writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
-        for data in journal.records():
-            writer.write(data)
-        writer.close()
-        reader = open_reader(partial)
-        # In pieces, since a whole shard may not fit the memory.
-        count = reader.num_records()
-        found = [zlib.crc32(reader.read([i])[0]) for i in range(count)]
-        reader.close()
-        if found != journal.checksums or count != len(self.range(shard)):
+        try:
+            found = _write_and_read_back(partial, journal.records())
+        except (RuntimeError, OSError, IndexError) as error:
+            reason = str(error).partition("\n")[0]
             raise UserError(
-                f"{partial} does not hold what was written to it ({count} records of "
+                f"cannot write {partial} ({reason}): make room, and run the same again"
+            ) from None
+        if found != journal.checksums or len(found) != len(self.range(shard)):
+            raise UserError(
+                f"{partial} does not hold what was written to it ({len(found)} records of "
                 f"{len(self.range(shard))}): is the disk full or failing? Run the same again"
             )
         os.replace(partial, self._path(shard))
         write_npz(self._sums(shard), {"checksums": np.array(found, np.uint32)})
         journal.close()
-        (self.folder / f"{shard:05d}.journal").unlink()
+        self._journal(shard).unlink()
 
     def complete(self, **info: Any) -> dict[str, Any]:
         """Writes the index of all shards, then `info.json`; returns what that says."""
@@ -278,11 +319,15 @@ class ShardWriter:
         write_json(self.folder / "info.json", record)
         for shard in range(self.num_shards):
             self._sums(shard).unlink(missing_ok=True)
+            self._journal(shard).unlink(missing_ok=True)
         (self.folder / "plan.json").unlink(missing_ok=True)
         return record
 
     def _path(self, shard: int) -> Path:
         return self.folder / shard_name(shard, self.num_shards)
+
+    def _journal(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.journal"
 
     def _sums(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.checksums.npz"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from drifting_jax.data.folder import UNLABELLED
 from drifting_jax.data.imagenet import NUM_CLASSES, open_records
 from drifting_jax.data.images import ImageSource, LatentSource
 from drifting_jax.data.tfds import TfdsSource
@@ -128,6 +129,11 @@ def make_source(data: Any, split: str) -> Source:
         raise UserError("config.data.path must say where the images are: --config.data.path=FOLDER")
     records = open_records(Path(data.path), split)
     is_latent = records.format == "drifting_jax.latents"
+    if data.source == "imagenet" and list(records.class_names) == [UNLABELLED]:
+        raise UserError(
+            f"{records.where} holds images without class folders; expected ImageNet's, such as "
+            "train/n01440764: configs/images.py trains on images without labels"
+        )
     if data.latent and not is_latent:
         raise UserError(
             f"{records.where} holds images; config.data.latent needs their latents: run `python -m "

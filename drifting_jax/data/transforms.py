@@ -23,6 +23,10 @@ class UnreadableImage(ValueError):
     """Bytes that are no whole image."""
 
 
+class FailedRead(UnreadableImage):
+    """Bytes that the disk did not give, perhaps only now."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """What a training pass does to an image.
@@ -83,7 +87,8 @@ def load(
 def decode(data: bytes):
     """The Pillow image of a file's bytes, converted to RGB.
 
-    Transparency is dropped, not composited, and EXIF's rotation ignored.
+    As the reference does, it drops transparency instead of compositing, ignores EXIF's rotation,
+    and clips 16 bits at 255: convert such images to 8 bits before.
 
     Raises:
       UnreadableImage: the bytes are no whole image.
@@ -103,6 +108,9 @@ def center_crop(picture: Any, size: int) -> np.ndarray:
 
     Halves the image with a box filter while its short side is at least twice `size`, brings the
     short side to `size` with a bicubic filter, and cuts out the middle.
+
+    Raises:
+      UnreadableImage: it is so thin that it would be too large to hold.
     """
     from PIL import Image
 
@@ -110,6 +118,8 @@ def center_crop(picture: Any, size: int) -> np.ndarray:
         picture = picture.resize(tuple(x // 2 for x in picture.size), Image.Resampling.BOX)
     scale = size / min(picture.size)
     resized = tuple(max(size, round(x * scale)) for x in picture.size)
+    if math.prod(resized) > Image.MAX_IMAGE_PIXELS:
+        raise UnreadableImage(f"too thin: {picture.size[0]}x{picture.size[1]} pixels")
     pixels = np.asarray(picture.resize(resized, Image.Resampling.BICUBIC))
     top, left = ((side - size) // 2 for side in pixels.shape[:2])
     return pixels[top : top + size, left : left + size]
@@ -152,18 +162,24 @@ def _decode_opencv(data: bytes) -> np.ndarray | None:
     if not _is_plain_jpeg(data):
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether the bytes are a JPEG of one or three colours with its end in place."""
+    """Whether the bytes are a JPEG of one or three colours, not huge, with its end in place."""
+    from PIL import Image
+
     if data[:3] != b"\xff\xd8\xff" or not data.endswith(b"\xff\xd9"):
         return False
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of a frame
-            return data[at + 9] in (1, 3)
+            height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
+            return data[at + 9] in (1, 3) and height * width <= Image.MAX_IMAGE_PIXELS
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False
 

@@ -28,6 +28,7 @@ from drifting_jax.weights.reading import flatten, map_file, zip_members
 from drifting_jax.weights.unpickle import PickledArray, PickledTensor, Storage, unpickle
 
 _MAGIC_NUMBER, _PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001
+_MOST_REPEATED = 2**20  # entries of a tensor that repeats fewer numbers, as `expand` makes them
 _StorageBytes = Callable[[Storage], np.ndarray]
 
 
@@ -156,6 +157,10 @@ def _tensor_array(tensor: PickledTensor, name: str, storage_bytes: _StorageBytes
     inside = len(shape) == len(strides) and storage.first + storage.count <= storage.numel
     if not inside or (math.prod(shape) and end > storage.count):
         raise UserError(f"{name} is damaged: it reaches beyond its storage")
+    if math.prod(shape) > max(storage.count, _MOST_REPEATED):
+        raise UserError(
+            f"{name} is damaged: it has {math.prod(shape)} entries of {storage.count} numbers"
+        )
     raw, dtype = storage_bytes(storage), storage.dtype
     try:
         start = (storage.first + offset) * dtype.itemsize if math.prod(shape) else 0

@@ -67,17 +67,40 @@ class PickledArray(_PickledDtype):
     """The same of an array."""
 
 
-def _allowed_globals() -> dict[tuple[str, str], Any]:
-    """What a checkpoint may name: made anew for each, as it may set attributes of what it gets."""
+def _allowed_globals(most: int) -> dict[tuple[str, str], Any]:
+    """What a checkpoint may name: made anew for each, as it may set attributes of what it gets.
+
+    Together these make no more than `most` bytes and entries: a few bytes of a pickle can name a
+    large object many times.
+    """
+
+    def spend(count: int) -> None:
+        nonlocal most
+        most -= count
+        if most < 0:
+            raise ValueError("it grows without end")
+
+    def encode(text: str, _: str) -> bytes:
+        spend(len(text))
+        return text.encode("latin1")
+
+    def size(entries: Any = ()) -> tuple:
+        spend(len(entries))
+        return tuple(entries)
+
+    def ordered(*pairs: Any) -> collections.OrderedDict:
+        spend(len(pairs[0]) if pairs else 0)
+        return _ordered(*pairs)
+
     names = {("torch", name): name for name in _STORAGE_DTYPES} | {
-        ("collections", "OrderedDict"): _ordered,
-        ("torch", "Size"): tuple,
+        ("collections", "OrderedDict"): ordered,
+        ("torch", "Size"): size,
         ("torch._utils", "_rebuild_tensor"): lambda *args: PickledTensor(*args[:4]),
         ("torch._utils", "_rebuild_tensor_v2"): lambda *args: PickledTensor(*args[:4]),
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         ("numpy", "dtype"): lambda *args: _PickledDtype(*args),
         ("numpy", "ndarray"): None,
-        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes, in protocol 2
+        ("_codecs", "encode"): encode,  # bytes, in protocol 2
     }
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         names[module, "scalar"] = lambda *_: None
@@ -121,7 +144,7 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: Any, path: Path):
         super().__init__(file, encoding="utf-8")
         self._path = path
-        self._globals = _allowed_globals()
+        self._globals = _allowed_globals(path.stat().st_size + 2**20)
         self.storages: dict[str, Storage] = {}
 
     def _check_keys(self, pairs: list[Any]) -> None:
