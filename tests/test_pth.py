@@ -466,7 +466,7 @@ def test_a_few_bytes_cannot_stand_for_many(tmp_path):
     path = write(
         tmp_path / "repeated", {"x": tensor(values, shape=(10**6, 10**6), strides=(0, 0))}, "zip"
     )
-    with pytest.raises(UserError, match="x of .* it has 1000000000000 entries of 1 numbers"):
+    with pytest.raises(UserError, match=r"x of .* it has 1000000000000 entries of 1 numbers"):
         pth.read_pth(path)
     text = "a" * 10**6
     pickled = b"\x80\x02" + dumps(text)[2:-1] + b"q\x01"
