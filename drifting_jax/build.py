@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from drifting_jax import distributed, encoders, features, sample_queue, sampling
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import Source
+from drifting_jax.encoder_step import EncoderStep
 from drifting_jax.encoders import FeatureFunction
 from drifting_jax.errors import UserError
 from drifting_jax.fields import FieldOptions
@@ -20,7 +21,7 @@ from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
 from drifting_jax.models.vae import VAE
 from drifting_jax.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.sample_queue import SampleQueue
-from drifting_jax.train_step import EncoderStep, GeneratorStep
+from drifting_jax.train_step import GeneratorStep
 
 # Streams of a run's root key: fold_in(key(seed), stream).
 STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generator_steps": 3,
@@ -178,6 +179,8 @@ def make_generator_step(config: ConfigDict) -> GeneratorStep:
         cfg_power=g.power,
         cfg_probability_of_one=g.probability_of_one,
         ema_decays=tuple(t.ema_decays),
+        microbatches=t.microbatches,
+        shared_statistics=t.shared_statistics,
     )
 
 

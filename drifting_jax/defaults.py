@@ -154,6 +154,8 @@ _IMAGES = {
         "generated_per_label": 16,  # g
         "positives_per_label": 32,  # p
         "unconditional_per_label": 16,  # u; 0 = no unconditional negatives
+        "microbatches": 1,  # pieces of the rows, one by one: less memory, twice the work
+        "shared_statistics": "batch",  # S and drift norms over all rows; "microbatch": by piece
         "ema_decays": (0.99, 0.999),  # one average of the weights for each
         "save_every": 500,  # steps between two checkpoints
         "sample_every": 500,  # steps between two grids of samples
@@ -224,6 +226,7 @@ CHOICES = {
     "data.decoder": ("pillow", "opencv"),
     "encoder.train.crop": ("center", "random_resized"),
     "data.target": ("two_modes", "eight_gaussians", "checkerboard", "two_moons"),
+    "train.shared_statistics": ("batch", "microbatch"),
     "start": ("collapsed", "between", "far"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention_dtype": ("float32", "bfloat16"),

@@ -22,8 +22,9 @@ from jax.sharding import Mesh
 from drifting_jax import build, distributed, frozen, sample_queue, train, train_mae
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import Described, describe
+from drifting_jax.encoder_step import encoder_step
 from drifting_jax.errors import UserError
-from drifting_jax.train_step import encoder_step, generator_step
+from drifting_jax.train_step import generator_step
 
 PyTree = Any
 

@@ -3,11 +3,11 @@
 A feature is [c, n, t, d]: class rows, samples, locations, channels. Every row and location has its
 own field; the distance scale S and the norm of the drift are shared by all of them, so they are
 computed here, between the passes, and never inside the `vmap`. A batch that comes in pieces (over
-class rows) sums `distance_sums`, then `drift_sums`, then averages `drifted_loss` over the pieces.
+class rows) adds up `distance_sums`, then `drift_sums`, then averages `drifted_loss` over the pieces
+(`feature_losses`).
 """
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -19,7 +19,6 @@ from drifting_jax.fields import FieldOptions
 SQUARED_DISTANCE_MINIMUM = 1e-8
 SCALE_MINIMUM = 1e-3
 DRIFT_MEAN_SQUARE_MINIMUM = 1e-8
-_STACKED_ELEMENTS = 2**15  # of a feature's generated samples, up to which equal shapes are stacked
 # Added to a sample's scaled distance to itself: what the release does, and out of reach of any τ.
 SELF_DISTANCE = 100.0
 
@@ -46,6 +45,39 @@ class DriftingStatistics:
     def is_degenerate(self) -> jax.Array:
         """Whether S is at its clip: the feature hardly varies, and its drift is rounding noise."""
         return self.distance_scale <= SCALE_MINIMUM
+
+
+@flax.struct.dataclass
+class DistanceSums:
+    """Sums over pairs of a generated sample and a target; those of pieces of a batch add up.
+
+    Attributes:
+      weighted, weight: [] Σ w·distance and Σ w over all pairs (21).
+      generated, generated_pairs: [] Σ distance between different generated samples, and how many
+        (at least one a sample: 0 over some where g is 1).
+      positive, positive_pairs: [] likewise to positives.
+    """
+
+    weighted: jax.Array
+    weight: jax.Array
+    generated: jax.Array
+    generated_pairs: jax.Array
+    positive: jax.Array
+    positive_pairs: jax.Array
+
+    def statistics(self, drift_mean_square: jax.Array) -> DriftingStatistics:
+        """With these and the drifts' mean squares [n_τ], what is logged and shared."""
+        return DriftingStatistics(
+            distance_scale=self.distance_scale,
+            drift_mean_square=drift_mean_square,
+            generated_distance=self.generated / self.generated_pairs,
+            positive_distance=self.positive / self.positive_pairs,
+        )
+
+    @property
+    def distance_scale(self) -> jax.Array:
+        """[] S (21), before its clip."""
+        return self.weighted / jnp.maximum(self.weight, jnp.finfo(self.weight.dtype).tiny)
 
 
 @flax.struct.dataclass
@@ -127,18 +159,20 @@ def distances(sets: Sets) -> jax.Array:
     return jax.vmap(over_locations)(sets.generated, sets.targets)
 
 
-def distance_sums(distance: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The two sums whose ratio is the distance scale S (21).
-
-    Args:
-      distance: [c, t, g, n].
-      weights: [c, n].
-
-    Returns:
-      Σ w·distance and Σ w over all pairs, [] each.
-    """
-    _, t, g, _ = distance.shape
-    return jnp.sum(distance * weights[:, None, None]), jnp.sum(weights) * (t * g)
+def distance_sums(distance: jax.Array, sets: Sets) -> DistanceSums:
+    """Sums of `distances` [c, t, g, n] for the distance scale S (21) and the diversity."""
+    c, t, g, n = distance.shape
+    positives = n - sets.num_negative
+    own = c * t * g * SQUARED_DISTANCE_MINIMUM**0.5
+    dtype = distance.dtype
+    return DistanceSums(
+        weighted=jnp.sum(distance * sets.weights[:, None, None]),
+        weight=jnp.sum(sets.weights) * (t * g),
+        generated=jnp.sum(distance[..., :g]) - own,
+        generated_pairs=jnp.asarray(float(c * t * g * max(g - 1, 1)), dtype),
+        positive=jnp.sum(distance[..., sets.num_negative :]),
+        positive_pairs=jnp.asarray(float(c * t * g * positives), dtype),
+    )
 
 
 def _scales(distance_scale: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
@@ -256,96 +290,16 @@ def drifting_loss(
         negative_weight=negative_weight,
     )
     distance = distances(sets)
-    weighted, weight = distance_sums(distance, sets.weights)
-    distance_scale = weighted / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
+    sums = distance_sums(distance, sets)
     drifts = raw_drifts(
         sets,
         distance,
-        distance_scale,
+        sums.distance_scale,
         temperatures=tuple(temperatures),
         affinity_floor=affinity_floor,
         options=options,
     )
-    drift_mean_square = drift_sums(drifts) / float(
-        generated.size
-    )  # beyond 2³¹ at the paper's sizes
-    loss = drifted_loss(generated, drifts, distance_scale, drift_mean_square)
-    g, m = sets.num_generated, sets.num_negative
-    own = SQUARED_DISTANCE_MINIMUM**0.5
-    between = (jnp.mean(distance[..., :g]) * g - own) / max(g - 1, 1)
-    return loss, DriftingStatistics(
-        distance_scale=distance_scale,
-        drift_mean_square=drift_mean_square,
-        generated_distance=between,
-        positive_distance=jnp.mean(distance[..., m:]),
-    )
-
-
-def feature_drifting_loss(
-    generated: Mapping[str, jax.Array],
-    positive: Mapping[str, jax.Array],
-    negative: Mapping[str, jax.Array] | None = None,
-    *,
-    generated_weight: jax.Array | None = None,
-    positive_weight: jax.Array | None = None,
-    negative_weight: jax.Array | None = None,
-    temperatures: Sequence[float] = (0.02, 0.05, 0.2),
-    affinity_floor: float = 1e-6,
-    options: FieldOptions = FieldOptions(),  # noqa: B008 (frozen)
-) -> tuple[jax.Array, dict[str, DriftingStatistics]]:
-    """Sum of the drifting losses of many features (14).
-
-    A feature that hardly varies over the samples (`DriftingStatistics.is_degenerate`) has a drift
-    of pure rounding noise, which its normalisation would blow up to one: it is left out.
-
-    Args:
-      generated, positive, negative: {name: [c, n, t, d]} with the same names; other arguments as in
-        `drifting_loss`.
-
-    Returns:
-      The loss [] and {name: DriftingStatistics}.
-
-    Raises:
-      ValueError: if there is no feature, or the names differ.
-    """
-    for other, names in (("positive", positive), ("negative", negative)):
-        if names is not None and set(names) != set(generated):
-            different = sorted(set(names) ^ set(generated))
-            raise ValueError(
-                f"{other} and generated must have the same features; {different} differ"
-            )
-    if not generated:
-        raise ValueError("at least one feature is needed; found none")
-    if negative is None:
-        negative = dict.fromkeys(generated)
-    one_feature = functools.partial(
-        drifting_loss,
-        generated_weight=generated_weight,
-        positive_weight=positive_weight,
-        negative_weight=negative_weight,
-        temperatures=temperatures,
-        affinity_floor=affinity_floor,
-        options=options,
-    )
-    total, statistics = 0.0, {}
-    for names in _groups(generated):
-        sets = [[features[name] for name in names] for features in (generated, positive, negative)]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *zip(*sets, strict=True))
-        values, found = jax.vmap(one_feature)(*stacked)
-        total += jnp.sum(jnp.where(found.is_degenerate, 0.0, values))
-        statistics |= {n: jax.tree.map(lambda x, i=i: x[i], found) for i, n in enumerate(names)}
-    return total, statistics
-
-
-def _groups(features: Mapping[str, jax.Array]) -> list[list[str]]:
-    """Names by shape and dtype, small features together, large ones each alone.
-
-    Many small kernels cost more than their work: one for all of a shape takes 0.8 of the time and a
-    third of the compilation (benchmarks/feature_loss.py). Large features would only be copied.
-    """
-    groups: dict[tuple, list[str]] = {}
-    for name in sorted(features):
-        x = features[name]
-        alone = name if x.size > _STACKED_ELEMENTS else ""
-        groups.setdefault((x.shape, x.dtype, alone), []).append(name)
-    return list(groups.values())
+    # As a float: beyond 2³¹ at the paper's sizes.
+    drift_mean_square = drift_sums(drifts) / float(generated.size)
+    loss = drifted_loss(generated, drifts, sums.distance_scale, drift_mean_square)
+    return loss, sums.statistics(drift_mean_square)

@@ -82,13 +82,13 @@ def write_field(
     for axes, step in zip(figure.subplots(1, 3), chosen, strict=True):
         points = frames[step]
         sets = losses.make_sets(points[None, :, None], target[None, :, None])
-        weighted, weight = losses.distance_sums(losses.distances(sets), sets.weights)
+        scale = losses.distance_sums(losses.distances(sets), sets).distance_scale
         v = np.asarray(
             fields.drifting_field(
                 jnp.asarray(grid, jnp.float32),
                 jnp.asarray(target),
                 jnp.asarray(points),
-                temperature=temperature * weighted / weight,
+                temperature=temperature * scale,
                 affinity_floor=affinity_floor,
                 options=options,
             )

@@ -195,10 +195,12 @@ def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueu
     return queue.replace(by_class=by_class, unconditional=of_any)
 
 
-def _slots(key: jax.Array, filled: jax.Array, capacity: int, count: int) -> jax.Array:
+def _slots(
+    key: jax.Array, rows: jax.Array, filled: jax.Array, capacity: int, count: int
+) -> jax.Array:
     """Slots `[rows, count]` to draw: each row a random order of its `filled [rows]` slots.
 
-    Past `filled`, the order starts again. Row i depends on `fold_in(key, i)` alone.
+    Past `filled`, the order starts again. Row i depends on `fold_in(key, rows[i])` alone.
     """
 
     def one(row: jax.Array, filled: jax.Array) -> jax.Array:
@@ -208,7 +210,7 @@ def _slots(key: jax.Array, filled: jax.Array, capacity: int, count: int) -> jax.
         order = jnp.argsort(jnp.where(empty, jnp.uint32(0xFFFFFFFF), scores), stable=True)
         return order[jnp.arange(count) % jnp.maximum(filled, 1)].astype(jnp.int32)
 
-    return jax.vmap(one)(jnp.arange(filled.shape[0]), filled)
+    return jax.vmap(one)(rows, filled)
 
 
 def _layout(mesh: Mesh, rows: int, count: int) -> tuple[P, tuple[int, int]]:
@@ -229,15 +231,22 @@ def _blocks(index: jax.Array, split: tuple[int, int]) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("count", "piece_bytes"))
 def draw(
-    queue: SampleQueue, key: jax.Array, labels: jax.Array, count: int, *, piece_bytes: int = 2**26
+    queue: SampleQueue,
+    key: jax.Array,
+    labels: jax.Array,
+    count: int,
+    *,
+    rows: jax.Array | None = None,
+    piece_bytes: int = 2**26,
 ) -> jax.Array:
     """Draws real samples of given classes: without replacement within a row, rows independent.
 
     Args:
-        key: row i uses `fold_in(key, i)`.
+        key: row i uses `fold_in(key, rows[i])`.
         labels: `[c]` integers; a class may stand in several rows. Outside
             `0 … num_classes - 1`, and of an empty class, a row is zeros (see `filling.check`).
         count: samples per row. Of a class that holds fewer, each is repeated evenly.
+        rows: `[c]` numbers of the rows, where they are some of a larger draw; None for 0 … c-1.
         piece_bytes: bound on the samples that a device handles at once, one per device at least.
 
     Returns:
@@ -250,12 +259,15 @@ def draw(
     _require_labels(labels)
     _require_positive(rows=labels.shape[0], count=count)
     labels = labels.astype(jnp.int32)
+    numbers = jnp.arange(labels.shape[0]) if rows is None else rows
     spec, split = _layout(queue.mesh, labels.shape[0], count)
     num_blocks = math.prod(split)
 
-    def on_device(by_class: Ring, key: jax.Array, labels: jax.Array) -> jax.Array:
+    def on_device(
+        by_class: Ring, key: jax.Array, labels: jax.Array, numbers: jax.Array
+    ) -> jax.Array:
         local, capacity, *shape = by_class.images.shape
-        slots = _slots(key, by_class.filled[labels], capacity, count)
+        slots = _slots(key, numbers, by_class.filled[labels], capacity, count)
         own = labels - jax.lax.axis_index(distributed.BATCH_AXES) * local
         rows = jnp.where((own >= 0) & (own < local), own, local)  # past the end: read as zeros
         rows = _blocks(jnp.broadcast_to(rows[:, None], slots.shape), split)
@@ -282,40 +294,43 @@ def draw(
         return drawn.reshape(labels.shape[0] // split[0], count // split[1], *shape)
 
     return jax.shard_map(
-        on_device, mesh=queue.mesh, in_specs=(_SPECS[0], P(), P()), out_specs=spec
-    )(queue.by_class, key, labels)
+        on_device, mesh=queue.mesh, in_specs=(_SPECS[0], P(), P(), P()), out_specs=spec
+    )(queue.by_class, key, labels, numbers)
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "count"))
-def draw_unconditional(queue: SampleQueue, key: jax.Array, rows: int, count: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="count")
+def draw_unconditional(
+    queue: SampleQueue, key: jax.Array, rows: jax.Array, count: int
+) -> jax.Array:
     """Draws real samples of any class: without replacement within a row, rows independent.
 
     Args:
-        key: row i uses `fold_in(key, i)`; not the key of `draw`, or the choices are related.
-        rows: class rows `c`.
+        key: row i uses `fold_in(key, rows[i])`; not the key of `draw`, or the choices are related.
+        rows: `[c]` numbers of the class rows.
         count: samples per row. Where the ring holds fewer, each is repeated evenly.
 
     Returns:
-        `[rows, count, *shape]` of the queue's dtype, sharded and independent of the mesh as
+        `[c, count, *shape]` of the queue's dtype, sharded and independent of the mesh as
         `draw`'s; zeros from an empty ring. Nothing moves between devices.
 
     Raises:
         ValueError: no row or no sample asked for.
     """
-    _require_positive(rows=rows, count=count)
-    spec, split = _layout(queue.mesh, rows, count)
+    c = rows.shape[0]
+    _require_positive(rows=c, count=count)
+    spec, split = _layout(queue.mesh, c, count)
 
-    def on_device(ring: Ring, key: jax.Array) -> jax.Array:
+    def on_device(ring: Ring, key: jax.Array, rows: jax.Array) -> jax.Array:
         capacity, *shape = ring.images.shape
-        slots = _slots(key, jnp.broadcast_to(ring.filled, (rows,)), capacity, count)
+        slots = _slots(key, rows, jnp.broadcast_to(ring.filled, (c,)), capacity, count)
         blocks = _blocks(slots, split)
         block = 0 if math.prod(split) == 1 else jax.lax.axis_index(distributed.BATCH_AXES)
         drawn = ring.images[blocks[block]]
-        return drawn.reshape(rows // split[0], count // split[1], *shape)
+        return drawn.reshape(c // split[0], count // split[1], *shape)
 
-    return jax.shard_map(on_device, mesh=queue.mesh, in_specs=(_SPECS[1], P()), out_specs=spec)(
-        queue.unconditional, key
-    )
+    return jax.shard_map(
+        on_device, mesh=queue.mesh, in_specs=(_SPECS[1], P(), P()), out_specs=spec
+    )(queue.unconditional, key, rows)
 
 
 def _require_positive(**values: int) -> None:

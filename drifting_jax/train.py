@@ -130,10 +130,17 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Makes sure that the rows of a step and the images of a batch split over the mesh."""
     t = config.train
+    if t.labels_per_step % t.microbatches:
+        raise UserError(
+            f"config.train.microbatches must divide config.train.labels_per_step; found "
+            f"{t.microbatches} and {t.labels_per_step}"
+        )
+    rows = t.labels_per_step // t.microbatches
     try:
-        distributed.row_sharding(mesh, t.labels_per_step, t.generated_per_label)
+        distributed.row_sharding(mesh, rows, t.generated_per_label)
     except ValueError as error:
-        raise UserError(f"config.train does not fit the devices: {error}") from None
+        parts = f" (rows of each of {t.microbatches} microbatches)" if t.microbatches > 1 else ""
+        raise UserError(f"config.train does not fit the devices{parts}: {error}") from None
     if config.queue.push_per_step % mesh.size:
         raise UserError(
             f"config.queue.push_per_step must be a multiple of the {mesh.size} devices; found "

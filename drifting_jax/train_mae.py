@@ -13,11 +13,11 @@ from drifting_jax import build, distributed, feeding
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import ConfigDict, load_config
 from drifting_jax.data.sources import Source
+from drifting_jax.encoder_step import encoder_step
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
 from drifting_jax.loop import Stage, Tools, run_stage
 from drifting_jax.state import TrainState, create_state, ema_name
-from drifting_jax.train_step import encoder_step
 from drifting_jax.weights.networks import load_network
 
 PyTree = Any

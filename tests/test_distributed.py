@@ -220,7 +220,7 @@ def history(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
         "batch": batch,
         "rows": sample_queue.draw(queue, key, np.arange(16) % 10, 4),
         "replicated": sample_queue.draw(queue, key, np.arange(3), 3),
-        "unconditional": sample_queue.draw_unconditional(queue, key, 4, 2),
+        "unconditional": sample_queue.draw_unconditional(queue, key, np.arange(4), 2),
         "queue": (queue.by_class, queue.unconditional),
     }
     leaves = jax.tree_util.tree_leaves_with_path(distributed.fetch(results))

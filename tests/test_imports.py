@@ -22,6 +22,8 @@ LAYERS = {
     },
     "parts": {
         "losses",
+        "feature_losses",
+        "batches",
         "features",
         "models.layers",
         "models.transformer",
@@ -49,7 +51,7 @@ LAYERS = {
         "state",
         "optim",
     },
-    "programs": {"train_step", "sampling", "evaluation.small"},
+    "programs": {"train_step", "encoder_step", "sampling", "evaluation.small"},
     "input and output": {
         "defaults",
         "config",
@@ -103,6 +105,9 @@ PURE = {
     "errors",
     "fields",
     "losses",
+    "feature_losses",
+    "batches",
+    "encoder_step",
     "features",
     "guidance",
     "sampling",

@@ -12,7 +12,8 @@ from read_release import load
 
 from drifting_jax import losses
 from drifting_jax.distributed import BATCH_AXES, make_mesh
-from drifting_jax.losses import drifting_loss, feature_drifting_loss
+from drifting_jax.feature_losses import feature_drifting_loss
+from drifting_jax.losses import drifting_loss
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 DRAWN = settings(max_examples=15, deadline=None)
@@ -198,12 +199,9 @@ def test_pieces_over_class_rows_equal_the_whole():
             )
 
         pieces = [slice(0, 1), slice(1, 4)]
-        sums = [
-            losses.distance_sums(losses.distances(sets_of(piece)), sets_of(piece).weights)
-            for piece in pieces
-        ]
-        weighted, weights = (sum(part) for part in zip(*sums, strict=True))
-        scale = weighted / weights
+        sums = [losses.distance_sums(losses.distances(sets), sets) for sets in map(sets_of, pieces)]
+        total = jax.tree.map(jnp.add, *sums)
+        scale = total.distance_scale
         squares = sum(losses.drift_sums(drifts_of(piece, scale)) for piece in pieces) / gen.size
         values = [
             losses.drifted_loss(jnp.asarray(gen[piece]), drifts_of(piece, scale), scale, squares)
@@ -211,9 +209,12 @@ def test_pieces_over_class_rows_equal_the_whole():
         ]
         mean = (values[0] + 3 * values[1]) / 4
         whole, statistics = drifting_loss(gen, pos, neg, negative_weight=weight)
+        added_up = total.statistics(squares)
     np.testing.assert_allclose(scale, statistics.distance_scale, rtol=1e-12)
     np.testing.assert_allclose(squares, statistics.drift_mean_square, rtol=1e-12)
     np.testing.assert_allclose(mean, whole, rtol=1e-12)
+    for ours, theirs in zip(jax.tree.leaves(added_up), jax.tree.leaves(statistics), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 @pytest.mark.parametrize("spec", [P(BATCH_AXES), P("data", "fsdp"), P(None, BATCH_AXES)], ids=str)

@@ -124,8 +124,8 @@ def draws(mesh: tuple[int, int], dtype: str) -> tuple[list, list]:
             draw(np.array([9, 0, 9, 3]), 6),  # on 4x2: rows over `data`, samples over `fsdp`
             draw(np.array([7, 2, 7]), 8),  # samples over both
             draw(np.array([1, 8, 5]), 3, piece_bytes=1),  # nothing divides: replicated
-            sample_queue.draw_unconditional(queue, key, 4, 6),
-            sample_queue.draw_unconditional(queue, key, 3, 5),
+            sample_queue.draw_unconditional(queue, key, np.arange(4), 6),
+            sample_queue.draw_unconditional(queue, key, np.arange(3), 5),
         ]
     return [np.asarray(x) for x in drawn], [x.sharding for x in drawn]
 
@@ -181,7 +181,7 @@ def test_draw_repeats_evenly_what_is_short():
     drawn = numbers(sample_queue.draw(queue, jax.random.key(0), np.array([4, 0]), 8))
     assert sorted(np.bincount(drawn[0])[43:46]) == [2, 3, 3]
     assert sorted(np.bincount(drawn[1])[1:7]) == [1, 1, 1, 1, 2, 2]
-    drawn = numbers(sample_queue.draw_unconditional(queue, jax.random.key(0), 8, 54))
+    drawn = numbers(sample_queue.draw_unconditional(queue, jax.random.key(0), np.arange(8), 54))
     counts = np.stack([np.bincount(row, minlength=46) for row in drawn])
     held = [n for k in range(4) for n in range(10 * k + 1, 10 * k + 7)] + [43, 44, 45]
     np.testing.assert_array_equal(counts[:, held], 2)
@@ -263,7 +263,7 @@ def test_no_collective_moves_more_than_is_drawn_or_pushed():
         assert max(drawn) == rows * count * image_bytes
     bounded = sample_queue.draw.lower(queue, key, labels, 64, piece_bytes=8 * 5 * image_bytes)
     assert max(moved(bounded)) == 8 * 5 * image_bytes
-    assert not moved(sample_queue.draw_unconditional.lower(queue, key, 8, 64))
+    assert not moved(sample_queue.draw_unconditional.lower(queue, key, np.arange(8), 64))
 
     batch = distributed.global_batch(
         queue.mesh, (np.zeros((64, *SHAPE), np.uint8), np.zeros(64, np.int32))
@@ -289,6 +289,6 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="expected count of at least 1, found 0"):
         sample_queue.draw(queue, jax.random.key(0), labels, 0)
     with pytest.raises(ValueError, match="expected rows of at least 1, found 0"):
-        sample_queue.draw_unconditional(queue, jax.random.key(0), 0, 4)
+        sample_queue.draw_unconditional(queue, jax.random.key(0), np.arange(0), 4)
     with pytest.raises(ValueError, match="expected unconditional of at least 1, found 0"):
         make(unconditional=0)

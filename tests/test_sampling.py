@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from drifting_jax import distributed, sampling, train_step
+from drifting_jax import batches, distributed, sampling
 from drifting_jax.models.dit import DiT
 
 MODEL = DiT(
@@ -154,9 +154,7 @@ def test_uint8_rounds_half_to_even_and_clips():
 
 def test_uint8_is_the_inverse_of_the_way_in():
     levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(
-        sampling.to_uint8(train_step.to_float(jnp.asarray(levels))), levels
-    )
+    np.testing.assert_array_equal(sampling.to_uint8(batches.to_float(jnp.asarray(levels))), levels)
 
 
 def test_class_major_order():

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from drifting_jax import distributed, sample_queue, train_step
+from drifting_jax import batches, distributed, encoder_step, sample_queue, train_step
 from drifting_jax import state as states
 from drifting_jax.fields import FieldOptions
 from drifting_jax.models.dit import DiT
@@ -89,14 +89,14 @@ def new_batch() -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def make_step(labels: int, dtype=jnp.float32):
+def make_step(labels: int, dtype=jnp.float32, **changes):
     return jit(
         functools.partial(
             train_step.generator_step,
             model=MODEL.clone(dtype=dtype),
             feature_function=linear_features,
             optimizer=OPTIMIZER,
-            settings=dataclasses.replace(SETTINGS, labels=labels),
+            settings=dataclasses.replace(SETTINGS, labels=labels, **changes),
         )
     )
 
@@ -116,9 +116,9 @@ def inputs(mesh_name: str) -> tuple:
 
 
 @functools.cache
-def first_step(mesh_name: str, labels: int):
+def first_step(mesh_name: str, labels: int, **changes):
     """(state, queue, metrics) on the host."""
-    state, queue, metrics = make_step(labels)(*inputs(mesh_name))
+    state, queue, metrics = make_step(labels, **changes)(*inputs(mesh_name))
     return distributed.fetch((state, (queue.by_class, queue.unconditional), metrics))
 
 
@@ -138,6 +138,16 @@ def leaves_by_path(tree) -> dict[str, np.ndarray]:
 )
 def test_a_step_is_the_same_on_every_mesh(mesh, labels):
     expected, found = first_step("1", labels), first_step(mesh, labels)
+    assert_same_step(found, expected)
+    for ring, other in zip(expected[1], found[1], strict=True):
+        np.testing.assert_array_equal(ring.images[:10], other.images[:10])
+        for counter in ("next_slot", "filled"):  # of the classes alone: others are padding
+            a, b = (np.atleast_1d(getattr(r, counter))[:10] for r in (ring, other))
+            np.testing.assert_array_equal(a, b)
+
+
+def assert_same_step(found, expected):
+    """New state and metrics, up to the order of sums."""
     state, _, metrics = expected
     trees = random_params(MODEL), state.params
     for before, after in zip(*map(jax.tree.leaves, trees), strict=True):
@@ -147,11 +157,29 @@ def test_a_step_is_the_same_on_every_mesh(mesh, labels):
     assert set(got) == set(wanted)
     for path, value in wanted.items():
         np.testing.assert_allclose(got[path], value, rtol=1e-5, atol=1e-5, err_msg=path)
-    for ring, other in zip(expected[1], found[1], strict=True):
-        np.testing.assert_array_equal(ring.images[:10], other.images[:10])
-        for counter in ("next_slot", "filled"):  # of the classes alone: others are padding
-            a, b = (np.atleast_1d(getattr(r, counter))[:10] for r in (ring, other))
-            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "mesh, labels, microbatches",
+    [("1", 10, 2), ("1", 8, 8), ("4x2", 8, 2)],
+)
+def test_a_step_is_the_same_in_pieces(mesh, labels, microbatches):
+    found = first_step(mesh, labels, microbatches=microbatches)
+    assert_same_step(found, first_step("1", labels))
+
+
+def test_pieces_may_have_statistics_of_their_own():
+    rule = {"microbatches": 2, "shared_statistics": "microbatch"}
+    (_, _, shared), (_, _, own) = first_step("1", 10), first_step("1", 10, **rule)
+    for name, statistics in own.statistics.items():
+        of_batch = shared.statistics[name]
+        # Pieces of equal size and weights nearly so: their S average to nearly that of the batch.
+        np.testing.assert_allclose(statistics.distance_scale, of_batch.distance_scale, rtol=0.05)
+        np.testing.assert_allclose(
+            statistics.generated_distance, of_batch.generated_distance, rtol=1e-5
+        )
+        assert statistics.distance_scale != of_batch.distance_scale
+    assert own.cfg_scale == shared.cfg_scale and own.loss != shared.loss
 
 
 def test_a_step_pushes_its_batch_and_moves_on():
@@ -262,15 +290,15 @@ def test_labels_are_whole_permutations(count):
 
 def test_images_on_the_way_in():
     levels = jnp.array([0, 51, 255], jnp.uint8)
-    np.testing.assert_allclose(train_step.to_float(levels), [-1.0, -0.6, 1.0], atol=1e-6)
+    np.testing.assert_allclose(batches.to_float(levels), [-1.0, -0.6, 1.0], atol=1e-6)
     latents = jnp.array([-7.5, 0.25], jnp.bfloat16)
-    found = train_step.to_float(latents)
+    found = batches.to_float(latents)
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, [-7.5, 0.25])
 
 
 ENCODER = ResNetMAE(in_channels=1, width=4, num_classes=3, blocks=(1,), groups=2)
-ENCODER_STEP = train_step.EncoderStep(
+ENCODER_STEP = encoder_step.EncoderStep(
     mask_ratio_min=0.5,
     mask_ratio_max=0.5,
     classifier_start=10,
@@ -290,7 +318,7 @@ def encoder_inputs(microbatches=1):
     state = states.create_state(params["params"], optimizer, ema_decays=(0.9,))
     settings = dataclasses.replace(ENCODER_STEP, microbatches=microbatches)
     step = functools.partial(
-        train_step.encoder_step, model=ENCODER, optimizer=optimizer, settings=settings
+        encoder_step.encoder_step, model=ENCODER, optimizer=optimizer, settings=settings
     )
     return state, batch, jit(step)
 
