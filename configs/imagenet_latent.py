@@ -68,6 +68,7 @@ def set_common(config):
     config.queue.per_class = 128
     config.queue.unconditional = 1000
     config.train.generated_per_label = 64
+    config.train.microbatches = 0  # so that any number of devices computes the same
     config.train.positives_per_label = 64
     config.train.ema_decays = (0.999, 0.9995, 0.9998, 0.9999)
     config.train.save_every = 5000

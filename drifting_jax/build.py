@@ -23,6 +23,8 @@ from drifting_jax.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.sample_queue import SampleQueue
 from drifting_jax.train_step import GeneratorStep
 
+_SAMPLES_AT_ONCE = 64  # generated, on a device, where config.train.microbatches is left open
+
 # Streams of a run's root key: fold_in(key(seed), stream).
 STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generator_steps": 3,
            "classifier": 4, "pictures": 5, "toy_init": 6, "toy_steps": 7, "samples": 8}  # fmt: skip
@@ -164,7 +166,12 @@ def field_options(config: ConfigDict) -> FieldOptions:
     )
 
 
-def make_generator_step(config: ConfigDict) -> GeneratorStep:
+def make_generator_step(config: ConfigDict, mesh: Mesh) -> GeneratorStep:
+    """Sizes and settings of a generator's step on a mesh.
+
+    Raises:
+      UserError: the rows of a step do not split over the mesh.
+    """
     t, g = config.train, config.guidance
     return GeneratorStep(
         labels=t.labels_per_step,
@@ -179,9 +186,43 @@ def make_generator_step(config: ConfigDict) -> GeneratorStep:
         cfg_power=g.power,
         cfg_probability_of_one=g.probability_of_one,
         ema_decays=tuple(t.ema_decays),
-        microbatches=t.microbatches,
+        microbatches=microbatches(config, mesh),
         shared_statistics=t.shared_statistics,
     )
+
+
+def microbatches(config: ConfigDict, mesh: Mesh) -> int:
+    """Pieces of a generator's step: config.train.microbatches, or as many as a device needs.
+
+    Raises:
+      UserError: the rows of a step do not split over the pieces or the mesh.
+    """
+    t = config.train
+    rows, wanted = t.labels_per_step, t.microbatches
+    if wanted:
+        if rows % wanted:
+            raise UserError(
+                "config.train.microbatches must divide config.train.labels_per_step; found "
+                f"{wanted} and {rows}"
+            )
+        try:
+            distributed.row_sharding(mesh, rows // wanted, t.generated_per_label)
+        except ValueError as error:
+            parts = f" (the rows of each of {wanted} microbatches)" if wanted > 1 else ""
+            raise UserError(f"config.train does not fit the devices{parts}: {error}") from None
+        return wanted
+    fitting = []
+    for pieces in (n for n in range(1, rows + 1) if rows % n == 0):
+        try:
+            distributed.row_sharding(mesh, rows // pieces, t.generated_per_label)
+        except ValueError as error:
+            refused = error
+        else:
+            fitting.append(pieces)
+    if not fitting:
+        raise UserError(f"config.train does not fit the devices: {refused}")
+    most = rows * t.generated_per_label / mesh.size / _SAMPLES_AT_ONCE
+    return next((pieces for pieces in fitting if pieces >= most), fitting[-1])
 
 
 def make_encoder_step(config: ConfigDict) -> EncoderStep:

@@ -154,7 +154,7 @@ _IMAGES = {
         "generated_per_label": 16,  # g
         "positives_per_label": 32,  # p
         "unconditional_per_label": 16,  # u; 0 = no unconditional negatives
-        "microbatches": 1,  # pieces of the rows, one by one: less memory, twice the work
+        "microbatches": 1,  # pieces of the rows, each in its turn, at twice the work; 0 = as needed
         "shared_statistics": "batch",  # S and drift norms over all rows; "microbatch": by piece
         "ema_decays": (0.99, 0.999),  # one average of the weights for each
         "save_every": 500,  # steps between two checkpoints
@@ -265,6 +265,7 @@ MAY_BE_ZERO = {
     "encoder.train.b2",
     "encoder.train.clip_norm",
     "train.ema_decays",
+    "train.microbatches",
     "train.unconditional_per_label",
 }
 AT_MOST_ONE = {

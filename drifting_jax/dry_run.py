@@ -1,8 +1,8 @@
 """What a run would need, without running it: parameters, bytes and FLOPs of a step.
 
-`python main.py --config=… --dry_run` traces the step for the devices at hand; with
+`python main.py --config=… --dry_run` compiles the step for the devices at hand; with
 `--topology=v5e:8x8` the TPU compiler, on this CPU, compiles the real program for that slice
-and tells its memory, its FLOPs and its collectives (pip install "drifting_jax[tpu]").
+(pip install "drifting_jax[tpu]"). Either tells its memory, its FLOPs and its collectives.
 """
 
 import dataclasses
@@ -43,11 +43,13 @@ class Program:
       step: jitted.
       arguments: trees of `jax.ShapeDtypeStruct` with shardings, by what they are.
       networks: parameters of each network.
+      microbatches: pieces of a batch that are computed one after another.
     """
 
     step: Callable
     arguments: dict[str, PyTree]
     networks: dict[str, int]
+    microbatches: int
 
     def lower(self) -> jax.stages.Lowered:
         return self.step.lower(*self.arguments.values())
@@ -75,12 +77,15 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
     lines.append(f"a step on {mesh.size} {kind} ({shape}), a device:")
     for name, tree in found.arguments.items():
         lines.append(f"  {name:<24}{_gigabytes(bytes_per_device(tree))}")
-    flops = count_flops(config) / mesh.size
+    flops = count_flops(config, found.microbatches) / mesh.size
     lines.append(f"  {'floating-point work':<24}{flops / 1e12:10.3f} TFLOP")
-    if topology:
-        print(f"compiling for {topology}, some minutes", file=sys.stderr, flush=True)
-        lines += _compiled(found, kind)
-    return "\n".join(lines)
+    if found.microbatches > 1:
+        lines[-1] += f" in {found.microbatches} microbatches"
+        if config.task == "generator":
+            whole = count_flops(config, 1) / mesh.size
+            lines[-1] += f", {flops / whole:.2f} times that of one"
+    print(f"compiling for {topology or kind}, up to some minutes", file=sys.stderr, flush=True)
+    return "\n".join([*lines, *_compiled(found, mesh.devices.flat[0])])
 
 
 def program(config: ConfigDict, mesh: Mesh) -> Program:
@@ -111,7 +116,10 @@ def _encoder_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Program
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, distributed.replicated(mesh)))
     batch = _batch(config, spec, mesh, config.encoder.train.batch_size)
     return Program(
-        jitted, {"state": state, "batch": batch}, {"encoder": count_parameters(state.params)}
+        jitted,
+        {"state": state, "batch": batch},
+        {"encoder": count_parameters(state.params)},
+        config.encoder.train.microbatches,
     )
 
 
@@ -128,7 +136,7 @@ def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Progr
         model=build.make_generator(config, spec),
         feature_function=build.make_feature_function(config, spec, extra=extra, vae=vae),
         optimizer=build.generator_optimizer(config),
-        settings=build.make_generator_step(config),
+        settings=build.make_generator_step(config, mesh),
     )
     where = jax.tree.map(lambda x: x.sharding, (state, queue))
     jitted = jax.jit(
@@ -144,7 +152,7 @@ def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Progr
     for name, tree in variables.items():
         parts = {"vae": tree["vae"], name: tree["encoder"]} if "vae" in tree else {name: tree}
         networks |= {part or "autoencoder": count_parameters(x) for part, x in parts.items()}
-    return Program(jitted, arguments, networks)
+    return Program(jitted, arguments, networks, build.microbatches(config, mesh))
 
 
 def _frozen(config: ConfigDict, spec: Described, mesh: Mesh, extra, vae) -> PyTree:
@@ -176,18 +184,22 @@ def bytes_per_device(tree: PyTree) -> int:
     )
 
 
-def count_flops(config: ConfigDict) -> float:
+def count_flops(config: ConfigDict, microbatches: int) -> float:
     """Floating-point operations of one step on all devices, by XLA's count of the traced program.
 
     Recomputation in the backward pass is counted; a loop's body would be counted once, so blocks
-    and parts of a batch are traced one by one.
+    are traced one by one, and what a generator's microbatch needs is taken times their number (the
+    optimizer's share, a few operations a parameter, with it). An encoder's do no further work.
     """
-    one_by_one = config.copy_and_resolve_references()
+    one_by_one, times = config.copy_and_resolve_references(), 1
+    if config.task == "generator":
+        times = microbatches
     with one_by_one.unlocked():
         one_by_one.model.scan = False
         one_by_one.encoder.train.microbatches = 1
+        one_by_one.train.microbatches = times
     on_one = distributed.make_mesh(1, 1, devices=jax.local_devices(backend="cpu"))
-    return program(one_by_one, on_one).lower().cost_analysis()["flops"]
+    return times * program(one_by_one, on_one).lower().cost_analysis()["flops"]
 
 
 def _devices_of(topology: str) -> Sequence[jax.Device]:
@@ -206,9 +218,9 @@ def _devices_of(topology: str) -> Sequence[jax.Device]:
         ) from None
 
 
-def _compiled(found: Program, kind: str) -> list[str]:
-    """What the compiler says of a step for TPUs."""
-    capacity = _MEMORY.get(kind, 0) * 2**30
+def _compiled(found: Program, device: jax.Device) -> list[str]:
+    """What the compiler says of a step for such devices."""
+    kind, capacity = device.device_kind, _capacity(device)
     try:
         compiled = found.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -222,8 +234,9 @@ def _compiled(found: Program, kind: str) -> list[str]:
     total = held + memory.temp_size_in_bytes
     counts = Counter(_COLLECTIVE.findall(compiled.as_text()))
     listed = ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) or "none"
+    note = " (by its compiler; others may need less in bfloat16)" if kind == "cpu" else ""
     lines = [
-        f"compiled for {kind}, a device:",
+        f"compiled for {kind}, a device{note}:",
         f"  {'arguments and results':<24}{_gigabytes(held)}",
         f"  {'temporary':<24}{_gigabytes(memory.temp_size_in_bytes)}",
         f"  {'floating-point work':<24}{compiled.cost_analysis()['flops'] / 1e12:10.3f} TFLOP "
@@ -233,7 +246,18 @@ def _compiled(found: Program, kind: str) -> list[str]:
     if capacity:
         verdict = "fits" if total <= capacity else "does NOT fit"
         lines.append(f"  {verdict}: {total / 2**30:.2f} of {capacity / 2**30:.0f} GiB")
+    else:
+        lines.append(f"  {'together':<24}{_gigabytes(total)}")
     return lines
+
+
+def _capacity(device: jax.Device) -> int:
+    """Bytes of a device's memory; 0 where nothing tells."""
+    if device.device_kind in _MEMORY:
+        return _MEMORY[device.device_kind] * 2**30
+    if device.platform != "gpu":
+        return 0
+    return (device.memory_stats() or {}).get("bytes_limit", 0)
 
 
 def _gigabytes(count: int) -> str:

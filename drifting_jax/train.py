@@ -129,18 +129,7 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Makes sure that the rows of a step and the images of a batch split over the mesh."""
-    t = config.train
-    if t.labels_per_step % t.microbatches:
-        raise UserError(
-            f"config.train.microbatches must divide config.train.labels_per_step; found "
-            f"{t.microbatches} and {t.labels_per_step}"
-        )
-    rows = t.labels_per_step // t.microbatches
-    try:
-        distributed.row_sharding(mesh, rows, t.generated_per_label)
-    except ValueError as error:
-        parts = f" (rows of each of {t.microbatches} microbatches)" if t.microbatches > 1 else ""
-        raise UserError(f"config.train does not fit the devices{parts}: {error}") from None
+    build.microbatches(config, mesh)
     if config.queue.push_per_step % mesh.size:
         raise UserError(
             f"config.queue.push_per_step must be a multiple of the {mesh.size} devices; found "
@@ -182,7 +171,7 @@ def _make_advance(config, source, variables, feature_function, state, queue) -> 
         model=build.make_generator(config, source),
         feature_function=feature_function,
         optimizer=build.generator_optimizer(config),
-        settings=build.make_generator_step(config),
+        settings=build.make_generator_step(config, queue.mesh),
     )
     where = jax.tree.map(lambda x: x.sharding, (state, queue))
     jitted = jax.jit(

@@ -6,7 +6,7 @@ import jax
 import pytest
 import tiny_config
 
-from drifting_jax import build, dry_run
+from drifting_jax import build, distributed, dry_run
 from drifting_jax.config import base_config, file_beside, resolve
 from drifting_jax.data.sources import describe
 from drifting_jax.errors import UserError
@@ -41,10 +41,31 @@ def test_bytes_of_a_step_on_one_device_and_on_eight():
 
 
 def test_work_grows_with_the_batch_and_not_with_the_mesh():
-    less, more = (dry_run.count_flops(config(train__generated_per_label=g)) for g in (4, 8))
+    less, more = (dry_run.count_flops(config(train__generated_per_label=g), 1) for g in (4, 8))
     assert 1.2 < more / less < 2.2
     of_encoder = {"task": "encoder", "encoder__train__microbatches": 2}
-    assert dry_run.count_flops(config(**of_encoder)) == dry_run.count_flops(config(task="encoder"))
+    assert dry_run.count_flops(config(**of_encoder), 2) == dry_run.count_flops(
+        config(task="encoder"), 1
+    )
+
+
+def test_microbatches_cost_about_twice_the_work():
+    """Three passes for the one, two of them without gradients, are 6 to 7 forwards for 3 to 4."""
+    whole, pieces = (dry_run.count_flops(config(), n) for n in (1, 4))
+    assert 1.5 < pieces / whole < 2.3
+
+
+def test_microbatches_that_are_left_open_follow_the_devices():
+    found = load("imagenet_latent", "L")
+    for devices, expected in ((1, 128), (8, 16)):
+        mesh = build.make_mesh(found, devices=jax.devices()[:devices])
+        assert build.microbatches(found, mesh) == expected
+    found.train.microbatches = 3
+    with pytest.raises(UserError, match=r"must divide .*labels_per_step; found 3 and 128"):
+        build.microbatches(found, mesh)
+    few = config(train__labels_per_step=10, train__microbatches=0, train__generated_per_label=3)
+    with pytest.raises(UserError, match="does not fit the devices"):
+        build.microbatches(few, distributed.make_mesh(4, 2))
 
 
 def test_the_report():
