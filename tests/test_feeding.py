@@ -15,8 +15,8 @@ import tensorflow_datasets as tfds
 from absl import flags
 from imagenet_like import CLASSES, write_imagenet_like
 
-from drifting_jax import feeding, packing
-from drifting_jax.config import resolve
+from drifting_jax import feeding, loading, packing, run
+from drifting_jax.config import file_beside, resolve
 from drifting_jax.data import pipeline
 from drifting_jax.data.imagenet import open_records
 from drifting_jax.data.images import ImageSource
@@ -26,6 +26,7 @@ from drifting_jax.distributed import make_mesh
 from drifting_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+VAE = ROOT / "tests" / "fixtures" / "torch" / "vae"
 AUGMENTED = Augmentation(crop="random_resized", flip=True)
 
 
@@ -177,7 +178,8 @@ def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, image
         assert batches._local.unreadable.indices >= {record["index"] for record in noted}
 
 
-def test_images_of_tensorflow_datasets(images, tmp_path):
+def prepare_tfds(images, folder):
+    """The readable files of the training split as tensorflow-datasets has them; their number."""
     paths = sorted((images / "train").rglob("*_*.JPEG"))
     paths = [p for p in paths if p.parent.name in p.name]
 
@@ -206,7 +208,12 @@ def test_images_of_tensorflow_datasets(images, tmp_path):
                         {"image": str(path), "label": path.parent.name, "file_name": path.name},
                     )
 
-    Imagenet2012(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    Imagenet2012(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return len(paths)
+
+
+def test_images_of_tensorflow_datasets(images, tmp_path):
+    count = prepare_tfds(images, tmp_path)
     of_files = open_records(images, "train")
     expected = {of_files.read(i)[0]: int(of_files.labels[i]) for i in range(len(of_files))}
     for where in (
@@ -215,12 +222,12 @@ def test_images_of_tensorflow_datasets(images, tmp_path):
         tmp_path / "imagenet2012" / "5.1.0",
     ):
         records = open_records(where, "train")
-        assert records.format == "tfds" and len(records) == len(paths)
+        assert records.format == "tfds" and len(records) == count
         assert records.class_names == list(CLASSES)
         for i in (0, 17, 40):
             data, label = records.read(i)
             assert expected[data] == label == records.labels[i]
-    assert len(open_records(tmp_path, "test")) == len(paths)
+    assert len(open_records(tmp_path, "test")) == count
     batches, _ = take(ImageSource(records, 16), 2, batch_size=8, seed=0)
     assert batches[0]["image"].shape == (8, 16, 16, 3)
 
@@ -267,3 +274,34 @@ def test_a_killed_run_consumes_what_an_undisturbed_one_does(start, tmp_path):
     assert last.wait(240) == 0, last.stderr.read()
     expected, found = consumed(tmp_path / "whole"), consumed(killed)
     assert len(expected) > 40 and found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["shards", "tfds", "latents"])
+def test_whole_runs_from_every_format(images, tmp_path, format):
+    """Encoder, generator and samples; a run that is stopped goes on to the same end."""
+    config = file_beside(ROOT / "tests" / "any.py", "tiny_images_config.py").get_config()
+    config.data.source, config.encoder.train.num_steps = "imagenet", 8
+    data = tmp_path / "data"
+    if format == "tfds":
+        prepare_tfds(images, data)
+    else:
+        more = [f"--vae={VAE}", "--size=32"] if format == "latents" else []
+        command = [sys.executable, "-m", "drifting_jax.prepare", format, f"--source={images}"]
+        subprocess.run([*command, f"--out={data}", *more], cwd=ROOT, check=True)
+    if format == "latents":
+        config.data.latent, config.vae.path, config.data.image_size = True, str(VAE), 32
+    config.data.path, config.train.num_steps = str(data), 10
+    workdir = tmp_path / "run"
+    assert run.run(resolve(config), workdir=workdir) == 0
+    config.train.num_steps = 12
+    assert run.run(resolve(config), workdir=workdir) == 0
+    logged = consumed(workdir)
+    assert [x["batch"] for x in logged if x["stage"] == "encoder"] == list(range(8))
+    steps = [x["batch"] for x in logged if x["stage"] == "generator"]
+    assert steps == list(range(len(steps))) and len(steps) > 12
+    made = loading.load_run(workdir).sample(
+        np.array([0, 1]), np.array([0, 0]), seed=0, cfg_scale=1.0
+    )
+    side = config.data.image_size
+    assert made.shape == (2, side, side, 3) and made.dtype == np.uint8
