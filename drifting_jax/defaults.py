@@ -28,6 +28,7 @@ _MESH = {
 # For mesh.rules: the output channels of every large array of our networks over `fsdp`.
 FSDP_RULES = (
     ("blocks/.*kernel", (None, None, "fsdp")),  # stacked, model.scan
+    ("classifier/kernel", ("fsdp",)),  # whose thousand classes seldom divide
     ("(conv|head|stem|downsample)/kernel", (None, None, None, "fsdp")),
     ("kernel", (None, "fsdp")),
     ("style_books", (None, None, "fsdp")),

@@ -67,7 +67,7 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
     """
     if config.task == "toy":
         raise UserError("--dry_run is for generators and encoders; a toy runs in under a minute")
-    devices = _devices_of(topology) if topology else None
+    devices = devices_of(topology) if topology else None
     print("tracing the step; a large network takes a minute", file=sys.stderr, flush=True)
     mesh = build.make_mesh(config, devices=devices)
     found = program(config, mesh)
@@ -202,10 +202,16 @@ def count_flops(config: ConfigDict, microbatches: int) -> float:
     return times * program(one_by_one, on_one).lower().cost_analysis()["flops"]
 
 
-def _devices_of(topology: str) -> Sequence[jax.Device]:
+def devices_of(topology: str) -> Sequence[jax.Device]:
+    """The devices of a TPU slice such as "v5e:8x8", which can be compiled for and nothing else.
+
+    Raises:
+      UserError: it is no slice, or libtpu is not installed.
+    """
     # There is no TPU to ask.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # a compiler, used by no one alone
     try:
         from jax.experimental import topologies
 

@@ -3,12 +3,12 @@
 import functools
 import math
 import os
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import collectives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,30 +233,13 @@ def test_inside_a_jitted_step():
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
 
 
-def collective_bytes(compiled: str, devices: int) -> list[int]:
-    """Bytes that each collective of a compiled program takes or gives, whichever is larger."""
-    item = {"u8": 1, "pred": 1, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-    found = []
-    for line in compiled.splitlines():
-        match = re.search(
-            r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-\w+)"
-            r"(-start)?\(",
-            line,
-        )
-        if match:
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            size = sum(item[t] * math.prod(int(n) for n in s.split(",") if n) for t, s in shapes)
-            found.append(size * (devices if match[2] == "reduce-scatter" else 1))
-    return found
-
-
 def test_no_collective_moves_more_than_is_drawn_or_pushed():
     queue = make(1000, dtype=np.uint8, per_class=32, unconditional=1000)
     key, image_bytes = jax.random.key(0), math.prod(SHAPE)
     labels = jnp.arange(8, dtype=jnp.int32)
 
     def moved(program):
-        return collective_bytes(program.compile().as_text(), 8)
+        return [found.size for found in collectives(program.compile().as_text(), 8)]
 
     for rows, count in ((8, 64), (3, 7)):
         drawn = moved(sample_queue.draw.lower(queue, key, labels[:rows], count))
