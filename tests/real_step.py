@@ -1,0 +1,94 @@
+"""Steps of a whole tiny config, pixels or latents, on any mesh: for tests and their processes.
+
+As a program it is one process of a job told by its environment: `real_step.py KIND STEPS OUT.npz`.
+"""
+
+import functools
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny_config
+
+from drifting_jax import build, distributed, sample_queue, train, train_mae
+from drifting_jax.config import resolve
+from drifting_jax.defaults import FSDP_RULES
+from drifting_jax.train_step import generator_step
+
+SHAPES = {"pixel": (8, 8, 1), "latent": (8, 8, 4)}
+CLASSES, PUSHED = 10, 16
+
+
+def config(kind):
+    found = tiny_config.get_config()
+    found.mesh.rules = FSDP_RULES
+    found.train.labels_per_step = found.train.generated_per_label = 8
+    found.train.positives_per_label = 8
+    found.train.unconditional_per_label = 8
+    found.optim.warmup_steps = 2
+    found.model.scan = True
+    if kind == "latent":
+        found.data.source, found.data.latent, found.data.image_size = "imagenet", True, 64
+    return resolve(found)
+
+
+def samples(kind, count, seed):
+    """Random real samples and their labels, the same on every mesh."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(count) % CLASSES).astype(np.int32)
+    if kind == "latent":
+        return rng.standard_normal((count, *SHAPES[kind])).astype(np.float16), labels
+    return rng.integers(0, 256, (count, *SHAPES[kind]), dtype=np.uint8), labels
+
+
+def scattered(shapes, seed):
+    """Parameters that are nowhere zero: as initialised, the generator makes one image."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.float32(rng.normal(0, 0.2, x.shape)), shapes)
+
+
+def run(kind, mesh, steps):
+    """State after some steps and the curves on the way: {path: array}."""
+    c, source = config(kind), SimpleNamespace(image_shape=SHAPES[kind], num_classes=CLASSES)
+    init, place = train.state_maker(c, source, mesh)
+    state = distributed.init_sharded(init, shardings=place)
+    state = state.replace(params=jax.device_put(
+        scattered(state.params, 0), jax.tree.map(lambda x: x.sharding, state.params)))  # fmt: skip
+    encoder_init, encoder_place = train_mae.state_maker(c, source, mesh)
+    encoder = distributed.init_sharded(encoder_init, shardings=encoder_place).params
+    frozen = {"": {"params": encoder}}
+    queue = build.make_queue(c, source, mesh)
+    for seed in range(5):
+        queue = sample_queue.push(queue, *samples(kind, 32, seed))
+    step = functools.partial(
+        generator_step,
+        key=build.stream_key(c, "generator_steps"),
+        model=build.make_generator(c, source),
+        feature_function=build.make_feature_function(c, source),
+        optimizer=build.generator_optimizer(c),
+        settings=build.make_generator_step(c, mesh),
+    )
+    where = jax.tree.map(lambda x: x.sharding, (state, queue))
+    jitted = jax.jit(
+        step, donate_argnums=(0, 1), out_shardings=(*where, distributed.replicated(mesh))
+    )
+    curves = []
+    share = PUSHED // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    for number in range(steps):
+        image, label = samples(kind, PUSHED, 100 + number)
+        batch = distributed.global_batch(mesh, {"image": image[mine], "label": label[mine]})
+        state, queue, metrics = jitted(state, queue, frozen, batch)
+        curves.append(distributed.fetch(metrics))
+    curves = jax.tree.map(lambda *x: np.stack(x), *curves)
+    found = jax.tree_util.tree_leaves_with_path(
+        {"state": distributed.fetch(state), "metrics": curves}
+    )
+    return {jax.tree_util.keystr(path): leaf for path, leaf in found}
+
+
+if __name__ == "__main__":
+    distributed.initialize()
+    np.savez(sys.argv[3], **run(sys.argv[1], distributed.make_mesh(4, 2), int(sys.argv[2])))
