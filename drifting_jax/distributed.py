@@ -178,8 +178,16 @@ def row_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
         f"expected class rows and samples per row that split over a mesh of data={data} x "
         f"fsdp={fsdp}, found {rows} rows of {per_row}; make the rows {_nearest(rows, n)}, or the "
         f"samples per row {_nearest(per_row, n)}, or the rows {_nearest(rows, data)} and the "
-        f"samples per row {_nearest(per_row, fsdp)}"
+        f"samples per row {_nearest(per_row, fsdp)}{_other_mesh(rows, per_row, n)}"
     )
+
+
+def _other_mesh(rows: int, per_row: int, n: int) -> str:
+    """The mesh of n devices that rows and samples would split over, in words."""
+    for data in range(1, n + 1):
+        if n % data == 0 and rows % data == 0 and per_row % (n // data) == 0:
+            return f"; or make the mesh data={data} x fsdp={n // data}"
+    return ""
 
 
 def _nearest(value: int, divisor: int) -> str:
@@ -191,8 +199,9 @@ def _nearest(value: int, divisor: int) -> str:
 def sharding_for_tree(shapes: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     """A sharding for each leaf, by the first rule whose pattern is found in its path.
 
-    An axis of a spec that does not divide its dimension, or has none, is dropped. A leaf that no
-    rule matches is replicated. Large leaves (`LARGE` elements) that end up unsharded on a mesh
+    An axis of a spec that does not divide its dimension, or has none, is dropped; of a large leaf
+    it goes to the largest free dimension that it divides. A leaf that no rule matches is
+    replicated. Large leaves (`LARGE` elements) that end up unsharded on a mesh
     with `fsdp > 1` are logged.
 
     Args:
@@ -218,12 +227,29 @@ def sharding_for_tree(shapes: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
             axes if dimension % _size(mesh, axes) == 0 else ()
             for dimension, axes in zip(leaf.shape, spec, strict=False)
         ]
+        if math.prod(leaf.shape) >= LARGE:
+            kept = _moved(leaf.shape, spec, kept, mesh)
         parts = math.prod(_size(mesh, axes) for axes in kept)
         if parts == 1 and mesh.shape["fsdp"] > 1 and math.prod(leaf.shape) >= LARGE:
             logger.warning("not sharded: %s %s (spec %s)", name, leaf.shape, spec or "of no rule")
         return NamedSharding(mesh, P(*(axes or None for axes in kept)))
 
     return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def _moved(
+    shape: Sequence[int],
+    spec: Sequence[tuple[str, ...]],
+    kept: Sequence[tuple[str, ...]],
+    mesh: Mesh,
+) -> list[tuple[str, ...]]:
+    """`kept` with the axes that were dropped from `spec` at other dimensions, where they divide."""
+    kept = [*kept, *[()] * (len(shape) - len(kept))]
+    for axes in (axes for axes in spec if axes and axes not in kept):
+        free = [i for i, size in enumerate(shape) if not kept[i] and size % _size(mesh, axes) == 0]
+        if free:
+            kept[max(free, key=lambda i: shape[i])] = axes
+    return kept
 
 
 def _compile(

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from drifting_jax import build, distributed, frozen, sample_queue, train, train_mae
+from drifting_jax.compiled import Collective, collectives
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import Described, describe
 from drifting_jax.encoder_step import encoder_step
@@ -28,11 +29,8 @@ from drifting_jax.train_step import generator_step
 
 PyTree = Any
 
-# Bytes of a device's memory, by jax's name of its kind.
+# GiB of a chip's memory, by jax's name of its kind.
 _MEMORY = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v6 lite": 32}
-_COLLECTIVE = re.compile(
-    r"= .*? (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
             whole = count_flops(config, 1) / mesh.size
             lines[-1] += f", {flops / whole:.2f} times that of one"
     print(f"compiling for {topology or kind}, up to some minutes", file=sys.stderr, flush=True)
-    return "\n".join([*lines, *_compiled(found, mesh.devices.flat[0])])
+    return "\n".join([*lines, *_compiled(found, mesh)])
 
 
 def program(config: ConfigDict, mesh: Mesh) -> Program:
@@ -146,7 +144,9 @@ def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Progr
         "state": state,
         "queue": queue,
         "frozen networks": variables,
-        "batch": _batch(config, spec, mesh, config.queue.push_per_step),
+        "batch": _batch(
+            config, spec, mesh, -(-config.queue.push_per_step // mesh.size) * mesh.size
+        ),
     }
     networks = {"generator": count_parameters(state.params)}
     for name, tree in variables.items():
@@ -224,9 +224,10 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
         ) from None
 
 
-def _compiled(found: Program, device: jax.Device) -> list[str]:
-    """What the compiler says of a step for such devices."""
-    kind, capacity = device.device_kind, _capacity(device)
+def _compiled(found: Program, mesh: Mesh) -> list[str]:
+    """What the compiler says of a step for the devices of a mesh."""
+    device, devices = mesh.devices.flat[0], mesh.size
+    kind, capacity = device.device_kind, _capacity(mesh)
     try:
         compiled = found.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -238,8 +239,7 @@ def _compiled(found: Program, device: jax.Device) -> list[str]:
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = held + memory.temp_size_in_bytes
-    counts = Counter(_COLLECTIVE.findall(compiled.as_text()))
-    listed = ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) or "none"
+    listed = _listed(collectives(compiled.as_text(), devices))
     note = " (by its compiler; others may need less in bfloat16)" if kind == "cpu" else ""
     lines = [
         f"compiled for {kind}, a device{note}:",
@@ -247,7 +247,7 @@ def _compiled(found: Program, device: jax.Device) -> list[str]:
         f"  {'temporary':<24}{_gigabytes(memory.temp_size_in_bytes)}",
         f"  {'floating-point work':<24}{compiled.cost_analysis()['flops'] / 1e12:10.3f} TFLOP "
         "(loops counted once)",
-        f"  collectives: {listed}",
+        f"  collectives: {listed} (loops counted once)",
     ]
     if capacity:
         verdict = "fits" if total <= capacity else "does NOT fit"
@@ -257,10 +257,21 @@ def _compiled(found: Program, device: jax.Device) -> list[str]:
     return lines
 
 
-def _capacity(device: jax.Device) -> int:
-    """Bytes of a device's memory; 0 where nothing tells."""
+def _listed(found: Sequence[Collective]) -> str:
+    """How many collectives of each name there are, and the bytes that all of them move."""
+    counts = Counter(one.name for one in found)
+    sizes = {name: sum(one.size for one in found if one.name == name) for name in counts}
+    words = [f"{counts[name]} {name} of {sizes[name] / 1e6:.1f} MB" for name in sorted(counts)]
+    return ", ".join(words) or "none"
+
+
+def _capacity(mesh: Mesh) -> int:
+    """Bytes of the memory of a mesh's devices; 0 where nothing tells."""
+    device = mesh.devices.flat[0]
     if device.device_kind in _MEMORY:
-        return _MEMORY[device.device_kind] * 2**30
+        # Of slices that are not there, v4 and v5p count cores, two of which share a chip's memory.
+        cores = {getattr(device, "core_on_chip", 0) for device in mesh.devices.flat}
+        return _MEMORY[device.device_kind] * 2**30 // len(cores)
     if device.platform != "gpu":
         return 0
     return (device.memory_stats() or {}).get("bytes_limit", 0)

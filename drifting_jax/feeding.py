@@ -189,6 +189,9 @@ class BatchLog:
 class GlobalBatches(Iterator[dict[str, jax.Array]]):
     """Puts the batches of `pipeline.Batches` on the devices, some ahead of the step, in a thread.
 
+    A batch of labelled records that does not split over the devices ends in rows of label -1, each
+    process's part in its own.
+
     Close it, or use it as a context manager.
     """
 
@@ -213,7 +216,7 @@ class GlobalBatches(Iterator[dict[str, jax.Array]]):
             try:
                 local = next(self._local)
                 placed = {name: value for name, value in local.items() if name != "index"}
-                item = distributed.global_batch(self._mesh, placed), local
+                item = distributed.global_batch(self._mesh, self._padded(placed)), local
             except BaseException as error:
                 item = error, None
             while not self._closed.is_set():
@@ -224,6 +227,17 @@ class GlobalBatches(Iterator[dict[str, jax.Array]]):
                     continue
             if item[1] is None:
                 return
+
+    def _padded(self, local: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """With rows of label -1, which the queue leaves out, up to a multiple of the devices."""
+        devices = self._mesh.size // jax.process_count()
+        if "label" not in local or len(local["label"]) % devices == 0:
+            return local
+        missing = -len(local["label"]) % devices
+        widths = {name: [(0, missing)] + [(0, 0)] * (x.ndim - 1) for name, x in local.items()}
+        padded = {name: np.pad(x, widths[name]) for name, x in local.items()}
+        padded["label"][-missing:] = -1
+        return padded
 
     def close(self) -> None:
         """Ends the thread and the workers; harmless twice."""

@@ -130,10 +130,10 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Makes sure that the rows of a step and the images of a batch split over the mesh."""
     build.microbatches(config, mesh)
-    if config.queue.push_per_step % mesh.size:
+    if config.queue.push_per_step % jax.process_count():
         raise UserError(
-            f"config.queue.push_per_step must be a multiple of the {mesh.size} devices; found "
-            f"{config.queue.push_per_step}"
+            f"config.queue.push_per_step must be a multiple of the {jax.process_count()} "
+            f"processes; found {config.queue.push_per_step}"
         )
     train_mae.check_batch(config, mesh)
 

@@ -5,9 +5,9 @@ import math
 import jax
 import pytest
 import tiny_config
-from collectives import collectives
 
 from drifting_jax import build, dry_run
+from drifting_jax.compiled import collectives
 from drifting_jax.config import resolve
 from drifting_jax.defaults import FSDP_RULES
 

@@ -61,6 +61,7 @@ def test_sharding_for_tree(caplog):
             "embed": jax.ShapeDtypeStruct((2048, 1024), jnp.float32),
             "block_0": {"kernel": jnp.zeros((12, 8)), "bias": jnp.zeros(8)},
             "odd": {"kernel": jnp.zeros((12, 6))},
+            "large": {"kernel": jax.ShapeDtypeStruct((3, 4096, 1022), jnp.float32)},
             "plain": jnp.zeros((1023, 1025)),
             "wide": jnp.zeros((16, 3)),
         },
@@ -77,6 +78,7 @@ def test_sharding_for_tree(caplog):
     specs = jax.tree.map(lambda sharding: sharding.spec, found)
     assert specs["params"]["block_0"] == {"kernel": P("data", "fsdp"), "bias": P("fsdp")}
     assert specs["params"]["odd"]["kernel"] == P(None, None)  # 6 does not split over 4
+    assert specs["params"]["large"]["kernel"] == P(None, "fsdp", None)  # of more use there
     assert specs["params"]["wide"] == P(("data", "fsdp"))
     assert specs["count"] == P()
     messages = [record.getMessage() for record in caplog.records]

@@ -73,8 +73,9 @@ def test_the_report():
     assert "generator: " in told and "autoencoder: " in told and "TFLOP" in told
     with pytest.raises(UserError, match="runs in under a minute"):
         dry_run.dry_run(resolve(base_config("toy")))
-    with pytest.raises(UserError, match=r"push_per_step must be a multiple of the 8 devices"):
-        dry_run.dry_run(config(mesh__data=8, train__generated_per_label=8, queue__push_per_step=9))
+    with pytest.raises(UserError, match=r"batch_size must be a multiple of 8 devices"):
+        changes = {"mesh__data": 8, "train__generated_per_label": 8}
+        dry_run.dry_run(config(**changes, encoder__train__batch_size=9))
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,12 @@ def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, image
     assert [line["batch"] for line in lines] == list(range(5))
     for label, line in zip(given, lines, strict=True):
         assert len(line["index"]) == len(label) == 4
+    with feeding.make_batches(
+        config, ImageSource(records, 8), make_mesh(8), batch_size=4, start=0
+    ) as batches:  # on more devices than there are records
+        padded = next(batches)
+    assert padded["image"].shape == (8, 8, 8, 3) and padded["label"].sharding.mesh.size == 8
+    np.testing.assert_array_equal(padded["label"], [*given[0], -1, -1, -1, -1])
     source = ImageSource(Damaged(records, set(range(47))), 8)
     options = {"batch_size": 4, "start": 0, "log": tmp_path}
     with feeding.make_batches(config, source, make_mesh(1), **options) as batches:

@@ -73,6 +73,7 @@ LAYERS = {
         "checkpoint",
         "metrics",
         "interruption",
+        "compiled",
         "lock",
         "command_line",
     },

@@ -232,7 +232,6 @@ def test_a_workdir_of_others_is_refused(tmp_path):
 def test_a_mistake_can_be_mended_in_the_same_workdir(tmp_path, capsys):
     for changes, message in [
         ({"mesh__data": 3, "mesh__fsdp": 3}, r"config\.mesh: .* found data=3 fsdp=3; with 8"),
-        ({"mesh__data": 4, "queue__push_per_step": 10}, r"config\.queue\.push_per_step .* 4 dev"),
         ({"mesh__data": 8, "train__generated_per_label": 3}, r"config\.train does not fit"),
         ({"model__patch_size": 3}, r"config\.model does not fit .* must divide image_size 8"),
         ({"encoder__mask_patch_size": 3}, r"config\.encoder does not fit .* mask_patch_size 3"),

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collectives import collectives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drifting_jax import distributed, sample_queue
+from drifting_jax.compiled import collectives
 
 FIXTURE = os.path.join(os.path.dirname(__file__), "fixtures", "release", "H_memory_bank.npz")
 SHAPE = (2, 3)
