@@ -1,6 +1,7 @@
 """The pure training step of the generator: shapes, keys and mathematics, no loop."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -129,12 +130,13 @@ def generator_step(
     # Gathered for use: split weights would split the activations, over channels.
     gathered = distributed.replicated(queue.mesh)
 
-    def sets_of(params, rows: _Rows) -> FeatureSets:
+    def sets_of(params, rows: _Rows, *, apart: bool) -> FeatureSets:
         return _feature_sets(
             jax.lax.with_sharding_constraint(params, gathered),
             frozen,
             rows,
             queue.mesh,
+            apart=apart,
             model=model,
             feature_function=feature_function,
         )
@@ -198,17 +200,22 @@ def _draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStep) -> _Rows:
 
 
 def _feature_sets(
-    params, frozen, rows: _Rows, mesh: Mesh, *, model: DiT, feature_function: FeatureFunction
+    params,
+    frozen,
+    rows: _Rows,
+    mesh: Mesh,
+    *,
+    apart: bool,
+    model: DiT,
+    feature_function: FeatureFunction,
 ) -> FeatureSets:
-    """Generates the samples of some rows; features of them and of the real ones (3.4)."""
-    c, g = rows.input_keys.shape
-    sharding = distributed.row_sharding(mesh, c, g)
+    """Generates the samples of some rows; features of them and of the real ones (3.4).
 
-    def real(images: jax.Array | None) -> dict[str, jax.Array] | None:
-        if images is None:
-            return None
-        where = batches.real_sharding(mesh, *images.shape[:2])
-        return batches.features_of_rows(feature_function, frozen, batches.to_float(images), where)
+    The generated samples go through the encoders `apart` from the real ones where gradients shall
+    flow back through them alone, else together: one program instead of two.
+    """
+    (c, g), p = rows.input_keys.shape, rows.positive.shape[1]
+    sharding = distributed.row_sharding(mesh, c, g)
 
     def of_rows(per_row: jax.Array) -> jax.Array:
         return batches.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
@@ -218,13 +225,36 @@ def _feature_sets(
     images = model.apply(
         {"params": params}, noise, of_rows(rows.label), styles, of_rows(rows.cfg_scale)
     )
-    found = feature_function(frozen, batches.keep_split(images, sharding))
-    u = 0 if rows.negative is None else rows.negative.shape[1]
+    generated = batches.split(batches.keep_split(images, sharding), sharding, c, g)
+    real = [batches.to_float(x) for x in (rows.positive, rows.negative) if x is not None]
+
+    def features_of(*samples: jax.Array) -> dict[str, jax.Array]:
+        where = batches.real_sharding(mesh, c, sum(x.shape[1] for x in samples))
+        joined = jnp.concatenate(samples, axis=1)
+        return batches.features_of_rows(feature_function, frozen, joined, where)
+
+    if apart:
+        of_generated, of_real = features_of(generated), features_of(*real)
+    else:
+        of_generated, of_real = _cut(features_of(generated, *real), g)
+    positive, negative = _cut(of_real, p)
+    has_negative = rows.negative is not None
+    weight = None
+    if has_negative:
+        weight = jnp.broadcast_to(rows.weight[:, None], rows.negative.shape[:2])
     return FeatureSets(
-        generated={name: batches.split(x, sharding, c, g) for name, x in found.items()},
-        positive=real(rows.positive),
-        negative=real(rows.negative),
-        negative_weight=jnp.broadcast_to(rows.weight[:, None], (c, u)) if u else None,
+        generated=of_generated,
+        positive=positive,
+        negative=negative if has_negative else None,
+        negative_weight=weight,
+    )
+
+
+def _cut(features: dict[str, jax.Array], count: int) -> tuple[dict[str, jax.Array], ...]:
+    """Features of the first `count` samples of each row, and of the others."""
+    return (
+        {name: x[:, :count] for name, x in features.items()},
+        {name: x[:, count:] for name, x in features.items()},
     )
 
 
@@ -232,7 +262,7 @@ def _loss_and_gradients(params, pieces: _Rows, sets_of: Callable, s: GeneratorSt
     """((loss, statistics), gradients) of a batch in pieces, whole or one after another."""
 
     def loss_of(params, rows: _Rows):
-        sets = sets_of(params, rows)
+        sets = sets_of(params, rows, apart=True)
         return feature_losses.feature_drifting_loss(
             sets.generated,
             sets.positive,
@@ -251,13 +281,13 @@ def _loss_and_gradients(params, pieces: _Rows, sets_of: Callable, s: GeneratorSt
         return jax.tree.map(lambda x: x / s.microbatches, total)
 
     def sums_of(rows: _Rows):
-        return feature_losses.distance_sums(sets_of(params, rows))
+        return feature_losses.distance_sums(sets_of(params, rows, apart=False))
 
     sums = batches.sum_over_pieces(sums_of, pieces)
     scales = {name: x.distance_scale for name, x in sums.items()}
 
     def drifts_of(rows: _Rows):
-        return feature_losses.drift_sums(sets_of(params, rows), scales, **drift)
+        return feature_losses.drift_sums(sets_of(params, rows, apart=False), scales, **drift)
 
     drifts, entries = batches.sum_over_pieces(drifts_of, pieces), _entries(sets_of, params, pieces)
     statistics = {
@@ -266,7 +296,7 @@ def _loss_and_gradients(params, pieces: _Rows, sets_of: Callable, s: GeneratorSt
     }
 
     def shared(params, rows: _Rows):
-        return feature_losses.shared_loss(sets_of(params, rows), statistics, **drift)
+        return feature_losses.shared_loss(sets_of(params, rows, apart=True), statistics, **drift)
 
     total = batches.sum_over_pieces(lambda rows: jax.value_and_grad(shared)(params, rows), pieces)
     loss, gradients = jax.tree.map(lambda x: x / s.microbatches, total)
@@ -275,7 +305,8 @@ def _loss_and_gradients(params, pieces: _Rows, sets_of: Callable, s: GeneratorSt
 
 def _entries(sets_of: Callable, params, pieces: _Rows) -> dict[str, float]:
     """Entries of each feature of the generated samples of a piece; beyond 2³¹ at full size."""
-    shapes = jax.eval_shape(sets_of, params, jax.tree.map(lambda x: x[0], pieces)).generated
+    one = functools.partial(sets_of, apart=True)
+    shapes = jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], pieces)).generated
     return {name: float(math.prod(x.shape)) for name, x in shapes.items()}
 
 
