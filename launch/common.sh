@@ -1,0 +1,130 @@
+# shellcheck shell=bash
+# What the launchers share: options, dry runs, errors of one line. Read by `source`.
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "error: expected bash 4.4 or newer, found $BASH_VERSION: install one (macOS: brew install bash)" >&2
+  exit 2
+fi
+
+main_flags=()
+dry_run=''
+
+# fail MESSAGE [STATUS]: one line on stderr; 2 is a mistake in the command, as main.py's.
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  exit "${2:-2}"
+}
+
+# note MESSAGE: what happens, for whoever watches.
+note() {
+  printf '%s\n' "$1" >&2
+}
+
+# usage: the comment at the top of the script.
+usage() {
+  sed -n '/^$/q; /^#!/d; s/^# \{0,1\}//p' "$0"
+}
+
+# parse_options VALUED SWITCHES ARGUMENT…: sets the variable of each option that is named in the
+# first two; what follows -- goes to main_flags.
+parse_options() {
+  local valued=" ${1//[[:space:]]/ } " switches=" $2 " option
+  shift 2
+  while (($#)); do
+    option=${1#--}
+    option=${option%%=*}
+    case $1 in
+      --) main_flags=("${@:2}") && return ;;
+      --help | -h) usage && exit 0 ;;
+      --?*=*)
+        [[ $valued == *" $option "* ]] || unknown "$1" "$valued$switches"
+        printf -v "$option" '%s' "${1#*=}"
+        ;;
+      --?*)
+        [[ $valued != *" $option "* ]] || fail "expected --$option=VALUE, found $1 without a value"
+        [[ $switches == *" $option "* ]] || unknown "$1" "$valued$switches"
+        printf -v "$option" '%s' 1
+        ;;
+      *) fail "expected options such as --name=VALUE, found '$1'; flags of main.py come after --" ;;
+    esac
+    shift
+  done
+}
+
+unknown() {
+  local known
+  read -ra known <<<"$2"
+  fail "unknown option '$1' (flags of main.py come after --); the options are ${known[*]/#/--}"
+}
+
+# require NAME…: these options were given.
+require() {
+  local option
+  for option; do
+    [[ ${!option} ]] || fail "expected --$option=VALUE, found none; $0 --help tells more"
+  done
+}
+
+# require_number LEAST NAME…: these options are whole numbers.
+require_number() {
+  local least=$1 option
+  for option in "${@:2}"; do
+    if [[ ! ${!option} =~ ^[0-9]{1,9}$ ]] || ((10#${!option} < least)); then
+      fail "expected --$option to be a whole number of at least $least, found '${!option}'"
+    fi
+  done
+}
+
+# require_tool NAME HINT: a program is on the PATH; a dry run needs none.
+require_tool() {
+  [[ $dry_run ]] || command -v "$1" >/dev/null || fail "expected $1 on the PATH, found none: $2"
+}
+
+# main_flag NAME: the value of a flag of main.py, empty where it is not given.
+main_flag() {
+  local word
+  for word in ${main_flags[@]+"${main_flags[@]}"}; do
+    [[ $word != --"$1"=* && $word != -"$1"=* ]] || printf '%s\n' "${word#*=}"
+  done | tail -n 1
+}
+
+require_config() {
+  local word
+  for word in ${main_flags[@]+"${main_flags[@]}"}; do
+    [[ $word == -* ]] || fail "expected flags of main.py as --flag=VALUE, found '$word'"
+  done
+  [[ $(main_flag config) ]] ||
+    fail "expected flags of main.py with --config=FILE after --, found '${main_flags[*]-}'"
+}
+
+# require_shared_workdir MOUNT: --workdir lies there; where MOUNT is empty, it is at least a path
+# that is the same on every machine.
+require_shared_workdir() {
+  local workdir
+  workdir=$(main_flag workdir)
+  [[ $workdir == "${1%/}"/?* && $workdir != *:/* ]] ||
+    fail "expected --workdir=${1%/}/… after --, on the disk that all workers share, found '$workdir'"
+}
+
+# quoted WORD…: a command as one would type it.
+quoted() {
+  local word line=()
+  for word; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
+    line+=("$word")
+  done
+  printf '%s\n' "${line[*]}"
+}
+
+# call COMMAND…: runs it, or prints it in a dry run.
+call() {
+  if [[ $dry_run ]]; then quoted "$@"; else "$@"; fi
+}
+
+# wait_for PID: the exit status of a child, however often a trapped signal interrupts the waiting.
+wait_for() {
+  while kill -0 "$1" 2>/dev/null; do
+    wait "$1" || true
+  done
+  wait "$1"
+}

@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# Several processes of one run on this machine.
+#
+# launch/local.sh --devices=M [--processes=N] [options] -- --config=FILE [flags of main.py]
+# launch/local.sh [--processes=N] [options] -- --config=FILE [flags of main.py]
+#
+#   --processes=N   processes; default: one for each GPU, or 2 with --devices
+#   --devices=M     simulated CPU devices of each process; without it, each has a GPU of its own
+#   --port=P        of the coordinator; default: a free one
+#   --python=FILE   default: python
+#   --grace=S       seconds from the first process that failed or stopped until the others are
+#                   killed (default 60)
+#   --dry_run       print the commands, run none
+#
+# Each line of output begins with the number of its process. When a process fails, the others are
+# ended. Ctrl-C and SIGTERM are passed on: the run saves and stops; the same command goes on. The
+# exit status is that of the first process that failed or stopped: 0 done, 2 a mistake in the
+# command, 75 stopped by SIGTERM and 130 by Ctrl-C, both after a save.
+
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$root/launch/common.sh"
+
+processes='' devices='' port='' python=python grace=60
+parse_options "processes devices port python grace" "dry_run" "$@"
+require_config
+require_number 0 grace
+for name in coordinator num_processes process_id; do
+  [[ -z $(main_flag "$name") ]] || fail "expected no --$name: this script gives it; take it out"
+done
+[[ $dry_run ]] || command -v "$python" >/dev/null ||
+  fail "expected a Python to run, found no '$python': activate its environment or give --python=FILE"
+
+gpus=()
+if [[ $devices ]]; then
+  processes=${processes:-2}
+  require_number 1 devices
+else
+  if [[ ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+  elif command -v nvidia-smi >/dev/null; then
+    mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader)
+  fi
+  ((${#gpus[@]})) || fail "expected GPUs, found none: give --devices=M for M simulated CPU devices a process"
+  processes=${processes:-${#gpus[@]}}
+fi
+require_number 1 processes
+[[ $devices ]] || ((processes <= ${#gpus[@]})) ||
+  fail "expected at most --processes=${#gpus[@]}, one for each GPU, found $processes"
+
+# Below the ports that systems give to outgoing connections, so that none is taken meanwhile.
+while [[ -z $port ]]; do
+  port=$((20000 + RANDOM % 10000))
+  if (: <>"/dev/tcp/localhost/$port") 2>/dev/null; then port=''; fi
+done
+require_number 1 port
+
+# process_command I: sets `command`.
+process_command() {
+  if [[ $devices ]]; then
+    local flags="--xla_force_host_platform_device_count=$devices"
+    command=(env JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }$flags")
+  else
+    command=(env "CUDA_VISIBLE_DEVICES=${gpus[$1]}")
+  fi
+  command+=("$python" -u "$root/main.py" "${main_flags[@]}" "--coordinator=localhost:$port"
+    "--num_processes=$processes" "--process_id=$1")
+}
+
+if [[ $dry_run ]]; then
+  for ((i = 0; i < processes; i++)); do
+    process_command "$i"
+    quoted "${command[@]}"
+  done
+  exit 0
+fi
+
+alive=() printers=() asked=0
+pipes=$(mktemp -d)
+mkfifo "$pipes/nothing"
+exec {nothing}<>"$pipes/nothing"
+trap 'kill_all; kill ${printers[@]+"${printers[@]}"} 2>/dev/null || true; rm -rf "$pipes"' EXIT
+trap 'pass_on INT' INT
+trap 'pass_on TERM' TERM HUP
+
+pass_on() {
+  local pid
+  asked=$((asked + 1))
+  if ((asked > 2)); then kill_all && return; fi
+  for pid in ${alive[@]+"${alive[@]}"}; do
+    kill -s "$1" "$pid" 2>/dev/null || true
+  done
+}
+
+# Each process leads a group of its own, which holds its data workers too.
+kill_all() {
+  local pid
+  for pid in ${alive[@]+"${alive[@]}"}; do
+    kill -KILL -- "-$pid" 2>/dev/null || true
+  done
+}
+
+# pause SECONDS: what sleep does, which Ctrl-C would end, and the script with it.
+pause() {
+  read -rt "$1" -u "$nothing" || true
+}
+
+for ((i = 0; i < processes; i++)); do
+  process_command "$i"
+  # Opened here, since opening one end waits for the other, which may never come.
+  mkfifo "$pipes/$i"
+  exec {both}<>"$pipes/$i"
+  exec {input}<"$pipes/$i"
+  exec {output}>"$pipes/$i" {both}>&-
+  # In groups of their own, so that Ctrl-C in a terminal reaches this script alone, which passes it
+  # on once: main.py takes a second one as a wish to stop without saving.
+  set -m
+  sed -u "s/^/[$i] /" <&"$input" {output}>&- &
+  printers+=($!)
+  "${command[@]}" </dev/null >&"$output" 2>&1 {input}<&- &
+  alive[i]=$!
+  set +m
+  exec {input}<&- {output}>&-
+done
+
+first='' deadline=''
+while ((${#alive[@]})); do
+  for i in "${!alive[@]}"; do
+    if kill -0 "${alive[i]}" 2>/dev/null; then continue; fi
+    status=0
+    wait_for "${alive[i]}" || status=$?
+    unset "alive[i]"
+    if ((status == 0)) || [[ $first ]]; then continue; fi
+    first=$status
+    deadline=$((SECONDS + grace))
+    # The processes of a run agree on when to stop: only a failure leaves the others waiting.
+    if ((status != 75 && status != 130)); then
+      note "process $i ended with status $status"
+      if ((asked == 0)); then pass_on TERM; fi
+    fi
+  done
+  if [[ $deadline ]] && ((SECONDS >= deadline)); then kill_all; fi
+  pause 0.2
+done
+for pid in "${printers[@]}"; do
+  for ((i = 0; i < 50; i++)); do # the end of the output; something left behind may hold it open
+    kill -0 "$pid" 2>/dev/null || break
+    pause 0.1
+  done
+done
+exit "${first:-0}"

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# One run on the GPUs of one or several nodes of a SLURM cluster: a task for each GPU.
+#
+# sbatch [options of sbatch] launch/slurm.sh [options] [--] --config=FILE [flags of main.py]
+# sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh --config=configs/…
+#
+#   --python=FILE   default: python, of the environment in which sbatch was called
+#   --dry_run       print the commands, run none (main.py's own --dry_run comes after --)
+#
+# Call it in the repository. JAX gives to each task the GPU of its number on the node, so there are
+# as many tasks as GPUs, and each task sees all of its node's. Two minutes before the time limit,
+# and when the job is pre-empted, the tasks are told to save; the job is queued again and goes on
+# from there. The exit status is main.py's.
+
+#SBATCH --job-name=drifting_jax
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --output=drifting_jax-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+
+# Without B: the signal of the line above goes to the tasks themselves. A shell could not forward
+# it: srun answers a SIGTERM by killing its tasks, unsaved.
+
+set -euo pipefail
+# SLURM runs a copy of this file, from a directory of its own.
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [[ ! -f $root/launch/common.sh ]]; then root=${SLURM_SUBMIT_DIR:-$root}; fi
+if [[ ! -f $root/launch/common.sh ]]; then
+  echo "error: expected sbatch to be called in the repository, found no launch/common.sh in $root: change there" >&2
+  exit 2
+fi
+# shellcheck source=launch/common.sh
+source "$root/launch/common.sh"
+
+python=python
+own=()
+while (($#)); do
+  case $1 in
+    --python=* | --dry_run | --help | -h) own+=("$1") && shift ;;
+    --) shift && break ;;
+    *) break ;;
+  esac
+done
+parse_options "python" "dry_run" ${own[@]+"${own[@]}"}
+main_flags=("$@")
+require_config
+[[ $dry_run || ${SLURM_JOB_ID:-} ]] ||
+  fail "expected to run in a SLURM job, found no SLURM_JOB_ID: sbatch $0 …"
+[[ $dry_run ]] || command -v "$python" >/dev/null ||
+  fail "expected a Python to run, found no '$python': call sbatch in its environment or give --python=FILE"
+require_tool srun "it comes with SLURM"
+require_tool scontrol "it comes with SLURM"
+[[ -z ${SLURM_GPUS_PER_TASK:-} ]] ||
+  fail "expected tasks that see all GPUs of their node, found --gpus-per-task=$SLURM_GPUS_PER_TASK: give --gpus-per-node and --ntasks-per-node"
+tasks=${SLURM_NTASKS_PER_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-}
+[[ -z $gpus || $gpus == "$tasks" ]] ||
+  fail "expected a task for each GPU, found $tasks tasks and $gpus GPUs a node: sbatch --gpus-per-node=$gpus --ntasks-per-node=$gpus"
+
+# A run ends on all tasks together: where one has ended, the others do so soon, or never will.
+command=(srun --kill-on-bad-exit=0 --wait=60 --label)
+# srun takes it over from sbatch no more.
+if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK"); fi
+command+=("$python" -u "$root/main.py" "${main_flags[@]}")
+
+job=${SLURM_JOB_ID:-JOB}
+ask=(scontrol show job "$job" --oneliner)
+requeue=(scontrol requeue "$job")
+if [[ $dry_run ]]; then
+  quoted "${command[@]}"
+  echo "# where it ends with status 75 and the job was not cancelled:"
+  quoted "${ask[@]}"
+  quoted "${requeue[@]}"
+  exit 0
+fi
+
+trap : TERM # reaches the tasks by itself; this shell waits for what they answer
+"${command[@]}" &
+status=0
+wait_for $! || status=$?
+if ((status == 75)); then
+  # scancel says SIGTERM too, and whoever cancels a job does not want it back.
+  if [[ $("${ask[@]}") == *JobState=RUNNING* ]]; then
+    note "stopped and saved: queueing job $job again"
+    "${requeue[@]}"
+  else
+    note "stopped and saved; cancelled, so it is not queued again"
+  fi
+fi
+exit "$status"

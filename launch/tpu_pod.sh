@@ -1,0 +1,309 @@
+#!/usr/bin/env bash
+# One run on a slice of Cloud TPUs, asked for as a queued resource through gcloud.
+#
+# launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of main.py]
+#
+#   create   ask for the slice and wait until it is there
+#   setup    on all workers: the code, its packages and the disk that they share
+#   run      start main.py on all workers; it goes on when this machine is switched off
+#   logs     follow the output of worker 0, or of --worker=N, or of --worker=all
+#   status   of the request, of the slice and of main.py on each worker
+#   resume   all of the above that is missing, and again after each pre-emption, until the run is
+#            done; the same flags as for create, setup and run
+#   stop     tell main.py to save and end with status 75; the slice stays, and costs
+#   delete   give the slice back; nothing costs from then on but the bucket
+#
+#   --name=NAME --zone=ZONE        of the slice; always
+#   --project=PROJECT              default: that of gcloud's configuration
+#   --accelerator_type=v5litepod-64   create, resume
+#   --runtime_version=VERSION      create, resume; default: the one for the accelerator type
+#   --spot                         create, resume: cheaper, and may be pre-empted at any time
+#   --gcloud_flags="FLAGS"         create, resume: more of gcloud's flags, such as --reserved
+#   --repo=URL --ref=COMMIT        setup, resume: code to clone; without --repo, the commit (default
+#                                  HEAD) of this repository is sent
+#   --bucket=NAME                  setup, resume: a bucket to mount, with gcsfuse
+#   --nfs=HOST:/SHARE              setup, resume: or a share of an NFS server (Filestore)
+#   --mount=DIRECTORY              where; default: /mnt/shared
+#   --ssh_flags="FLAGS"            more flags of gcloud's ssh and scp, such as --internal-ip
+#   --poll=S                       seconds between two looks (default 60)
+#   --max_failures=N               resume: crashes and failed set-ups before it gives up (default 10)
+#   --delete_at_end                resume: give the slice back when the run is done or has failed
+#   --dry_run                      print the commands, run none
+#
+# main.py's --workdir must be on the shared disk. Exit status: 0 done, 2 a mistake in the command or
+# (resume) in main.py's, 1 what gcloud refused or what failed too often.
+
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$root/launch/common.sh"
+
+command=${1:-}
+case $command in
+  create | setup | run | logs | status | resume | stop | delete) shift ;;
+  --help | -h) usage && exit 0 ;;
+  *) fail "expected create, setup, run, logs, status, resume, stop or delete, found '$command'" ;;
+esac
+name='' zone='' project='' accelerator_type='' runtime_version='' spot='' gcloud_flags=''
+repo='' ref='' bucket='' nfs='' mount=/mnt/shared ssh_flags='' worker=0 poll=60 max_failures=10
+delete_at_end=''
+parse_options "name zone project accelerator_type runtime_version gcloud_flags repo ref bucket nfs
+  mount ssh_flags worker poll max_failures" "spot delete_at_end dry_run" "$@"
+require name zone
+require_number 0 poll max_failures
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
+  fail "expected --name of small letters, digits and hyphens, found '$name'"
+[[ $worker =~ ^([0-9]+|all)$ ]] || fail "expected --worker to be a number or all, found '$worker'"
+[[ $mount == /* ]] || fail "expected --mount to begin with /, found '$mount'"
+[[ ! $bucket || ! $nfs ]] || fail "expected one of --bucket and --nfs, found both"
+[[ $bucket != gs://* ]] || fail "expected the bare name of a bucket, found '$bucket'"
+case $command in
+  run | resume)
+    require_config
+    if [[ $bucket$nfs ]]; then require_shared_workdir "$mount"; else require_shared_workdir ''; fi
+    ;;
+  *) ((${#main_flags[@]} == 0)) || fail "$command takes no flags of main.py, found '${main_flags[*]}'" ;;
+esac
+if [[ $command == create || $command == resume ]]; then
+  require accelerator_type
+  case ${runtime_version:-$accelerator_type} in
+    "$runtime_version") ;;
+    v6e-*) runtime_version=v2-alpha-tpuv6e ;;
+    v5p-*) runtime_version=v2-alpha-tpuv5 ;;
+    v5litepod-*) runtime_version=v2-alpha-tpuv5-lite ;;
+    v2-* | v3-* | v4-*) runtime_version=tpu-ubuntu2204-base ;;
+    *) fail "expected --runtime_version=VERSION for '$accelerator_type', found none: Google's \"TPU software versions\" lists them" ;;
+  esac
+fi
+require_tool gcloud "install the Google Cloud CLI and call gcloud auth login"
+
+where=("--zone=$zone")
+if [[ $project ]]; then where+=("--project=$project"); fi
+read -ra more_of_create <<<"$gcloud_flags"
+read -ra more_of_ssh <<<"$ssh_flags"
+tar=${TMPDIR:-/tmp}/drifting_jax-$name.tar.gz
+worker_script="bash drifting_jax/launch/tpu_worker.sh"
+
+# on_workers WHICH REMOTE_COMMAND
+on_workers() {
+  call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" \
+    ${more_of_ssh[@]+"${more_of_ssh[@]}"} "--command=$2"
+}
+
+request_slice() {
+  local tier=()
+  if [[ $spot ]]; then tier=(--spot); fi
+  call gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" \
+    "--accelerator-type=$accelerator_type" "--runtime-version=$runtime_version" \
+    ${tier[@]+"${tier[@]}"} ${more_of_create[@]+"${more_of_create[@]}"}
+}
+
+delete_slice() {
+  call gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+}
+
+# describe KIND FIELD IN_A_DRY_RUN: sets `answer`: the field, missing, or unknown where gcloud cannot
+# tell.
+describe() {
+  local ask=(gcloud compute tpus "$1" describe "$name" "${where[@]}" "--format=value($2)") said
+  if [[ $dry_run ]]; then
+    quoted "${ask[@]}"
+    answer=$3
+  elif said=$({ answer=$("${ask[@]}") && echo "$answer" >&3; } 2>&1 3>"$answers"); then
+    answer=$(<"$answers")
+  elif [[ ${said,,} == *not_found* || ${said,,} == *"not found"* ]]; then
+    answer=missing
+  else
+    note "${said##*$'\n'}"
+    answer=unknown
+  fi
+}
+
+# look_at_slice: sets `slice`: missing, waiting, ready, lost (pre-empted or failed) or unknown.
+look_at_slice() {
+  describe queued-resources state.state ACTIVE
+  case $answer in
+    missing | unknown) slice=$answer ;;
+    SUSPENDED | FAILED) slice=lost ;;
+    ACTIVE)
+      describe tpu-vm state READY
+      case $answer in
+        READY) slice=ready ;;
+        unknown) slice=unknown ;;
+        missing | PREEMPTED | TERMINATED | STOPPED) slice=lost ;;
+        *) slice=waiting ;;
+      esac
+      ;;
+    *) slice=waiting ;;
+  esac
+  if [[ ! $dry_run && $slice-$answer != "${seen_slice:-}" ]]; then
+    note "$(date +%T) slice: $slice ($answer)"
+    seen_slice=$slice-$answer
+  fi
+}
+
+# ask_workers: what tpu_worker.sh says on each; a machine that was never set up has none.
+ask_workers() {
+  on_workers all "if [ -f drifting_jax/launch/tpu_worker.sh ]; then $worker_script status; else echo \"\$(hostname) none\"; fi"
+}
+
+# look_at_run: sets `run`: none, running, ending, done, stopped, lost, unknown, or the status of a
+# failure.
+look_at_run() {
+  local lines ended running statuses
+  if lines=$(ask_workers); then
+    ended=$(grep -cE ' (exit [0-9]+|lost|none)$' <<<"$lines" || true)
+    running=$(grep -c ' running$' <<<"$lines" || true)
+    statuses=" $(sed -n 's/.* exit \([0-9]*\)$/\1/p' <<<"$lines" | sort -nu | tr '\n' ' ')"
+    case $statuses in
+      *" 2 "*) run=2 ;;
+      *" 130 "*) run=130 ;;
+      *)
+        if ((running)); then
+          if ((ended)); then run=ending; else run=running; fi
+        elif [[ ! $statuses =~ ^\ (0\ )?(75\ )?$ ]]; then
+          run=${statuses% } run=${run##* }
+        elif [[ $lines == *" lost"* ]]; then
+          run=lost
+        elif [[ $statuses == *" 75 "* ]]; then
+          run=stopped
+        elif [[ $statuses == " 0 " && $lines != *" none"* ]]; then
+          run="done"
+        else
+          run=none
+        fi
+        ;;
+    esac
+  else
+    run=unknown
+  fi
+  if [[ $run != "${seen_run:-}" ]]; then note "$(date +%T) run: $run"; fi
+  seen_run=$run
+}
+
+# The commit is packed once: a run that is set up again goes on with the code that it began with.
+pack() {
+  [[ ! $repo ]] || return 0
+  require_tool git "install it, or give --repo"
+  if [[ ! $ref && ! $dry_run ]] && ! git -C "$root" diff --quiet HEAD; then
+    fail "expected all changes to be committed, found some that are not: commit them, or give --ref=HEAD to run without them"
+  fi
+  call git -C "$root" archive --format=tar.gz "--output=$tar" "${ref:-HEAD}"
+}
+
+set_up() {
+  local get remove worker_flags=("--mount=$mount")
+  if [[ $bucket ]]; then worker_flags=("--bucket=$bucket" "${worker_flags[@]}"); fi
+  if [[ $nfs ]]; then worker_flags=("--nfs=$nfs" "${worker_flags[@]}"); fi
+  remove="{ flock --nonblock drifting_run/lock rm -rf drifting_jax || { echo 'error: a run goes on here: stop it first' >&2; exit 1; }; }"
+  if [[ $repo ]]; then
+    get="git clone --quiet $(quoted "$repo") drifting_jax && git -C drifting_jax checkout --quiet $(quoted "${ref:-HEAD}")"
+  else
+    call gcloud compute tpus tpu-vm scp "$tar" "$name:drifting_jax.tar.gz" "${where[@]}" \
+      --worker=all ${more_of_ssh[@]+"${more_of_ssh[@]}"} || return
+    get="mkdir drifting_jax && tar -xzf drifting_jax.tar.gz -C drifting_jax"
+  fi
+  on_workers all "mkdir -p drifting_run && $remove && $get" || return
+  on_workers all "$worker_script setup $(quoted "${worker_flags[@]}")"
+}
+
+start_run() {
+  on_workers all "$worker_script start -- $(quoted "${main_flags[@]}")"
+}
+
+wait_for_slice() {
+  while look_at_slice && [[ $slice != ready ]]; do
+    [[ $slice == waiting || $slice == unknown ]] ||
+      fail "expected a slice, found it $slice: see \"$0 status\", then delete it and ask again" 1
+    sleep "$poll"
+  done
+}
+
+# end STATUS MESSAGE: of resume.
+end() {
+  note "$2"
+  if [[ $delete_at_end ]]; then
+    delete_slice || note "could not delete $name: it still costs"
+  else
+    note "the slice is still there and costs: $0 delete --name=$name ${where[*]}"
+  fi
+  exit "$1"
+}
+
+count_failure() {
+  failures=$((failures + 1))
+  note "$1 ($failures of at most $max_failures)"
+  ((failures <= max_failures)) || end 1 "giving up"
+}
+
+# one_turn: a look, and the step that it asks for.
+one_turn() {
+  look_at_slice
+  case $slice in
+    missing) request_slice || count_failure "the request was refused" ;;
+    lost) delete_slice || note "could not delete $name, trying again" ;;
+  esac
+  [[ $slice == ready ]] || return 0
+  look_at_run
+  if [[ $run != ending ]]; then endings=0; fi
+  case $run in
+    running | unknown) return ;;
+    done) end 0 "the run is done" ;;
+    2) end 2 "main.py found a mistake in its command (status 2): $0 logs shows it" ;;
+    130) end 130 "main.py was stopped by Ctrl-C" ;;
+    ending)
+      # Where some workers have ended, the others do so soon, or wait for them for ever.
+      endings=$((endings + 1))
+      ((endings > 5)) || return 0
+      on_workers all "$worker_script kill" || true
+      count_failure "some workers ended and the others did not"
+      ;;
+    none | stopped | lost) ;;
+    *) count_failure "main.py ended with status $run" ;;
+  esac
+  if ! { set_up && start_run; }; then count_failure "setting up or starting failed"; fi
+}
+
+answers=$(mktemp)
+trap 'rm -f "$answers"' EXIT
+case $command in
+  create)
+    request_slice || fail "gcloud could not ask for the slice (its own message is above)" 1
+    wait_for_slice
+    ;;
+  setup)
+    pack
+    set_up || fail "the set-up failed on a worker (its own message is above): mend it and call setup again" 1
+    ;;
+  run)
+    start_run || fail "main.py could not be started on a worker (its own message is above): was it set up?" 1
+    ;;
+  logs) on_workers "$worker" "$worker_script logs" ;;
+  status)
+    look_at_slice
+    if [[ $slice == ready ]]; then ask_workers; fi
+    ;;
+  stop) on_workers all "$worker_script stop" ;;
+  delete) delete_slice || fail "gcloud could not delete $name (its own message is above): it still costs" 1 ;;
+  resume)
+    pack
+    if [[ $dry_run ]]; then
+      echo "# every $poll seconds:"
+      look_at_slice
+      ask_workers
+      echo "# when it was pre-empted or has failed:"
+      delete_slice
+      echo "# when there is none:"
+      request_slice
+      echo "# when it is there and main.py does not run, or ended with another status than 0, 2 and 130:"
+      set_up
+      start_run
+      exit 0
+    fi
+    failures=0 endings=0
+    while :; do
+      one_turn
+      sleep "$poll"
+    done
+    ;;
+esac

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# What launch/tpu_pod.sh does on each worker of a slice; nobody needs to call it.
+#
+# tpu_worker.sh setup [--bucket=NAME | --nfs=HOST:/SHARE] [--mount=DIRECTORY]
+# tpu_worker.sh start -- FLAGS     main.py, detached, with its output in ~/drifting_run/log
+# tpu_worker.sh status             one line: running, "exit STATUS", lost (ended without one), none
+# tpu_worker.sh logs               the end of the log, and what comes
+# tpu_worker.sh stop | kill        SIGTERM, which saves; SIGKILL, which does not
+
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$root/launch/common.sh"
+
+environment=$HOME/drifting_env
+state=$HOME/drifting_run
+mkdir -p "$state"
+
+# The lock is held by the processes of a run and falls with the last of them, reboots included.
+running() {
+  ! flock --nonblock "$state/lock" true
+}
+
+install_packages() {
+  # The images come with Python 3.10, which is too old; uv brings one.
+  export PATH="$HOME/.local/bin:$PATH"
+  command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+  [[ -x $environment/bin/python ]] || uv venv --quiet --python 3.11 "$environment"
+  uv pip install --quiet --python "$environment/bin/python" --editable "${root}[tpu]"
+}
+
+# A new machine installs updates by itself, and holds the lock meanwhile.
+apt() {
+  sudo apt-get -o DPkg::Lock::Timeout=600 --quiet --quiet "$@"
+}
+
+install_gcsfuse() {
+  local key=/usr/share/keyrings/cloud.google.asc url=https://packages.cloud.google.com/apt
+  command -v gcsfuse >/dev/null && return
+  curl -fsS "$url/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] $url gcsfuse-$(lsb_release --codename --short) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  apt update
+  apt install --yes gcsfuse
+}
+
+mount_shared() {
+  local source=${bucket:-$nfs} found probe
+  found=$(findmnt --noheadings --output SOURCE --mountpoint "$mount" || true)
+  if [[ ! $found ]]; then
+    sudo mkdir -p "$mount"
+    if [[ $bucket ]]; then
+      install_gcsfuse
+      sudo chown "$(id -un)" "$mount"
+      # Checkpoints are folders that are renamed, and each worker must see at once what the others
+      # wrote: limits and caches of gcsfuse stand in the way of both.
+      gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 \
+        --metadata-cache-negative-ttl-secs=0 "$bucket" "$mount"
+    else
+      apt install --yes nfs-common
+      sudo mount -t nfs "$nfs" "$mount"
+    fi
+  elif [[ $found != "$source" ]]; then
+    fail "expected $source at $mount, found $found: unmount it or give another --mount"
+  fi
+  probe=$mount/.drifting_jax_$(hostname)
+  if ! { touch "$probe" && rm "$probe"; }; then
+    fail "expected to write in $mount ($source), found that $(id -un) may not: grant it" 1
+  fi
+}
+
+# Runs main.py under the lock and keeps its exit status.
+run_main() {
+  local status=0
+  trap : TERM # a shutdown tells everyone, and the status is still to be written
+  cd "$root"
+  "$environment/bin/python" -u main.py "$@" &
+  echo $! >"$state/pid"
+  ps -o pgid= $$ | tr -d ' ' >"$state/group"
+  wait_for $! || status=$?
+  echo "$status" >"$state/status"
+}
+
+[[ ${1:-} ]] || fail "expected a command, found none; $0 --help tells more"
+worker_command=$1 bucket='' nfs='' mount=/mnt/shared
+shift
+case $worker_command in
+  --help | -h) usage ;;
+  setup)
+    parse_options "bucket nfs mount" "" "$@"
+    install_packages
+    if [[ $bucket$nfs ]]; then mount_shared; fi
+    ;;
+  start)
+    parse_options "" "" "$@"
+    if running; then fail "expected no run on $(hostname), found one: stop it first" 1; fi
+    rm -f "$state/status" "$state/pid"
+    printf '\n%s main.py %s\n' "$(date --utc +%FT%TZ)" "$(quoted "${main_flags[@]}")" >>"$state/log"
+    setsid nohup flock --timeout 10 "$state/lock" bash "${BASH_SOURCE[0]}" main "${main_flags[@]}" \
+      </dev/null >>"$state/log" 2>&1 &
+    for ((i = 0; i < 100; i++)); do
+      if [[ -f $state/pid ]]; then exit 0; fi
+      sleep 0.1
+    done
+    fail "expected main.py to start on $(hostname), found nothing after 10 s: see $state/log" 1
+    ;;
+  main) run_main "$@" ;;
+  status)
+    if running; then
+      echo "$(hostname) running"
+    elif [[ -f $state/status ]]; then
+      echo "$(hostname) exit $(<"$state/status")"
+    elif [[ -f $state/pid ]]; then
+      echo "$(hostname) lost"
+    else
+      echo "$(hostname) none"
+    fi
+    ;;
+  logs) tail -n 100 -F "$state/log" | sed -u "s/^/$(hostname): /" ;;
+  stop | kill)
+    if ! running; then
+      echo "$(hostname): nothing runs"
+    elif [[ $worker_command == stop ]]; then
+      kill -TERM "$(<"$state/pid")"
+    else
+      kill -KILL -- "-$(<"$state/group")" # the session that setsid made, data workers included
+    fi
+    ;;
+  *) fail "expected setup, start, status, logs, stop or kill, found '$worker_command'" ;;
+esac
