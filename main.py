@@ -23,6 +23,12 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; default: ru
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, if several.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, if several.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_timeout_seconds",
+    distributed.HEARTBEAT_TIMEOUT_SECONDS,
+    "Without a sign of life from a process of the run, after which the others end.",
+    lower_bound=5,
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Tell what a step needs, and run nothing.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --dry_run: a TPU slice, such as v5e:8x8.")
 flags.mark_flag_as_required("config")
@@ -46,13 +52,18 @@ def main(argv: Sequence[str]) -> int:
             coordinator_address=_COORDINATOR.value,
             num_processes=_NUM_PROCESSES.value,
             process_id=_PROCESS_ID.value,
+            heartbeat_timeout_seconds=_HEARTBEAT.value,
         )
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(path)
         return run.run(config, workdir=workdir)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        distributed.end_soon(2)
         return 2
+    except BaseException:
+        distributed.end_soon()
+        raise
 
 
 if __name__ == "__main__":

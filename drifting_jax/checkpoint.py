@@ -64,6 +64,7 @@ class Checkpoints:
         directory: str | os.PathLike,
         *,
         keep: int,
+        keep_every: int = 0,
         max_failures: int = 3,
         read_only: bool = False,
     ) -> None:
@@ -72,12 +73,13 @@ class Checkpoints:
         Args:
           directory: Where the steps are, or will be.
           keep: Newest steps kept; older ones are deleted once a newer one is whole.
+          keep_every: Multiples of it among the steps are never deleted; 0 = all are.
           max_failures: Failed saves in a row after which `save` and `wait` raise.
           read_only: Refuse to save, where another process may be the one that writes.
         """
         self._read_only = read_only
         self._directory = Path(directory).absolute()
-        self._keep = keep
+        self._keep, self._keep_every = keep, keep_every
         self._max_failures = max_failures
         self._failures = 0
         self._pending: int | None = None
@@ -121,7 +123,10 @@ class Checkpoints:
             arguments[_CHECKSUMS] = ocp.args.JsonSave(sums)
             if self._manager is None:
                 options = ocp.CheckpointManagerOptions(
-                    max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
+                    max_to_keep=self._keep,
+                    keep_period=self._keep_every or None,
+                    create=True,
+                    cleanup_tmp_directories=True,
                 )
                 self._manager = ocp.CheckpointManager(self._directory, options=options)
             self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
@@ -170,8 +175,7 @@ class Checkpoints:
         reasons: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                items = _on_all_processes(self._read, step, templates, padded)
-                _on_all_processes(_verify, items)
+                items = self._read_checked(step, templates, padded)
             except _NOT_DAMAGE:
                 raise
             except Exception as error:  # a damaged file can raise anything
@@ -183,7 +187,7 @@ class Checkpoints:
                 continue
             self._damaged += reasons
             self._newest = step
-            return step, {name: items[name] for name in templates}
+            return step, items
         if reasons:
             listed = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
             raise UserError(
@@ -191,6 +195,31 @@ class Checkpoints:
                 "delete the directory to start from the first step"
             )
         return None
+
+    def restore_step(self, step: int, templates: Mapping[str, Tree]) -> dict[str, Tree]:
+        """Restores the items of one step, as `restore_latest`.
+
+        Raises:
+          UserError: There is no such step, it is damaged, or it differs from a template.
+          ValueError: A template has no sharding.
+        """
+        self.wait()
+        templates = {name: _arrays(name, tree) for name, tree in templates.items()}
+        if step not in (steps := self.steps()):
+            raise UserError(
+                f"{self._directory} has no checkpoint of step {step}; "
+                f"there are {', '.join(map(str, steps)) or 'none'}"
+            )
+        try:
+            return self._read_checked(step, templates)
+        except _NOT_DAMAGE:
+            raise
+        except Exception as error:
+            others = ", ".join(str(other) for other in steps if other != step)
+            raise UserError(
+                f"the checkpoint {self._directory / str(step)} is damaged ({_first_line(error)}); "
+                f"other steps: {others or 'none'}"
+            ) from None
 
     def close(self) -> None:
         """Waits for the save under way and frees what saving holds."""
@@ -239,6 +268,14 @@ class Checkpoints:
                 f"({_first_line(error)}); make room and run the same command again: it goes on "
                 f"from step {self._newest}"
             ) from None
+
+    def _read_checked(
+        self, step: int, templates: Mapping[str, Tree], padded: Collection[str] = ()
+    ) -> dict[str, Tree]:
+        """The items of a step on all processes, or an error on all."""
+        items = _on_all_processes(self._read, step, templates, padded)
+        _on_all_processes(_verify, items)
+        return {name: items[name] for name in templates}
 
     def _read(
         self, step: int, templates: Mapping[str, Tree], padded: Collection[str]

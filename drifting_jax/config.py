@@ -37,7 +37,7 @@ ConfigDict = ml_collections.ConfigDict
 # What a resumed run may change without becoming another run: where it runs and what it prints.
 _MAY_CHANGE = re.compile(
     r"mesh\..*|eval\..*|log_every|data\.(num_workers|path|max_unreadable|log_batches)"
-    r"|train\.(sample_every|save_every|keep|max_skipped_in_a_row|microbatches)"
+    r"|train\.(sample_every|save_every|keep|keep_every|max_skipped_in_a_row|microbatches)"
     r"|encoder\.train\.(save_every|microbatches)"
 )
 _MAY_GROW = {"train.num_steps"}

@@ -161,6 +161,7 @@ _IMAGES = {
         "save_every": 500,  # steps between two checkpoints
         "sample_every": 500,  # steps between two grids of samples
         "keep": 2,  # newest checkpoints kept
+        "keep_every": 0,  # steps of which each multiple is saved and kept for ever; 0 = none
         "max_skipped_in_a_row": 20,  # non-finite steps in a row after which the run stops
     },
     "eval": {
@@ -204,6 +205,7 @@ _TOY = {
         "ema_decays": (0.99,),  # one average of the weights for each
         "save_every": 500,  # steps between two checkpoints
         "keep": 2,  # newest checkpoints kept
+        "keep_every": 0,  # steps of which each multiple is saved and kept for ever; 0 = none
         "max_skipped_in_a_row": 20,  # non-finite steps in a row after which the run stops
     },
     "eval": {
@@ -266,6 +268,7 @@ MAY_BE_ZERO = {
     "encoder.train.b2",
     "encoder.train.clip_norm",
     "train.ema_decays",
+    "train.keep_every",
     "train.microbatches",
     "train.unconditional_per_label",
 }

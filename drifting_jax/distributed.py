@@ -11,6 +11,8 @@ import logging
 import math
 import os
 import re
+import signal
+import threading
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +26,10 @@ from jax.sharding import PartitionSpec as P
 from drifting_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")
+HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's own
 LARGE = 2**20  # elements: a tensor that is worth a warning where it is not sharded
+
+_WAIT_AFTER_FAILURE_SECONDS = 10.0
 
 PyTree = Any
 Rules = Sequence[tuple[str, Sequence[str | Sequence[str] | None]]]
@@ -37,6 +42,7 @@ def initialize(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    heartbeat_timeout_seconds: int = HEARTBEAT_TIMEOUT_SECONDS,
 ) -> None:
     """Joins the processes of a run, before any other use of JAX; no-op where there is one.
 
@@ -48,6 +54,7 @@ def initialize(
         coordinator_address: `host:port` of process 0.
         num_processes: processes of the run.
         process_id: this process, `0 … num_processes - 1`.
+        heartbeat_timeout_seconds: without a sign of life from a process after which the others end.
 
     Raises:
         UserError: some of the three are known, others not and nothing tells them.
@@ -70,13 +77,31 @@ def initialize(
     if told["num_processes"] == 1:
         return
     if not missing or _launched_as_several(env):
-        jax.distributed.initialize(**told)
+        previous = signal.getsignal(signal.SIGTERM)
+        jax.distributed.initialize(**told, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
+        if threading.current_thread() is threading.main_thread():
+            # JAX takes the signal for a notice that nobody here reads: a run that is only starting
+            # would not end.
+            signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
     elif len(missing) < len(told):
         raise UserError(
             f"expected {', '.join(told)} for a run of several processes, found no "
             f"{' and no '.join(missing)}; set {', '.join(f'JAX_{x.upper()}' for x in missing)} or "
             "the flags of these names"
         )
+
+
+def end_soon(status: int = 1) -> None:
+    """After a failure: makes sure that this process ends, if it is one of several.
+
+    At their end, processes wait for each other. Where one has failed the others may be far from it,
+    or gone, and would be waited for until no heartbeat comes, or for minutes. So the wait is cut:
+    that leaves time for a failure that all of them share.
+    """
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        timer = threading.Timer(_WAIT_AFTER_FAILURE_SECONDS, os._exit, (status,))
+        timer.daemon = True
+        timer.start()
 
 
 def _launched_as_several(env: Mapping[str, str]) -> bool:

@@ -26,18 +26,23 @@ class Interruption:
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._joined = 0
         self._received_at = 0.0
         self._previous: dict[int, object] = {}
 
     @property
     def requested(self) -> bool:
         """Whether a signal has asked the run to stop."""
-        return self._received is not None
+        return self.exit_status != 0
 
     @property
     def exit_status(self) -> int:
         """0 if no signal came, 75 after SIGTERM, 130 after Ctrl-C."""
-        return 0 if self._received is None else _EXIT_STATUS[self._received]
+        return self._joined or (0 if self._received is None else _EXIT_STATUS[self._received])
+
+    def join(self, exit_status: int) -> None:
+        """Counts as asked to stop and to end with this status, as another process of the run."""
+        self._joined = exit_status
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():

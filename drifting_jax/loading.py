@@ -124,17 +124,20 @@ def _names_of(num_classes: int) -> list[str]:
     return [str(label) for label in range(num_classes)]
 
 
-def load_run(workdir: Path, *, ema_decay: float | None = None, vae: str = "") -> Run:
-    """Reads the newest checkpoint of a generator's workdir; its data need not be there.
+def load_run(
+    workdir: Path, *, ema_decay: float | None = None, vae: str = "", step: int | None = None
+) -> Run:
+    """Reads a checkpoint of a generator's workdir; its data need not be there.
 
     Args:
       workdir: of a run of task "generator".
       ema_decay: which moving average; None for the config's eval.ema_decay.
       vae: what decodes latents, of `load_network`; empty for the config's vae.path, and where that
         is empty too the samples are latents, which `Generator.sample` refuses.
+      step: of the checkpoint; None for the newest.
 
     Raises:
-      UserError: there is no such run, no checkpoint yet, or no such average.
+      UserError: there is no such run, no checkpoint yet or of this step, or no such average.
     """
     config = load_config(workdir)
     if config.task != "generator":
@@ -150,10 +153,12 @@ def load_run(workdir: Path, *, ema_decay: float | None = None, vae: str = "") ->
     source, class_names = feeding.read_described(workdir, config)
     mesh = distributed.make_mesh()
     init, place = train.state_maker(config, source, mesh)
+    wanted = {"ema": distributed.template(init, shardings=place).ema}
     with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
-        restored = checkpoints.restore_latest(
-            {"ema": distributed.template(init, shardings=place).ema}
-        )
+        if step is None:
+            restored = checkpoints.restore_latest(wanted)
+        else:
+            restored = step, checkpoints.restore_step(step, wanted)
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
     step, trees = restored

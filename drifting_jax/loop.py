@@ -32,6 +32,7 @@ class Stage:
       name: "encoder", "generator" or "toy", as in metrics.jsonl.
       num_steps: steps of the whole stage.
       log_every, save_every: steps between two lines of metrics, between two checkpoints.
+      keep_every: steps of which each multiple is saved too; 0 = none.
       images_per_step: what `images_per_second` counts.
       max_skipped_in_a_row: non-finite steps in a row after which the stage stops.
     """
@@ -40,6 +41,7 @@ class Stage:
     num_steps: int
     log_every: int
     save_every: int
+    keep_every: int
     images_per_step: int
     max_skipped_in_a_row: int
 
@@ -53,13 +55,20 @@ class Tools:
     speaks: bool
 
     def stops(self, step: int = 0) -> bool:
-        """Whether any process was asked to stop; all of them hear it after the same step."""
-        requested = self.interruption.requested
+        """Whether any process was asked to stop.
+
+        All of them hear it after the same step, and end with the same exit status: a launcher may
+        look at any of them to know whether to start the run again.
+        """
         if jax.process_count() == 1:
-            return requested
+            return self.interruption.requested
         if step % _AGREE_EVERY:
             return False
-        return bool(multihost_utils.process_allgather(np.asarray(requested)).any())
+        own = np.asarray(self.interruption.exit_status)
+        status = int(multihost_utils.process_allgather(own).max())
+        if status:
+            self.interruption.join(status)
+        return bool(status)
 
     def announce(self, stage: str, params: PyTree, start: int) -> None:
         """Says how large the network of a stage is, and where the stage goes on."""
@@ -155,7 +164,8 @@ def run_stage(
                     )
             on_step(step, carry)
             stop = tools.stops(step)
-            if step % stage.save_every == 0 or last or stop:
+            kept = stage.keep_every and step % stage.keep_every == 0
+            if step % stage.save_every == 0 or kept or last or stop:
                 checkpoints.save(step, items(step, carry))
             if stop and not last:
                 _require_saved(checkpoints)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -49,7 +50,7 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
         started = time.monotonic()
         tasks = {"toy": toy.train, "encoder": train_mae.train, "generator": _generator}
         if not tasks[config.task](config, workdir=workdir, tools=tools):
-            _say(speaks, f"\nstopped and saved; the same command goes on from there ({workdir})")
+            _say(speaks, _stopped_message(workdir))
             return interruption.exit_status
         minutes = (time.monotonic() - started) / 60
         _say(speaks, f"\ndone in {minutes:.1f} min\n{_where(workdir)}")
@@ -139,6 +140,11 @@ def _complete_message(workdir: Path) -> str:
         "cosine schedule then rises again from where it ended); to start anew, give another "
         f"--workdir or delete {workdir}\n{_where(workdir)}"
     )
+
+
+def _stopped_message(workdir: Path) -> str:
+    command = shlex.join(sys.orig_argv)
+    return f"\nstopped and saved ({workdir}); the same command goes on from there:\n  {command}"
 
 
 def _where(workdir: Path) -> str:

@@ -39,6 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
     flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
+    flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 64, "Samples made at once.", lower_bound=1)
     flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")
 
@@ -110,10 +111,14 @@ def main(_: Sequence[str]) -> None:
         raise UserError(f"--cfg_scale must be a number above 0; found {values.cfg_scale}")
     if values.weights and values.ema_decay is not None:
         raise UserError("--ema_decay goes with --workdir: weights by themselves are one average")
+    if values.weights and values.step is not None:
+        raise UserError("--step goes with --workdir: weights by themselves are of one step")
     if bool(values.workdir) == bool(values.weights):
         raise UserError("expected one of --workdir and --weights")
     if values.workdir:
-        generator = load_run(Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae)
+        generator = load_run(
+            Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae, step=values.step
+        )
         _note_outside(generator.config.guidance, values.cfg_scale)
     else:
         generator = load_generator(values.weights, vae=values.vae)

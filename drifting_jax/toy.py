@@ -95,7 +95,8 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     source = PointsSource(config.data.target, config.data.num_samples, seed=config.seed)
     model = MLP(widths=tuple(config.model.widths))
     init, place = _state_maker(config, model, mesh)
-    with Checkpoints(workdir / "checkpoints", keep=config.train.keep) as checkpoints:
+    keep, keep_every = config.train.keep, config.train.keep_every
+    with Checkpoints(workdir / "checkpoints", keep=keep, keep_every=keep_every) as checkpoints:
         template = distributed.template(init, shardings=place)
         restored = checkpoints.restore_latest({"state": template})
         if restored is None:
@@ -143,6 +144,7 @@ def _stage(config: ConfigDict) -> Stage:
         num_steps=t.num_steps,
         log_every=config.log_every,
         save_every=t.save_every,
+        keep_every=t.keep_every,
         images_per_step=t.generated,
         max_skipped_in_a_row=t.max_skipped_in_a_row,
     )

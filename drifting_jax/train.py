@@ -82,10 +82,12 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
         num_steps=t.num_steps,
         log_every=config.log_every,
         save_every=t.save_every,
+        keep_every=t.keep_every,
         images_per_step=t.labels_per_step * t.generated_per_label,
         max_skipped_in_a_row=t.max_skipped_in_a_row,
     )
-    with Checkpoints(checkpoint_directory(workdir), keep=t.keep) as checkpoints:
+    directory = checkpoint_directory(workdir)
+    with Checkpoints(directory, keep=t.keep, keep_every=t.keep_every) as checkpoints:
         start, position, state, queue = _start_or_resume(config, source, mesh, checkpoints)
         tools.writer.truncate("generator", start)
         if start >= t.num_steps:

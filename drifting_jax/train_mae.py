@@ -169,12 +169,14 @@ def _train(
         num_steps=t.num_steps,
         log_every=config.log_every,
         save_every=t.save_every,
+        keep_every=config.train.keep_every,
         images_per_step=t.batch_size,
         max_skipped_in_a_row=config.train.max_skipped_in_a_row,
     )
     _note_crop(config, source, tools)
     init, place = state_maker(config, source, mesh)
-    with Checkpoints(checkpoint_directory(workdir), keep=config.train.keep) as checkpoints:
+    directory, kept = checkpoint_directory(workdir), config.train
+    with Checkpoints(directory, keep=kept.keep, keep_every=kept.keep_every) as checkpoints:
         template = distributed.template(init, shardings=place)
         restored = checkpoints.restore_latest(_items(template))
         if restored is None:

@@ -153,6 +153,35 @@ def test_keeps_the_newest_and_saves_a_step_once(tmp_path):
         assert checkpoints.restore_latest({"state": {"x": jnp.zeros(2, jnp.int32)}})[0] == 3
 
 
+def test_multiples_of_a_number_of_steps_are_kept_for_ever(tmp_path):
+    for steps in (range(1, 6), range(6, 10)):  # over a resume
+        with Checkpoints(tmp_path, keep=2, keep_every=4) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, {"state": {"x": jnp.full(2, step)}})
+    assert checkpoints.steps() == [4, 8, 9]
+    with Checkpoints(tmp_path, keep=1) as checkpoints:  # the rule may change
+        checkpoints.save(10, {"state": {"x": jnp.full(2, 10)}})
+    assert checkpoints.steps() == [10]
+
+
+def test_one_step_is_restored_by_its_number(tmp_path):
+    template = {"state": {"x": jnp.zeros(2)}}
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        with pytest.raises(UserError, match="has no checkpoint of step 2; there are none"):
+            checkpoints.restore_step(2, template)
+        for step in (2, 4, 6):
+            checkpoints.save(step, {"state": {"x": jnp.full(2, 1.0 * step)}})
+        items = checkpoints.restore_step(4, template)
+        np.testing.assert_array_equal(items["state"]["x"], [4, 4])
+        with pytest.raises(UserError, match="has no checkpoint of step 5; there are 2, 4, 6"):
+            checkpoints.restore_step(5, template)
+        with pytest.raises(UserError, match="holds x as float32"):
+            checkpoints.restore_step(4, {"state": {"x": jnp.zeros(3)}})
+        _truncate(tmp_path / "4" / "state" / "manifest.ocdbt")
+        with pytest.raises(UserError, match=r"4 is damaged .*; other steps: 2, 6"):
+            checkpoints.restore_step(4, template)
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -133,7 +133,13 @@ def test_global_batch_and_fetch():
 def started(monkeypatch):
     """Arguments of each `jax.distributed.initialize`, in an environment without launchers."""
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **told: calls.append(told))
+    monkeypatch.setattr(
+        jax.distributed,
+        "initialize",
+        lambda heartbeat_timeout_seconds, **told: calls.append(
+            told | ({} if heartbeat_timeout_seconds == 100 else {"lost": heartbeat_timeout_seconds})
+        ),
+    )
     for name in list(os.environ):
         if name.startswith(("SLURM_", "TPU_", "MEGASCALE_", "JAX_COORD", "JAX_NUM", "JAX_PROC")):
             monkeypatch.delenv(name)
@@ -159,7 +165,8 @@ def test_several_processes_are_told(started, monkeypatch):
         monkeypatch.setenv(f"JAX_{name.upper()}", str(value))
     distributed.initialize()
     distributed.initialize(process_id=1)  # an argument goes before the environment
-    assert started == [told, told, told | {"process_id": 1}]
+    distributed.initialize(heartbeat_timeout_seconds=30)
+    assert started == [told, told, told | {"process_id": 1}, told | {"lost": 30}]
     monkeypatch.delenv("JAX_PROCESS_ID")
     with pytest.raises(ValueError, match="found no process_id; set JAX_PROCESS_ID or"):
         distributed.initialize()

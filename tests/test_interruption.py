@@ -24,6 +24,14 @@ def test_a_signal_sets_the_flag(number, status):
     assert signal.getsignal(number) is before
 
 
+def test_the_status_of_another_process_counts():
+    with Interruption() as asked:
+        asked.join(130)
+        assert (asked.requested, asked.exit_status) == (True, 130)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.exit_status == 130
+
+
 def test_handlers_are_put_back_after_an_error():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyError), Interruption():

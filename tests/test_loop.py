@@ -1,5 +1,6 @@
 """The loop of a stage with a step that only counts: when it logs, saves, stops and gives up."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ STAGE = Stage(
     num_steps=10,
     log_every=4,
     save_every=3,
+    keep_every=0,
     images_per_step=8,
     max_skipped_in_a_row=3,
 )
@@ -36,7 +38,7 @@ class Checkpoints:
         return list(self.saved)
 
 
-def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None):
+def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, **changes):
     """Runs the stage on a carry (steps done, skipped, in a row), with batches numbered from 0."""
     lines, interruption = [], SimpleNamespace(requested=False)
     checkpoints, seen = Checkpoints(full=full), []
@@ -56,7 +58,7 @@ def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None):
     writer = SimpleNamespace(write_scalars=lambda *line: lines.append(line))
     result = SimpleNamespace(lines=lines, saved=checkpoints.saved, seen=seen)
     result.carry, result.complete = run_stage(
-        STAGE,
+        dataclasses.replace(STAGE, **changes),
         (start, 0, 0),
         start=start,
         advance=advance,
@@ -84,6 +86,10 @@ def test_a_whole_stage():
     assert [line[:2] for line in found.lines] == [("encoder", step) for step in (4, 8, 10)]
     assert [line[2]["loss"] for line in found.lines] == [3.0, 7.0, 9.0]
     assert all(line[2]["images_per_second"] > 0 for line in found.lines)
+
+
+def test_steps_that_are_kept_are_saved():
+    assert list(run(keep_every=4).saved) == [3, 4, 6, 8, 9, 10]
 
 
 def test_a_stage_that_is_resumed():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -196,6 +197,7 @@ def test_only_some_fields_may_change(finished):
             run.run(config(**changes), workdir=finished.workdir)
     stored = (finished.workdir / "config.json").read_text()
     other = {"train__num_steps": MORE_STEPS, "mesh__data": 2, "eval__k": 2, "train__save_every": 7}
+    other |= {"train__keep": 5, "train__keep_every": 50}
     run.open_workdir(config(**other), finished.workdir)
     assert (finished.workdir / "config.json").read_text() != stored
     run.open_workdir(config(**other), finished.workdir)
@@ -253,6 +255,7 @@ def test_sampling_a_run(finished, tmp_path, monkeypatch, capsys):
         seed=5,
         ema_decay=0.99,
         batch_size=5,
+        step=None,
         out=str(tmp_path / "samples.npz"),
     )
     monkeypatch.setattr(sample, "flags", SimpleNamespace(FLAGS=values))
@@ -264,6 +267,13 @@ def test_sampling_a_run(finished, tmp_path, monkeypatch, capsys):
         images, labels = file["arr_0"], file["arr_1"]
     np.testing.assert_array_equal(labels, np.repeat([7, 0, 1, 2], 3))
     assert len({image.tobytes() for image in images}) == 12
+    values.step = 90
+    sample.main([])
+    assert "12 samples of step 90" in capsys.readouterr().out
+    with np.load(values.out) as file:
+        assert (file["arr_0"] != images).any()
+    with pytest.raises(UserError, match=r"has no checkpoint of step 91; there are 90, 100"):
+        loading.load_run(finished.workdir, step=91)
     loaded = loading.load_run(finished.workdir, ema_decay=0.99)
     again = loaded.sample(labels[4:6], np.int32([1, 2]), seed=5, cfg_scale=9.0)
     assert np.abs(again.astype(int) - images[4:6]).max() <= 1
@@ -348,7 +358,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(finished, launch, tmp_path)
     process.send_signal(signal.SIGTERM)
     result = finish(process)
     assert result.status == 75, result
-    assert "SIGTERM: saving and stopping" in result.error and "goes on from there" in result.error
+    assert "SIGTERM: saving and stopping" in result.error
+    command = shlex.join([sys.executable, "main.py", f"--config={CONFIG}", f"--workdir={workdir}"])
+    assert f"the same command goes on from there:\n  {command}\n" in result.error
     stopped_at = steps(encoder)[-1]
     assert seen < stopped_at < 48 and not steps(generator)
 

@@ -1,0 +1,68 @@
+"""Kills of a tiny run, many of them, and whether anything is left of it: run by hand.
+
+    python tests/soak.py --kills=20 --processes=1,2 --seed=0
+
+Prints a line for each kill and a last one with the verdict. The exit status is 1 where a run that
+was killed differs from one that was not in any bit, did not go on, or not all kills took place.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import faults
+
+
+def soak(folder: Path, *, kills: int, processes: int, seed: int) -> tuple[int, list[str]]:
+    """Kills runs until as many kills took place; returns how many, and what differs."""
+    cache, whole = folder / "cache", folder / f"whole{processes}"
+    with faults.Start(whole, cache=cache, processes=processes) as start:
+        start.finish()
+    done, wrong = 0, []
+    for life in itertools.count():
+        draw = seed + 1000 * processes + life
+        planned = faults.plan(kills - done, processes=processes, seed=draw)
+        workdir, before = folder / f"killed{processes}_{life}", done
+        for told in faults.survive(workdir, planned, processes=processes, cache=cache):
+            done += 1
+            print(f"{done} of {kills}: {told}", flush=True)
+        wrong += faults.differences(workdir, whole)
+        if done in (kills, before) or wrong:
+            return done, wrong
+    raise AssertionError
+
+
+def main() -> int:
+    """Soaks runs of each number of processes; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", default="1,2", help="numbers of processes, each its own run")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    layouts = [int(number) for number in given.processes.split(",")]
+    done, wrong = 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, processes in enumerate(layouts):
+            kills = len(range(i, given.kills, len(layouts)))
+            if not kills:
+                continue
+            try:
+                found = soak(Path(folder), kills=kills, processes=processes, seed=given.seed)
+            except faults.Stuck as stuck:
+                print(f"FAILED: {stuck}")
+                return 1
+            done, wrong = done + found[0], wrong + found[1]
+    if wrong or done != given.kills:
+        found = "; ".join(wrong) or "the same bits"
+        print(f"FAILED: {done} of {given.kills} kills took place; {found}")
+        return 1
+    print(f"passed: {done} kills, every array, metric and figure as without them, bit for bit")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
