@@ -1,6 +1,6 @@
 """Whole runs that are killed, and processes of a run that lose each other or are told to stop.
 
-`.ci/run` kills more of them, with another seed and as two processes: tests/soak.py.
+`tests/soak.py` kills more of them, with another seed and as two processes.
 """
 
 import os
