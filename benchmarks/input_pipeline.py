@@ -23,6 +23,7 @@ from drifting_jax.data.images import ImageSource
 from drifting_jax.data.transforms import Augmentation, center_crop
 
 BATCH, SIZE = 32, 256
+GENERATOR_IMAGES, ENCODER_IMAGES = 128, 8192  # of a step: configs/imagenet_pixel.py
 _WARM_UP = 8  # batches: what was read ahead before the clock started must not count
 
 
@@ -113,6 +114,12 @@ def main() -> None:
                 f"   {np.median(ratios):5.2f} of torch's ({min(ratios):.2f} to {max(ratios):.2f})"
             )
         print(line)
+    rate = np.median([found["pillow"] for found in rounds])
+    print(
+        f"a core with pillow feeds {rate / GENERATOR_IMAGES:.2f} steps/s of imagenet_pixel "
+        f"({GENERATOR_IMAGES} new images each) or a step of its encoder ({ENCODER_IMAGES} images) "
+        f"in {ENCODER_IMAGES / rate:.0f} s"
+    )
 
 
 if __name__ == "__main__":
