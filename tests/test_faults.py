@@ -19,7 +19,7 @@ from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import base_config, resolve
 from drifting_jax.errors import UserError
 
-KILLS, SEED = 3, 1
+KILLS, SEED = 3, 7
 
 
 @pytest.fixture(scope="module")
