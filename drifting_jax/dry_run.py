@@ -151,7 +151,7 @@ def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Progr
     networks = {"generator": count_parameters(state.params)}
     for name, tree in variables.items():
         parts = {"vae": tree["vae"], name: tree["encoder"]} if "vae" in tree else {name: tree}
-        networks |= {part or "autoencoder": count_parameters(x) for part, x in parts.items()}
+        networks |= {part or "encoder": count_parameters(x) for part, x in parts.items()}
     return Program(jitted, arguments, networks, build.microbatches(config, mesh))
 
 

@@ -15,6 +15,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.models.resnet import ResNet
+from drifting_jax.models.resnet_mae import feature_params
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights.networks import Network, load_network
 from drifting_jax.weights.shapes import param_shapes
@@ -67,7 +68,7 @@ def place(
     Returns:
       The variables of all, the networks besides the autoencoder, and the VAE.
     """
-    variables, networks = {"": {"params": encoder}}, {"extra": None, "vae": None}
+    variables, networks = {"": {"params": feature_params(encoder)}}, {"extra": None, "vae": None}
     kind, extra, vae = config.extra_encoder.kind, given.extra, given.vae
 
     def placed(tree: PyTree) -> PyTree:
@@ -116,7 +117,8 @@ def variables_shapes(
     def of(model: nn.Module) -> PyTree:
         return {"params": param_shapes(model)}
 
-    found: dict[str, PyTree] = {"": of(build.make_encoder(config, source))}
+    encoder = feature_params(param_shapes(build.make_encoder(config, source)))
+    found: dict[str, PyTree] = {"": {"params": encoder}}
     if extra is not None:
         both = {"vae": of(vae), "encoder": of(extra)} if vae else of(extra)
         found[config.extra_encoder.kind] = both

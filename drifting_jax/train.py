@@ -73,6 +73,7 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     if encoder is None:
         return False
     variables, networks, vae = frozen.place(config, encoder, given, mesh)
+    del encoder  # whose decoder would stay on the devices
     feature_function = build.make_feature_function(config, source, **networks)
     images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
     names = list(jax.eval_shape(feature_function, variables, images))

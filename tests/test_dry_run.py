@@ -70,7 +70,7 @@ def test_microbatches_that_are_left_open_follow_the_devices():
 
 def test_the_report():
     told = dry_run.dry_run(config())
-    assert "generator: " in told and "autoencoder: " in told and "TFLOP" in told
+    assert "generator: " in told and "encoder: " in told and "TFLOP" in told
     with pytest.raises(UserError, match="runs in under a minute"):
         dry_run.dry_run(resolve(base_config("toy")))
     with pytest.raises(UserError, match=r"batch_size must be a multiple of 8 devices"):
@@ -81,11 +81,11 @@ def test_the_report():
 @pytest.mark.parametrize(
     ("name", "variant", "millions"),
     [
-        ("imagenet_latent", "ablation", {"generator": 133, "autoencoder": 431}),
-        ("imagenet_latent", "B", {"generator": 133, "autoencoder": 2688}),
-        ("imagenet_latent", "L", {"generator": 463, "autoencoder": 2688}),
-        ("imagenet_pixel", "B", {"generator": 134, "autoencoder": 2690, "convnext": 88}),
-        ("imagenet_pixel", "L", {"generator": 464, "autoencoder": 2690, "convnext": 88}),
+        ("imagenet_latent", "ablation", {"generator": 133, "encoder": 340}),
+        ("imagenet_latent", "B", {"generator": 133, "encoder": 2127}),
+        ("imagenet_latent", "L", {"generator": 463, "encoder": 2127}),
+        ("imagenet_pixel", "B", {"generator": 134, "encoder": 2127, "convnext": 88}),
+        ("imagenet_pixel", "L", {"generator": 464, "encoder": 2127, "convnext": 88}),
         ("mae_latent", "256", {"encoder": 431}),
         ("mae_pixel", "640", {"encoder": 2690}),
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -216,6 +219,11 @@ class ResNetMAE(nn.Module):
                 f"images must be [b, h, w, {self.in_channels}], found shape {images.shape}"
             )
         return layers.patchify(images, self.input_patch_size)
+
+
+def feature_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that `feature_maps` needs: all but the decoder's and the classifier's."""
+    return {"encoder": params["encoder"]}
 
 
 def draw_mask(
