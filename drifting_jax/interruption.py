@@ -65,7 +65,10 @@ class Interruption:
         name = signal.Signals(number).name
         if self._received is None:
             self._received, self._received_at = signal.Signals(number), time.monotonic()
-            _say(f"{name}: saving and stopping after this step; once more to stop at once")
+            _say(
+                f"{name}: saving and stopping after this step, or the next that the processes "
+                "of the run agree on; once more to stop at once"
+            )
         elif time.monotonic() - self._received_at > _SAME_SIGNAL_SECONDS:
             _say(f"{name} again: stopping at once, without saving")
             os._exit(128 + number)  # sys.exit would wait for the threads that still write

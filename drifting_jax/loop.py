@@ -20,7 +20,9 @@ from drifting_jax.state import TrainState
 
 PyTree = Any
 
-_AGREE_EVERY = 10  # steps between two questions to the other processes whether one must stop
+# Between two questions to the other processes whether one must stop: about so long, and no more
+# steps than these.
+_AGREE_SECONDS, _AGREE_STEPS = 1.0, 10
 _SECONDS_BETWEEN_LINES = 15.0  # of plain text, where there is no terminal for a bar
 
 
@@ -46,6 +48,29 @@ class Stage:
     max_skipped_in_a_row: int
 
 
+@dataclasses.dataclass
+class _Agreement:
+    """When processes ask each other again, which they must do after the same steps."""
+
+    asked_step: int = 0
+    asked_at: float = 0.0
+    next_step: int = 0
+
+    def is_due(self, step: int) -> bool:
+        return not self.asked_step < step < self.next_step  # a smaller step: another stage
+
+    def exchange(self, status: int, step: int) -> int:
+        """The largest exit status of all processes; waits for them."""
+        pace = np.inf  # seconds a step
+        if 0 < self.asked_step < step:
+            pace = (time.monotonic() - self.asked_at) / (step - self.asked_step)
+        status, slowest = multihost_utils.process_allgather(np.float32([status, pace])).max(axis=0)
+        steps = _AGREE_SECONDS / max(float(slowest), _AGREE_SECONDS / _AGREE_STEPS)
+        self.next_step = step + max(1, int(steps))
+        self.asked_step, self.asked_at = step, time.monotonic()
+        return int(status)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tools:
     """What a run opens once: metrics, interruption, and whether this process speaks."""
@@ -53,19 +78,23 @@ class Tools:
     writer: MetricWriter
     interruption: Interruption
     speaks: bool
+    agreement: _Agreement = dataclasses.field(default_factory=_Agreement)
 
     def stops(self, step: int = 0) -> bool:
         """Whether any process was asked to stop.
 
         All of them hear it after the same step, and end with the same exit status: a launcher may
-        look at any of them to know whether to start the run again.
+        look at any of them to know whether to start the run again. They ask each other after every
+        step, or where steps are quick once in ten.
+
+        Args:
+          step: steps done in a stage; 0 asks at once.
         """
         if jax.process_count() == 1:
             return self.interruption.requested
-        if step % _AGREE_EVERY:
+        if step and not self.agreement.is_due(step):
             return False
-        own = np.asarray(self.interruption.exit_status)
-        status = int(multihost_utils.process_allgather(own).max())
+        status = self.agreement.exchange(self.interruption.exit_status, step)
         if status:
             self.interruption.join(status)
         return bool(status)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shlex
 import sys
 import time
@@ -143,8 +144,18 @@ def _complete_message(workdir: Path) -> str:
 
 
 def _stopped_message(workdir: Path) -> str:
-    command = shlex.join(sys.orig_argv)
-    return f"\nstopped and saved ({workdir}); the same command goes on from there:\n  {command}"
+    own = re.compile(r"--?(coordinator|num_processes|process_id)(=.*)?")
+    kept, found = [], None
+    for word in sys.orig_argv:
+        value_follows = found and not found[2]
+        found = None if value_follows else own.fullmatch(word)
+        if not (found or value_follows):
+            kept.append(word)
+    on = ", on every process," if jax.process_count() > 1 else ""
+    return (
+        f"\nstopped and saved ({workdir}); the same command{on} goes on from there:\n"
+        f"  {shlex.join(kept)}"
+    )
 
 
 def _where(workdir: Path) -> str:
