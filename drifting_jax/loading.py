@@ -1,7 +1,7 @@
 """A trained run, read back from its workdir for sampling and evaluation."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,32 @@ class Generator:
         """Images [n, h, w, c] uint8; image i depends on seed, labels[i], indices[i], cfg_scale.
 
         Raises:
+          UserError: the generator makes latents and nothing decodes them, or what it makes is not
+            finite.
+        """
+        batches = self.batches(
+            labels, indices, seed=seed, cfg_scale=cfg_scale, batch_size=batch_size
+        )
+        found = sampling.concatenated(batches, len(labels))
+        if not found.finite.all():
+            raise UserError(
+                f"{np.sum(~found.finite)} of {len(labels)} samples are not finite: the weights are "
+                "damaged, or their training diverged"
+            )
+        return found.images
+
+    def batches(
+        self,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        *,
+        seed: int,
+        cfg_scale: float,
+        batch_size: int,
+    ) -> Iterator[sampling.Samples]:
+        """The same on the devices, as `sampling.sample_in_batches`, finite or not.
+
+        Raises:
           UserError: the generator makes latents and nothing decodes them.
         """
         if not self.makes_pixels:
@@ -60,7 +86,7 @@ class Generator:
                 "the generator makes latents: say what decodes them to pixels with --vae, or "
                 "config.vae.path"
             )
-        return sampling.sample_all(
+        return sampling.sample_in_batches(
             self.sampler,
             self.params,
             jax.random.fold_in(jax.random.key(seed), build.STREAMS["samples"]),

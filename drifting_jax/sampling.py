@@ -4,7 +4,8 @@ Sample i of a class depends on (seed, class, i, α) alone, never on the batch or
 made with.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,17 @@ from drifting_jax import distributed
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.vae import VAE
 
-Sampler = Callable[..., jax.Array]
+Array = Any  # of NumPy or JAX
+
+
+class Samples(NamedTuple):
+    """images [b, h, w, c] uint8; finite [b] bool: whether the generator gave numbers alone."""
+
+    images: Array
+    finite: Array
+
+
+Sampler = Callable[..., Samples]
 
 
 def draw_inputs(key: jax.Array, model: DiT) -> tuple[jax.Array, jax.Array]:
@@ -43,9 +54,9 @@ def make_sampler(model: DiT, mesh: Mesh, *, vae: VAE | None = None) -> Sampler:
       vae: decodes latents to pixels.
 
     Returns:
-      sampler(params, key, labels [b] int32, indices [b] int32, cfg_scale []) -> [b, h, w, c] uint8,
-      with `key` that of the seed, `indices` the number of each sample within its class, and b a
-      multiple of the mesh's size. With a `vae`, params is {"generator": params, "vae": variables}.
+      sampler(params, key, labels [b] int32, indices [b] int32, cfg_scale []) -> `Samples`, with
+      `key` that of the seed, `indices` the number of each sample within its class, and b a multiple
+      of the mesh's size. With a `vae`, params is {"generator": params, "vae": variables}.
     """
     rows = distributed.batch_sharding(mesh)
 
@@ -62,7 +73,8 @@ def make_sampler(model: DiT, mesh: Mesh, *, vae: VAE | None = None) -> Sampler:
 
         noise, styles = jax.lax.with_sharding_constraint(jax.vmap(one)(labels, indices), rows)
         scales = jnp.broadcast_to(jnp.float32(cfg_scale), labels.shape)
-        return to_uint8(pixels(params, noise, labels, styles, scales))
+        made = pixels(params, noise, labels, styles, scales)
+        return Samples(to_uint8(made), jnp.isfinite(made).all(axis=(1, 2, 3)))
 
     return sampler
 
@@ -83,26 +95,34 @@ def sample_in_batches(
     cfg_scale: float,
     batch_size: int,
     mesh: Mesh,
-) -> Iterator[np.ndarray]:
-    """Yields uint8 [<= batch_size, h, w, c] for all labels, in order; the last batch is padded.
+) -> Iterator[Samples]:
+    """Yields samples of all labels, in order, on the devices; the last batch is padded.
 
-    Fewer labels than `batch_size` make one batch of their number.
+    Fewer labels than `batch_size` make one batch of their number. A batch is made a multiple of the
+    mesh's size; its last rows are padding where there are more than labels left.
     """
     batch_size = -(-min(batch_size, len(labels)) // mesh.size) * mesh.size
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
-        count = len(labels[part])
-        padding = (0, batch_size - count)
-        images = sampler(
+        padding = (0, batch_size - len(labels[part]))
+        yield sampler(
             params,
             key,
             np.pad(labels[part], padding),
             np.pad(indices[part], padding),
             np.float32(cfg_scale),
         )
-        yield distributed.fetch(images)[:count]
 
 
-def sample_all(*args, **kwargs) -> np.ndarray:
-    """`sample_in_batches`, concatenated: uint8 [n, h, w, c]."""
-    return np.concatenate(list(sample_in_batches(*args, **kwargs)))
+def concatenated(batches: Iterable[Samples], count: int) -> Samples:
+    """Batches on the host, one after another, without the padding: the first `count` samples."""
+    parts = [distributed.fetch(batch) for batch in batches]
+    return Samples(*(np.concatenate(x)[:count] for x in zip(*parts, strict=True)))
+
+
+def sample_all(
+    sampler: Sampler, params, key: jax.Array, labels: np.ndarray, *args, **kwargs
+) -> Samples:
+    """`sample_in_batches`, on the host: `Samples` of all labels."""
+    batches = sample_in_batches(sampler, params, key, labels, *args, **kwargs)
+    return concatenated(batches, len(labels))

@@ -258,7 +258,7 @@ def _make_pictures(
             cfg_scale=1.0,
             batch_size=len(labels),
             mesh=mesh,
-        )
+        ).images
         grid = image_grid(images, _PICTURES_PER_CLASS, least=_LEAST_GRID_PIXELS)
         tools.writer.write_image("generator", step, "samples", grid)
 

@@ -70,7 +70,7 @@ def sample(mesh_name: str, batch_size: int, order=slice(None), seed: int = 7) ->
         cfg_scale=CFG_SCALE,
         batch_size=batch_size,
         mesh=mesh,
-    )
+    ).images
 
 
 def assert_close_to(found: np.ndarray, images: np.ndarray) -> None:
@@ -99,7 +99,7 @@ def test_every_sample_is_another():
     assert np.abs(expected(8) - images).max(axis=(1, 2, 3)).min() > 0.05
 
 
-def test_batches_come_in_order_and_the_last_is_cut():
+def test_batches_come_in_order_and_the_last_is_padded():
     function, mesh = sampler("8x1")
     labels, indices = sampling.class_major(CLASSES, PER_CLASS)
     batches = sampling.sample_in_batches(
@@ -113,8 +113,27 @@ def test_batches_come_in_order_and_the_last_is_cut():
         mesh=mesh,
     )
     batches = list(batches)
-    assert [len(batch) for batch in batches] == [8, 1]
-    assert_close_to(np.concatenate(batches), expected())
+    assert [len(batch.images) for batch in batches] == [8, 8]
+    found = np.concatenate([batch.images for batch in batches])
+    assert_close_to(found[: len(labels)], expected())
+
+
+def test_samples_that_are_no_numbers_are_marked():
+    function, mesh = sampler("8x1")
+    embedding = params()["class_embedding"]
+    broken = jax.tree.map(lambda x: jnp.asarray(x).at[0].set(jnp.nan), embedding)
+    labels, indices = sampling.class_major(CLASSES, PER_CLASS)
+    found = sampling.sample_all(
+        function,
+        params() | {"class_embedding": broken},
+        jax.random.key(7),
+        np.where(labels == labels[0], 0, 1),
+        indices,
+        cfg_scale=CFG_SCALE,
+        batch_size=8,
+        mesh=mesh,
+    )
+    np.testing.assert_array_equal(found.finite, labels != labels[0])
 
 
 def test_inputs_are_noise_and_styles():
