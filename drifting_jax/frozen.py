@@ -68,7 +68,9 @@ def place(
     Returns:
       The variables of all, the networks besides the autoencoder, and the VAE.
     """
-    variables, networks = {"": {"params": feature_params(encoder)}}, {"extra": None, "vae": None}
+    dtype = jnp.dtype(config.encoder.dtype)
+    variables = {"": {"params": as_computed(feature_params(encoder), dtype)}}
+    networks = {"extra": None, "vae": None}
     kind, extra, vae = config.extra_encoder.kind, given.extra, given.vae
 
     def placed(tree: PyTree) -> PyTree:
@@ -79,10 +81,29 @@ def place(
     if extra is None:
         return variables, networks, vae
     networks["extra"], networks["vae"] = as_frozen(config, extra.model, vae.model if vae else None)
-    variables[kind] = placed(extra.variables)
+    variables[kind] = as_computed(placed(extra.variables), dtype)
     if vae is not None:
-        variables[kind] = {"vae": vae.variables, "encoder": variables[kind]}
+        decoder = as_computed(vae.variables, dtype)
+        variables[kind] = {"vae": decoder, "encoder": variables[kind]}
     return variables, networks, vae
+
+
+def as_computed(params: PyTree, dtype: jnp.dtype) -> PyTree:
+    """Arrays, or their shapes, with each kernel in the dtype that its layer computes in.
+
+    The layer would round it to that dtype itself: the numbers are the same, and in bfloat16 there
+    is half as much to hold, and to gather from other devices. What is not rounded (norms, biases)
+    stays as it is.
+    """
+
+    def one(path: tuple, leaf: Any) -> Any:
+        if path[-1].key != "kernel":
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, dtype)
+        return leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def published_sizes(config: ConfigDict) -> tuple[nn.Module | None, VAE | None]:
@@ -114,11 +135,13 @@ def variables_shapes(
 ) -> PyTree:
     """Shapes of what `place` returns first, nothing read."""
 
+    dtype = jnp.dtype(config.encoder.dtype)
+
     def of(model: nn.Module) -> PyTree:
-        return {"params": param_shapes(model)}
+        return {"params": as_computed(param_shapes(model), dtype)}
 
     encoder = feature_params(param_shapes(build.make_encoder(config, source)))
-    found: dict[str, PyTree] = {"": {"params": encoder}}
+    found: dict[str, PyTree] = {"": {"params": as_computed(encoder, dtype)}}
     if extra is not None:
         both = {"vae": of(vae), "encoder": of(extra)} if vae else of(extra)
         found[config.extra_encoder.kind] = both

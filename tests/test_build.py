@@ -4,11 +4,15 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from drifting_jax import build, frozen
 from drifting_jax.config import base_config, resolve
+from drifting_jax.models.convnext import ConvNeXtV2
+from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
+from drifting_jax.weights.shapes import param_shapes
 
 GREY = SimpleNamespace(image_shape=(8, 8, 1), num_classes=3)
 LATENT = SimpleNamespace(image_shape=(32, 32, 4), num_classes=1000)
@@ -57,3 +61,36 @@ def test_encoders_of_pixels_see_latents_through_the_decoder(kind):
 
 def test_no_other_network_is_none():
     assert frozen.published_sizes(config()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ResNetMAE(in_channels=3, width=8, num_classes=3, blocks=(1, 1), groups=2),
+        ConvNeXtV2(depths=(1, 1), widths=(8, 16), image_size=32),
+    ],
+    ids=["autoencoder", "convnext"],
+)
+def test_kernels_in_the_dtype_of_their_layer_give_the_same_bits(model):
+    """bfloat16 holds what the layer would have rounded; gradients, too."""
+    model = model.clone(dtype=jnp.bfloat16)
+    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1)
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    params = jax.tree.map(
+        lambda x: 0.2 * jax.random.normal(next(keys), x.shape), param_shapes(model)
+    )
+    cast = frozen.as_computed(params, jnp.bfloat16)
+    kernels = [x for x in jax.tree.leaves(cast) if x.dtype == jnp.bfloat16]
+    assert 0 < len(kernels) < len(jax.tree.leaves(cast))
+
+    @jax.jit
+    def features(params, images):
+        maps = model.apply({"params": params}, images, method=type(model).feature_maps)
+        return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in maps.values()), maps
+
+    for a, b in zip(
+        jax.tree.leaves(jax.value_and_grad(features, 1, has_aux=True)(params, images)),
+        jax.tree.leaves(jax.value_and_grad(features, 1, has_aux=True)(cast, images)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a.astype(jnp.float32), b.astype(jnp.float32))
