@@ -20,6 +20,7 @@ from drifting_jax.metrics import read_metrics
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 CONFIG = "--config=configs/digits.py"
+OF_LAUNCHERS = ("JAX_COMPILATION_CACHE_DIR", "CLOUDSDK_CORE_PROJECT")
 
 RECORD = f"""#!{sys.executable} -SE
 import json, os, pathlib, shutil, subprocess, sys
@@ -132,11 +133,16 @@ class Cloud:
         for name, text in stand_ins.items():
             (binaries / name).write_text(text)
             (binaries / name).chmod(0o755)
+        mount = folder / "shared"
+        self.disk = ("--bucket=b", f"--mount={mount}")
+        self.flags = ("--", CONFIG, f"--workdir={mount}/run")
+        outside = {k: v for k, v in os.environ.items() if k not in OF_LAUNCHERS}
         self.environment = {
-            **os.environ,
+            **outside,
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "CLOUD": str(self.folder),
             "TMPDIR": str(folder),
+            "XDG_CACHE_HOME": str(folder / "cache"),
         }
 
     def run(self, script, *arguments, **environment):
@@ -501,6 +507,7 @@ GKE_FLAGS = ("--", CONFIG, "--workdir=/mnt/shared/a", '--config.data.path=/d "x"
 
 def test_gke_applies_a_job_set(cloud):
     options = (*GKE, "--bucket=b", "--spot", "--service_account=s", "--namespace=team")
+    options += ("--env=A=b c", "--env=LIBTPU_INIT_ARGS=")
     told = cloud.run("gke.sh", "apply", *options, "--dry_run", *GKE_FLAGS)
     assert told.returncode == 0 and cloud.calls() == []
     result = cloud.run("gke.sh", "apply", *options, *GKE_FLAGS)
@@ -533,6 +540,10 @@ def test_gke_applies_a_job_set(cloud):
     assert container["command"] == ["python", "-u", "main.py"]
     assert container["args"] == list(GKE_FLAGS[1:])
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    cache = {"JAX_COMPILATION_CACHE_DIR": "/mnt/shared/.jax_cache"}
+    assert variables == {"A": "b c", "LIBTPU_INIT_ARGS": ""} | cache
+    assert told.stderr == ""  # its label is a known one
     [volume] = pod["volumes"]
     assert volume["csi"]["volumeAttributes"]["bucketName"] == "b"
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt/shared"}]
@@ -545,12 +556,16 @@ def test_gke_applies_a_job_set(cloud):
 def test_gke_counts_hosts(cloud, topology, chips, hosts, each):
     options = [*GKE[:3], f"--topology={topology}", "--claim=disk", "--dry_run"]
     options += [f"--chips_per_host={chips}"] if chips else []
+    options += ["--accelerator=tpu7x", "--env=JAX_COMPILATION_CACHE_DIR=/a"]
     told = cloud.run("gke.sh", "apply", *options, *GKE_FLAGS)
     job = yaml.safe_load(told.stdout)["spec"]["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
     assert job["completions"] == hosts
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == each
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "disk"}
+    variable = {"name": "JAX_COMPILATION_CACHE_DIR", "value": "/a"}
+    assert pod["containers"][0]["env"] == [variable]
+    assert "tpu7x is none of the labels known here" in told.stderr
 
 
 def test_gke_follows_shows_and_deletes(cloud):
@@ -582,6 +597,11 @@ def test_gke_follows_shows_and_deletes(cloud):
         (("apply", *GKE, "--bucket=b"), ("--config=FILE",)),
         (("apply", *GKE, *GKE_FLAGS), ("one of --bucket and --claim",)),
         (("apply", *GKE, "--topology=big", "--bucket=b", *GKE_FLAGS), ("4x4", "'big'")),
+        (("apply", *GKE, "--topology=08x8", "--bucket=b", *GKE_FLAGS), ("4x4", "'08x8'")),
+        (("apply", *GKE, "--accelerator=v6e", "--bucket=b", *GKE_FLAGS), ("tpu-v6e-slice",)),
+        (("apply", *GKE, "--bucket=b", *GKE_FLAGS, "--workdir=/mnt/shared/.."), ("without ..",)),
+        (("delete", "--name=a", "--", CONFIG), ("delete takes no flags", CONFIG)),
+        (("status", "--name=a", "--namespace=a b"), ("--namespace", "'a b'")),
         (("apply", *GKE, "--chips_per_host=5", "--bucket=b", *GKE_FLAGS), ("16 chips", "found 5")),
         (("apply", *GKE, "--bucket=b", "--", CONFIG, "--workdir=/tmp/a"), ("/mnt/shared/…",)),
         (("apply", *GKE, "--bucket=b", *GKE_FLAGS, "--x=a\nb"), ("control characters",)),
@@ -613,9 +633,12 @@ def test_slurm_runs_a_task_for_each_gpu(cloud, status):
         f"{cloud.repository}/main.py", CONFIG, "--workdir=a b",
     ]  # fmt: skip
     assert cloud.calls() == [srun]
+    compiled = (
+        f"JAX_COMPILATION_CACHE_DIR={cloud.environment['XDG_CACHE_HOME']}/drifting_jax/compiled"
+    )
     told = submit(cloud, "--dry_run", "--", CONFIG, "--workdir=a b", **nodes)
     ask, requeue = ["scontrol", "show", "job", "7", "--oneliner"], ["scontrol", "requeue", "7"]
-    assert printed(told) == [srun, ask, requeue]
+    assert printed(told) == [["export", compiled], srun, ask, requeue]
     assert told.returncode == 0 and cloud.calls() == []
 
 
@@ -646,7 +669,7 @@ def test_slurm_mistakes(cloud):
     assert_one_line(submit(cloud, CONFIG, **eight), "1 tasks and 8 GPUs", "--ntasks-per-node=8")
     assert_one_line(submit(cloud, CONFIG, SLURM_GPUS_PER_TASK="1"), "--gpus-per-task=1")
     assert_one_line(submit(cloud, "train", CONFIG), "found 'train'")
-    assert_one_line(submit(cloud), "--config=FILE")
+    assert_one_line(submit(cloud), "--config=FILE, found", "launch/slurm.sh --help")
     assert_one_line(cloud.run("slurm.sh", "--python=bash", CONFIG), "no SLURM_JOB_ID", "sbatch")
     assert_one_line(cloud.run("slurm.sh", "--python=none", CONFIG, SLURM_JOB_ID="7"), "'none'")
     assert cloud.calls() == []
@@ -676,7 +699,9 @@ def local(tmp_path):
     python = tmp_path / "process"
     python.write_text(PROCESS)
     python.chmod(0o755)
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    without = ("XLA_FLAGS", "JAX_PLATFORMS", *OF_LAUNCHERS)
+    environment = {k: v for k, v in os.environ.items() if k not in without}
+    environment["XDG_CACHE_HOME"] = "/cache"
 
     def start(*arguments, **more):
         return subprocess.Popen(
@@ -705,7 +730,10 @@ def test_local_starts_processes_of_simulated_devices(local):
     told = local(*arguments, "--dry_run", "--", CONFIG)
     commands = [shlex.split(line) for line in told.communicate(timeout=20)[0].splitlines()]
     assert [c[-1] for c in commands] == [f"--process_id={i}" for i in range(3)]
-    assert commands[0][:2] == ["env", "JAX_PLATFORMS=cpu"] and commands[0][5] == f"{ROOT}/main.py"
+    assert commands[0][:2] == ["env", "JAX_PLATFORMS=cpu"] and commands[0][6] == f"{ROOT}/main.py"
+    assert commands[0][3] == "JAX_COMPILATION_CACHE_DIR=/cache/drifting_jax/compiled"
+    told = local(*arguments, "--dry_run", "--", CONFIG, JAX_COMPILATION_CACHE_DIR="")
+    assert "JAX_COMPILATION_CACHE_DIR= " in told.communicate(timeout=20)[0]  # the user wants none
 
 
 def test_local_gives_each_process_a_gpu(local):
@@ -753,12 +781,16 @@ def test_local_passes_signals_on(local, number, status):
 
 def test_local_mistakes(local):
     for arguments, part in {
+        (): "local.sh --help",
         ("--devices=1",): "--config=FILE",
+        ("--devices=1", "--port=65536", "--", CONFIG): "at most 65535",
+        ("--devices=1", "--port=0", "--", CONFIG): "--port",
         ("--devices=0", "--", CONFIG): "--devices",
         ("--processes=2", "--", CONFIG): "expected GPUs, found none",
         ("--devices=1", "--", CONFIG, "--process_id=1"): "no --process_id",
         ("--python=none", "--devices=1", "--", CONFIG): "found no 'none'",
         ("--gpu", "--", CONFIG): "unknown option '--gpu'",
+        ("--gpu=1", "--", CONFIG): "local.sh --help",
     }.items():
         process = local(*arguments, PATH="/usr/bin:/bin")
         out, err = process.communicate(timeout=20)
@@ -774,7 +806,11 @@ def test_two_real_processes_stop_at_sigterm_and_go_on(tmp_path):
         "--config.task=encoder", "--config.encoder.train.num_steps=100", "--config.log_every=10",
         "--config.encoder.train.classifier_steps=0",
     ]  # fmt: skip
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+    }
 
     def start():
         return subprocess.Popen(
