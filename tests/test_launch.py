@@ -47,6 +47,8 @@ def vanish():
             subprocess.run(["kill", "-KILL", "--", "-" + group.read_text().strip()])
         shutil.rmtree(home, ignore_errors=True)
 
+if arguments[0] == "config":
+    sys.exit(print(os.environ.get("PROJECT_OF_GCLOUD", "p")))
 service, verb = arguments[2:4]
 flags = dict(word.partition("=")[::2] for word in arguments)
 if verb == "create":
@@ -96,6 +98,7 @@ if [[ $1 == venv ]]; then
   cat > "$environment/bin/python" <<'END'
 #!/usr/bin/env bash
 echo "${*:2}" >> "$CLOUD/started"
+echo "$JAX_COMPILATION_CACHE_DIR $LIBTPU_INIT_ARGS" >> "$CLOUD/environments"
 echo "a line of main.py"
 trap 'echo saved; exit 75' TERM
 while [[ ! -s $HOME/finish ]]; do sleep 0.02; done
@@ -170,10 +173,12 @@ class Cloud:
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory):
-    """A repository with nothing but launch/."""
+    """A repository with launch/, and no more than what it looks for."""
     folder = tmp_path_factory.mktemp("committed")
     shutil.copytree(LAUNCH, folder / "launch")
-    (folder / "main.py").write_text("")
+    (folder / "configs").mkdir()
+    for file in ("main.py", "configs/digits.py"):
+        (folder / file).write_text("")
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "code"]):
         user = ["-c", "user.name=n", "-c", "user.email=e"]
         subprocess.run(["git", *user, *words], cwd=folder, check=True)
@@ -300,9 +305,9 @@ def mounts(calls, mount):
 
 
 def test_tpu_pod_from_nothing_over_a_preemption_to_the_end(cloud, tmp_path):
-    mount = str(tmp_path / "shared")
-    disk = ("--bucket=b", f"--mount={mount}")
+    mount, disk = str(tmp_path / "shared"), cloud.disk
     flags = ("--", CONFIG, f"--workdir={mount}/a run", "--config.log_every=1")
+    arguments = "--env=LIBTPU_INIT_ARGS=--a --b"
 
     def step(*arguments):
         """Runs a command for real and checks that its dry run tells the same calls."""
@@ -322,13 +327,18 @@ def test_tpu_pod_from_nothing_over_a_preemption_to_the_end(cloud, tmp_path):
     assert of_gcloud(calls) == set_up(cloud, mount)
     assert mounts(calls, mount) == 2  # one for each worker
 
-    start = ssh(f"{WORKER} start -- {CONFIG} '--workdir={mount}/a run' --config.log_every=1")
-    calls, _ = step("run", *flags)
+    command = f"main.py {CONFIG} '--workdir={mount}/a run' --config.log_every=1"
+    start = ssh(
+        f"{WORKER} start --mount={mount} '{arguments}' -- {command.removeprefix('main.py ')}"
+    )
+    calls, _ = step("run", disk[1], arguments, *flags)
     assert calls == [start]
     started = [f"main.py {CONFIG} --workdir={mount}/a run --config.log_every=1"] * 2
     assert (cloud.folder / "started").read_text().splitlines() == started
+    environments = [f"{mount}/.jax_cache --a --b"] * 2
+    assert (cloud.folder / "environments").read_text().splitlines() == environments
 
-    refused = cloud.run("tpu_pod.sh", "run", *SLICE, *flags)  # while it runs
+    refused = cloud.run("tpu_pod.sh", "run", *SLICE, disk[1], *flags)  # while it runs
     assert refused.returncode == 1 and "stop it first" in refused.stderr
     refused = cloud.run("tpu_pod.sh", "setup", *SLICE, *disk)
     assert refused.returncode == 1 and "stop it first" in refused.stderr
@@ -336,11 +346,12 @@ def test_tpu_pod_from_nothing_over_a_preemption_to_the_end(cloud, tmp_path):
 
     calls, result = step("status")
     assert calls == [*DESCRIBE, STATUS]
-    assert [line.split()[1:] for line in result.stdout.splitlines()] == [["running"]] * 2
+    says = f"running: 'LIBTPU_INIT_ARGS=--a --b' {command}"
+    assert [line.partition(" ")[2] for line in result.stdout.splitlines()] == [says] * 2
 
     # Pre-empted at the second look, told to stop at the next but one, then done.
     cloud.set("plan", "nothing preempted nothing 75 nothing nothing 0 ")
-    result = cloud.run("tpu_pod.sh", "resume", *SLICE, *TYPE, *disk, "--poll=0", *flags)
+    result = cloud.run("tpu_pod.sh", "resume", *SLICE, *TYPE, *disk, "--poll=0", arguments, *flags)
     assert result.returncode == 0, result
     assert "the run is done" in result.stderr and "still there and costs" in result.stderr
     calls = cloud.calls()
@@ -375,6 +386,7 @@ def test_tpu_pod_stops_and_follows(cloud):
         more = flags if arguments[0] == "run" else ()
         result = cloud.run("tpu_pod.sh", arguments[0], *SLICE, *arguments[1:], *more)
         assert result.returncode == 0, result
+        assert ("checkpoints will be lost" in result.stderr) == (arguments[0] == "setup")
     assert cloud.run("tpu_pod.sh", "stop", *SLICE).returncode == 0
     statuses = [cloud.folder / f"worker{i}/drifting_run/status" for i in range(2)]
     deadline = time.monotonic() + 10
@@ -383,34 +395,86 @@ def test_tpu_pod_stops_and_follows(cloud):
     assert [path.read_text() for path in statuses] == ["75\n"] * 2
     log = (cloud.folder / "worker0/drifting_run/log").read_text()
     assert "a line of main.py\nsaved\n" in log and f"main.py {CONFIG}" in log
+    caches = (cloud.folder / "environments").read_text().split()
+    assert caches == [f"{cloud.environment['XDG_CACHE_HOME']}/drifting_jax/compiled"] * 2
     cloud.calls()
     told = cloud.run("tpu_pod.sh", "logs", *SLICE, "--worker=1", "--dry_run")
     assert printed(told) == [ssh(f"{WORKER} logs", worker=1)]
 
 
 def test_tpu_pod_resume_ends_at_a_mistake_and_after_too_many_failures(cloud):
-    resume = ("resume", *SLICE, *TYPE, "--poll=0", "--delete_at_end", "--max_failures=1")
-    flags = ("--", CONFIG, "--workdir=/shared/run")
+    resume = ("resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", "--max_failures=1")
+    resume += ("--delete_at_end", *cloud.flags)
     cloud.set("plan", "nothing nothing 2 ")
-    result = cloud.run("tpu_pod.sh", *resume, *flags)
+    result = cloud.run("tpu_pod.sh", *resume)
     assert result.returncode == 2 and "mistake" in result.stderr
+    assert "the slice was deleted and costs nothing any more" in result.stderr
     calls = cloud.calls()
     assert calls[:2] == [DESCRIBE[0], CREATE] and calls[-1] == DELETE
 
     cloud.set("plan", "nothing 1 nothing nothing 134 ")
-    result = cloud.run("tpu_pod.sh", *resume, *flags)
+    result = cloud.run("tpu_pod.sh", *resume)
     assert result.returncode == 1, result
-    assert "ended with status 1 (1 of" in result.stderr
-    assert "ended with status 134 (2 of" in result.stderr and "giving up" in result.stderr
+    assert "ended with status 1: trying again (1 of at most 1 times)" in result.stderr
+    assert "ended with status 134: giving up (--max_failures=1)" in result.stderr
     assert cloud.calls()[-1] == DELETE
 
 
+@pytest.fixture
+def running(cloud):
+    """A slice on which a run goes on."""
+    for arguments in (("create", *TYPE), ("setup", *cloud.disk), ("run", cloud.disk[1])):
+        more = cloud.flags if arguments[0] == "run" else ()
+        assert cloud.run("tpu_pod.sh", arguments[0], *SLICE, *arguments[1:], *more).returncode == 0
+    cloud.calls()
+    return cloud
+
+
+@pytest.mark.parametrize("left", [2, 130, 0, 1])
+def test_tpu_pod_resume_starts_where_another_run_has_ended(running, left):
+    """A corrected command must not end by what the one before it left on the workers."""
+    for home in running.folder.glob("worker*"):
+        (home / "finish").write_text(str(left))
+    states = [running.folder / f"worker{i}/drifting_run/status" for i in range(2)]
+    deadline = time.monotonic() + 10
+    while not all(path.exists() for path in states) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.set("plan", "nothing nothing 0 ")
+    options = ("--poll=0", "--delete_at_end", "--max_failures=0", *running.flags, "--config.seed=1")
+    result = running.run("tpu_pod.sh", "resume", *SLICE, *TYPE, *running.disk, *options)
+    assert result.returncode == 0 and "the run is done" in result.stderr, result
+    assert "what ran there before ended" in result.stderr
+    started = (running.folder / "started").read_text().splitlines()
+    assert [line.endswith("--config.seed=1") for line in started] == [False, False, True, True]
+    calls = running.calls()
+    assert calls.count(DELETE) == 1 and calls[-1] == DELETE
+
+
+def test_tpu_pod_resume_follows_the_same_run_and_no_other(running):
+    resume = ("resume", *SLICE, *TYPE, *running.disk, "--poll=0", *running.flags)
+    other = running.run("tpu_pod.sh", *resume[:-1], "--workdir=" + running.flags[-1][10:] + "2")
+    assert other.returncode == 2 and f"found main.py {CONFIG} --workdir=" in other.stderr
+    assert all(call in [*DESCRIBE, STATUS] for call in running.calls())
+    running.set("plan", "nothing 0 ")
+    result = running.run("tpu_pod.sh", *resume)
+    assert result.returncode == 0 and "the run is done" in result.stderr, result
+    assert len((running.folder / "started").read_text().splitlines()) == 2
+
+
+def test_tpu_pod_starts_no_run_whose_workdir_is_on_no_shared_disk(cloud):
+    for arguments in (("create", *TYPE), ("setup", cloud.disk[1])):
+        assert cloud.run("tpu_pod.sh", arguments[0], *SLICE, *arguments[1:]).returncode == 0
+    result = cloud.run("tpu_pod.sh", "run", *SLICE, cloud.disk[1], *cloud.flags)
+    assert result.returncode == 1 and "found none mounted" in result.stderr
+    assert not (cloud.folder / "started").exists()
+
+
 def test_tpu_pod_resume_starts_again_when_some_workers_are_left_waiting(cloud):
-    resume = ("resume", *SLICE, *TYPE, "--poll=0", "--", CONFIG, "--workdir=/shared/run")
+    resume = ("resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", *cloud.flags)
     cloud.set("plan", "nothing 1@first " + "nothing " * 12 + "0 ")
     result = cloud.run("tpu_pod.sh", *resume)
     assert result.returncode == 0, result
-    assert "some workers ended and the others did not (1 of" in result.stderr
+    assert "some workers ended and the others did not: trying again (1 of" in result.stderr
     assert ssh(f"{WORKER} kill") in cloud.calls()
 
 
@@ -419,9 +483,9 @@ def test_tpu_pod_does_nothing_where_gcloud_cannot_tell(cloud):
     assert cloud.run("tpu_pod.sh", "create", *SLICE, *TYPE).returncode == 0
     cloud.calls()
     cloud.set("refused", "queued-resources describe")
-    resume = [cloud.repository / "launch/tpu_pod.sh", "resume", *SLICE, *TYPE, "--poll=0", "--"]
+    resume = ["resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", *cloud.flags]
     process = subprocess.Popen(
-        [*resume, CONFIG, "--workdir=/shared/run"],
+        [cloud.repository / "launch/tpu_pod.sh", *resume],
         env=cloud.environment,
         stderr=subprocess.PIPE,
         text=True,
@@ -441,9 +505,36 @@ def test_tpu_pod_says_what_gcloud_refused(cloud):
     assert result.stderr.splitlines()[-1].startswith("error: gcloud could not ask for the slice")
 
 
-def test_tpu_pod_sends_committed_code_only(cloud):
+def test_tpu_pod_says_how_to_choose_a_project(cloud):
+    status = ("status", "--name=pod", "--zone=z1")
+    result = cloud.run("tpu_pod.sh", *status, PROJECT_OF_GCLOUD="")
+    assert_one_line(result, "gcloud config set project PROJECT", "--project=")
+    assert cloud.run("tpu_pod.sh", *status).returncode == 0
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry_run",)])
+def test_tpu_pod_sends_committed_code_only(cloud, dry_run):
+    setup = ("tpu_pod.sh", "setup", *SLICE, *dry_run)
+    resume = ("tpu_pod.sh", "resume", *SLICE, *TYPE, *cloud.disk, *dry_run)
+    run = ("tpu_pod.sh", "run", *SLICE, *cloud.disk, *dry_run)
+    assert_one_line(cloud.run(*setup, "--ref=nosuch"), "--ref", "'nosuch'")
+    assert_one_line(cloud.run(*run, "--ref=-x", *cloud.flags), "--ref", "'-x'")
+
+    mine = ("--", "--config=configs/my.py:a", cloud.flags[-1])
+    (cloud.repository / "configs/my.py").write_text("")
+    assert_one_line(cloud.run(*setup), "found configs/my.py: commit it", "--ref=HEAD")
+    assert_one_line(cloud.run(*resume, *mine), "'configs/my.py'", "commit it")
+    assert_one_line(cloud.run(*resume, "--ref=HEAD", *mine), "'configs/my.py'", "commit it")
+    assert_one_line(cloud.run(*run, *mine), "'configs/my.py'", "commit it")
     (cloud.repository / "main.py").write_text("changed")
-    assert_one_line(cloud.run("tpu_pod.sh", "setup", *SLICE), "commit", "--ref=HEAD")
+    for name in ("a b", "c"):
+        (cloud.repository / name).write_text("")
+    assert_one_line(cloud.run(*setup), "found main.py, ", " and 1 more: commit it")
+    assert cloud.run(*setup[:-1], "--dry_run", "--ref=HEAD").returncode == 0
+
+    shutil.rmtree(cloud.repository / ".git")
+    if not dry_run:
+        assert_one_line(cloud.run(*setup), "expected a git repository", "--repo=URL")
     told = cloud.run("tpu_pod.sh", "setup", *SLICE, "--repo=https://x/y", "--ref=abc", "--dry_run")
     remote = printed(told)[0][-1]
     assert "git clone --quiet https://x/y drifting_jax && git -C drifting_jax checkout" in remote
@@ -463,6 +554,7 @@ def test_tpu_pod_sends_committed_code_only(cloud):
         (("create", *SLICE, "--zone"), ("--zone=VALUE",)),
         (("create", *SLICE, *TYPE, "--", CONFIG), ("create takes no flags", CONFIG)),
         (("create", "--name=My_pod", "--zone=z"), ("My_pod",)),
+        (("create", *SLICE, "--accelerator_type=v5e-64"), ("=v5litepod-64", "'v5e-64'")),
         (("setup", *SLICE, "--bucket=gs://b"), ("bare name", "gs://b")),
         (("setup", *SLICE, "--bucket=b", "--nfs=h:/s"), ("one of --bucket and --nfs",)),
         (("logs", *SLICE, "--worker=first"), ("number or all", "first")),
@@ -476,6 +568,10 @@ def test_tpu_pod_sends_committed_code_only(cloud):
             ("/mnt/shared/…", "/mnt/other"),
         ),
         (("run", *SLICE, "--", "config", CONFIG), ("found 'config'",)),
+        (("run", *SLICE, "--", CONFIG, "--workdir=/mnt/shared/../a"), ("without ..",)),
+        (("run", *SLICE, "--env=A", "--", CONFIG), ("--env=NAME=VALUE", "'--env=A'")),
+        (("setup", *SLICE, "--mount=/"), ("--mount", "'/'")),
+        (("resume", *SLICE, *TYPE, "--", CONFIG, "--workdir=/a"), ("--bucket and --nfs", "lost")),
         (("resume", *SLICE, *TYPE, "--poll=soon", "--", CONFIG), ("--poll", "soon")),
     ],
 )
