@@ -6,7 +6,9 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   exit 2
 fi
 
+program=$0
 main_flags=()
+variables=() # of --env
 dry_run=''
 
 # fail MESSAGE [STATUS]: one line on stderr; 2 is a mistake in the command, as main.py's.
@@ -26,7 +28,7 @@ usage() {
 }
 
 # parse_options VALUED SWITCHES ARGUMENT…: sets the variable of each option that is named in the
-# first two; what follows -- goes to main_flags.
+# first two; what follows -- goes to main_flags, and each --env=NAME=VALUE to variables.
 parse_options() {
   local valued=" ${1//[[:space:]]/ } " switches=" $2 " option
   shift 2
@@ -38,7 +40,13 @@ parse_options() {
       --help | -h) usage && exit 0 ;;
       --?*=*)
         [[ $valued == *" $option "* ]] || unknown "$1" "$valued$switches"
-        printf -v "$option" '%s' "${1#*=}"
+        if [[ $option != env ]]; then
+          printf -v "$option" '%s' "${1#*=}"
+        elif [[ ${1#*=} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; then
+          variables+=("${1#*=}")
+        else
+          fail "expected --env=NAME=VALUE, found '$1'"
+        fi
         ;;
       --?*)
         [[ $valued != *" $option "* ]] || fail "expected --$option=VALUE, found $1 without a value"
@@ -54,14 +62,14 @@ parse_options() {
 unknown() {
   local known
   read -ra known <<<"$2"
-  fail "unknown option '$1' (flags of main.py come after --); the options are ${known[*]/#/--}"
+  fail "unknown option '$1' (flags of main.py come after --); the options are ${known[*]/#/--}; $program --help tells more"
 }
 
 # require NAME…: these options were given.
 require() {
   local option
   for option; do
-    [[ ${!option} ]] || fail "expected --$option=VALUE, found none; $0 --help tells more"
+    [[ ${!option} ]] || fail "expected --$option=VALUE, found none; $program --help tells more"
   done
 }
 
@@ -88,13 +96,14 @@ main_flag() {
   done | tail -n 1
 }
 
+# require_config [PLACE]: there are flags of main.py, with a config; PLACE says where they belong.
 require_config() {
-  local word
+  local place=${1- after --} word
   for word in ${main_flags[@]+"${main_flags[@]}"}; do
     [[ $word == -* ]] || fail "expected flags of main.py as --flag=VALUE, found '$word'"
   done
   [[ $(main_flag config) ]] ||
-    fail "expected flags of main.py with --config=FILE after --, found '${main_flags[*]-}'"
+    fail "expected flags of main.py with --config=FILE$place, found '${main_flags[*]-}'; $program --help tells more"
 }
 
 # require_shared_workdir MOUNT: --workdir lies there; where MOUNT is empty, it is at least a path
@@ -104,11 +113,25 @@ require_shared_workdir() {
   workdir=$(main_flag workdir)
   [[ $workdir == "${1%/}"/?* && $workdir != *:/* ]] ||
     fail "expected --workdir=${1%/}/… after --, on the disk that all workers share, found '$workdir'"
+  [[ /$workdir/ != */../* ]] || fail "expected --workdir without .., found '$workdir'"
 }
 
-# quoted WORD…: a command as one would type it.
+# keep_compiled [FOLDER]: unless the user chose a place, programs that were compiled once are kept
+# there, or else in the user's cache folder: the next start finds them.
+keep_compiled() {
+  local cache=${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}
+  local folder=${1:-${cache:+$cache/drifting_jax/compiled}}
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR-$folder}"
+}
+
+# command_line: what a run is called with; equal for equal runs.
+command_line() {
+  quoted ${variables[@]+"${variables[@]}"} main.py "${main_flags[@]}"
+}
+
+# quoted WORD…: a command as one would type it, in any locale the same.
 quoted() {
-  local word line=()
+  local LC_ALL=C word line=()
   for word; do
     [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
     line+=("$word")

@@ -18,6 +18,8 @@
 #   --mount=DIRECTORY          where; default: /mnt/shared
 #   --service_account=NAME     of Kubernetes, with access to the bucket
 #   --max_restarts=N           after pre-emptions and crashes (default 100)
+#   --env=NAME=VALUE           of main.py's environment; as often as needed. Compiled programs are
+#                              kept in JAX_COMPILATION_CACHE_DIR; default: MOUNT/.jax_cache
 #   --namespace=NAME --context=NAME   of kubectl; default: the current ones
 #   --dry_run                  print the manifest and the commands, run none
 #
@@ -38,12 +40,18 @@ esac
 name='' image='' accelerator='' topology='' chips_per_host='' spot='' bucket='' claim=''
 mount=/mnt/shared service_account='' max_restarts=100 namespace='' context='' worker=0
 parse_options "name image accelerator topology chips_per_host bucket claim mount service_account
-  max_restarts namespace context worker" "spot dry_run" "$@"
+  max_restarts env namespace context worker" "spot dry_run" "$@"
 require name
 [[ $worker =~ ^([0-9]+|all)$ ]] || fail "expected --worker to be a number or all, found '$worker'"
 # Hosts are named after it, and such names have at most 63 characters.
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
   fail "expected --name of at most 40 small letters, digits and hyphens, found '$name'"
+for option in namespace context; do
+  [[ ${!option} != *[[:space:][:cntrl:]]* ]] ||
+    fail "expected --$option to be one word, found '${!option}'"
+done
+[[ $command == apply ]] || ((${#main_flags[@]} == 0)) ||
+  fail "$command takes no flags of main.py, found '${main_flags[*]}'"
 require_tool kubectl "install it and call gcloud container clusters get-credentials"
 
 kubectl=(kubectl)
@@ -58,25 +66,31 @@ json() {
   printf '"%s"' "$text"
 }
 
+accelerators="tpu-v4-podslice tpu-v5-lite-podslice tpu-v5p-slice tpu-v6e-slice"
+
 check_apply() {
   local product=1 size
   require image accelerator topology
   require_config
   require_number 0 max_restarts
-  [[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] ||
+  [[ $accelerator =~ ^tpu[-0-9] ]] ||
+    fail "expected --accelerator to be a label of GKE: ${accelerators// /, }; found '$accelerator'"
+  [[ " $accelerators " == *" $accelerator "* ]] ||
+    note "--accelerator=$accelerator is none of the labels known here (${accelerators// /, }): where no node has it, pods stay Pending"
+  [[ $topology =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}$ ]] ||
     fail "expected --topology such as 4x4 or 4x4x8, found '$topology'"
   for size in ${topology//x/ }; do product=$((product * size)); done
   chips_per_host=${chips_per_host:-$((product < 4 ? product : 4))}
   require_number 1 chips_per_host
-  ((product && product % chips_per_host == 0)) ||
+  ((product % chips_per_host == 0)) ||
     fail "expected --chips_per_host to divide the $product chips of $topology, found $chips_per_host"
   hosts=$((product / chips_per_host))
   [[ $bucket && ! $claim || $claim && ! $bucket ]] ||
     fail "expected one of --bucket and --claim for the workdir, found '$bucket' and '$claim'"
   [[ $bucket != gs://* ]] || fail "expected the bare name of a bucket, found '$bucket'"
-  [[ $mount == /* ]] || fail "expected --mount to begin with /, found '$mount'"
+  [[ $mount == /?* ]] || fail "expected --mount to begin with /, found '$mount'"
   require_shared_workdir "$mount"
-  [[ "$image$accelerator$service_account$bucket$claim$mount${main_flags[*]}" != *[[:cntrl:]]* ]] ||
+  [[ "$image$accelerator$service_account$bucket$claim$mount${main_flags[*]}${variables[*]-}" != *[[:cntrl:]]* ]] ||
     fail "expected no control characters in an option or flag"
 }
 
@@ -87,7 +101,7 @@ lines() {
 }
 
 manifest() {
-  local flag
+  local flag variable
   lines 0 "apiVersion: jobset.x-k8s.io/v1alpha2" "kind: JobSet" "metadata:"
   lines 2 "name: $name" "annotations:"
   # One slice is one node pool.
@@ -124,6 +138,10 @@ manifest() {
   lines 14 "containers:"
   lines 16 "- name: train" "  image: $(json "$image")" '  command: ["python", "-u", "main.py"]' "  args:"
   for flag in "${main_flags[@]}"; do lines 20 "- $(json "$flag")"; done
+  lines 18 "env:"
+  for variable in "${variables[@]}"; do
+    lines 20 "- name: ${variable%%=*}" "  value: $(json "${variable#*=}")"
+  done
   lines 18 "resources:" "  limits:" "    google.com/tpu: $chips_per_host"
   lines 18 "volumeMounts:" "  - name: shared" "    mountPath: $(json "$mount")"
   lines 14 "volumes:"
@@ -143,6 +161,9 @@ manifest() {
 case $command in
   apply)
     check_apply
+    if [[ " ${variables[*]-}" != *" JAX_COMPILATION_CACHE_DIR="* ]]; then
+      variables+=("JAX_COMPILATION_CACHE_DIR=${mount%/}/.jax_cache")
+    fi
     text=$(manifest)
     if [[ $dry_run ]]; then
       printf '%s\n' "$text"

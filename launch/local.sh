@@ -12,6 +12,8 @@
 #                   killed (default 60)
 #   --dry_run       print the commands, run none
 #
+# Compiled programs are kept in JAX_COMPILATION_CACHE_DIR; default: ~/.cache/drifting_jax/compiled.
+#
 # Each line of output begins with the number of its process. When a process fails, the others are
 # ended. Ctrl-C and SIGTERM are passed on: the run saves and stops; the same command goes on. The
 # exit status is that of the first process that failed or stopped: 0 done, 2 a mistake in the
@@ -55,6 +57,8 @@ while [[ -z $port ]]; do
   if (: <>"/dev/tcp/localhost/$port") 2>/dev/null; then port=''; fi
 done
 require_number 1 port
+((10#$port <= 65535)) || fail "expected --port to be at most 65535, found $port"
+keep_compiled
 
 # process_command I: sets `command`.
 process_command() {
@@ -64,7 +68,8 @@ process_command() {
   else
     command=(env "CUDA_VISIBLE_DEVICES=${gpus[$1]}")
   fi
-  command+=("$python" -u "$root/main.py" "${main_flags[@]}" "--coordinator=localhost:$port"
+  command+=("JAX_COMPILATION_CACHE_DIR=$JAX_COMPILATION_CACHE_DIR" "$python" -u "$root/main.py"
+    "${main_flags[@]}" "--coordinator=localhost:$port"
     "--num_processes=$processes" "--process_id=$1")
 }
 

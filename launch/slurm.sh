@@ -10,7 +10,8 @@
 # Call it in the repository. JAX gives to each task the GPU of its number on the node, so there are
 # as many tasks as GPUs, and each task sees all of its node's. Two minutes before the time limit,
 # and when the job is pre-empted, the tasks are told to save; the job is queued again and goes on
-# from there. The exit status is main.py's.
+# from there. The exit status is main.py's. Compiled programs are kept in JAX_COMPILATION_CACHE_DIR;
+# default: ~/.cache/drifting_jax/compiled.
 
 #SBATCH --job-name=drifting_jax
 #SBATCH --nodes=1
@@ -36,6 +37,7 @@ fi
 # shellcheck source=launch/common.sh
 source "$root/launch/common.sh"
 
+program=launch/slurm.sh
 python=python
 own=()
 while (($#)); do
@@ -47,9 +49,9 @@ while (($#)); do
 done
 parse_options "python" "dry_run" ${own[@]+"${own[@]}"}
 main_flags=("$@")
-require_config
+require_config ''
 [[ $dry_run || ${SLURM_JOB_ID:-} ]] ||
-  fail "expected to run in a SLURM job, found no SLURM_JOB_ID: sbatch $0 …"
+  fail "expected to run in a SLURM job, found no SLURM_JOB_ID: sbatch $program …"
 [[ $dry_run ]] || command -v "$python" >/dev/null ||
   fail "expected a Python to run, found no '$python': call sbatch in its environment or give --python=FILE"
 require_tool srun "it comes with SLURM"
@@ -66,10 +68,13 @@ command=(srun --kill-on-bad-exit=0 --wait=60 --label)
 if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK"); fi
 command+=("$python" -u "$root/main.py" "${main_flags[@]}")
 
+keep_compiled # srun passes it on
+
 job=${SLURM_JOB_ID:-JOB}
 ask=(scontrol show job "$job" --oneliner)
 requeue=(scontrol requeue "$job")
 if [[ $dry_run ]]; then
+  quoted export "JAX_COMPILATION_CACHE_DIR=$JAX_COMPILATION_CACHE_DIR"
   quoted "${command[@]}"
   echo "# where it ends with status 75 and the job was not cancelled:"
   quoted "${ask[@]}"

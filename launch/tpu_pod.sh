@@ -20,13 +20,17 @@
 #   --spot                         create, resume: cheaper, and may be pre-empted at any time
 #   --gcloud_flags="FLAGS"         create, resume: more of gcloud's flags, such as --reserved
 #   --repo=URL --ref=COMMIT        setup, resume: code to clone; without --repo, the commit (default
-#                                  HEAD) of this repository is sent
+#                                  HEAD) of this repository is sent. run, where setup had them
 #   --bucket=NAME                  setup, resume: a bucket to mount, with gcsfuse
 #   --nfs=HOST:/SHARE              setup, resume: or a share of an NFS server (Filestore)
 #   --mount=DIRECTORY              where; default: /mnt/shared
+#   --env=NAME=VALUE               run, resume: of main.py's environment; as often as needed.
+#                                  Compiled programs are kept in JAX_COMPILATION_CACHE_DIR; default:
+#                                  .jax_cache on the shared disk
 #   --ssh_flags="FLAGS"            more flags of gcloud's ssh and scp, such as --internal-ip
 #   --poll=S                       seconds between two looks (default 60)
-#   --max_failures=N               resume: crashes and failed set-ups before it gives up (default 10)
+#   --max_failures=N               resume: crashes and failed set-ups after which it tries again
+#                                  (default 10)
 #   --delete_at_end                resume: give the slice back when the run is done or has failed
 #   --dry_run                      print the commands, run none
 #
@@ -48,24 +52,29 @@ name='' zone='' project='' accelerator_type='' runtime_version='' spot='' gcloud
 repo='' ref='' bucket='' nfs='' mount=/mnt/shared ssh_flags='' worker=0 poll=60 max_failures=10
 delete_at_end=''
 parse_options "name zone project accelerator_type runtime_version gcloud_flags repo ref bucket nfs
-  mount ssh_flags worker poll max_failures" "spot delete_at_end dry_run" "$@"
+  mount env ssh_flags worker poll max_failures" "spot delete_at_end dry_run" "$@"
 require name zone
 require_number 0 poll max_failures
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
   fail "expected --name of small letters, digits and hyphens, found '$name'"
 [[ $worker =~ ^([0-9]+|all)$ ]] || fail "expected --worker to be a number or all, found '$worker'"
-[[ $mount == /* ]] || fail "expected --mount to begin with /, found '$mount'"
+[[ $mount == /?* ]] || fail "expected --mount to begin with /, found '$mount'"
 [[ ! $bucket || ! $nfs ]] || fail "expected one of --bucket and --nfs, found both"
 [[ $bucket != gs://* ]] || fail "expected the bare name of a bucket, found '$bucket'"
+[[ $ref != -* ]] || fail "expected --ref to name a commit, found '$ref'"
 case $command in
   run | resume)
     require_config
+    [[ $command == run || $bucket || $nfs ]] ||
+      fail "expected one of --bucket and --nfs, found neither: checkpoints would be lost with the slice"
     if [[ $bucket$nfs ]]; then require_shared_workdir "$mount"; else require_shared_workdir ''; fi
     ;;
   *) ((${#main_flags[@]} == 0)) || fail "$command takes no flags of main.py, found '${main_flags[*]}'" ;;
 esac
 if [[ $command == create || $command == resume ]]; then
   require accelerator_type
+  [[ $accelerator_type != v5e-* ]] ||
+    fail "expected --accelerator_type=v5litepod-${accelerator_type#v5e-}, which is Google's name for it, found '$accelerator_type'"
   case ${runtime_version:-$accelerator_type} in
     "$runtime_version") ;;
     v6e-*) runtime_version=v2-alpha-tpuv6e ;;
@@ -76,6 +85,8 @@ if [[ $command == create || $command == resume ]]; then
   esac
 fi
 require_tool gcloud "install the Google Cloud CLI and call gcloud auth login"
+[[ $dry_run || $project || ${CLOUDSDK_CORE_PROJECT:-} || $(gcloud config get-value project 2>/dev/null) ]] ||
+  fail "expected gcloud to have a project, found none: call gcloud config set project PROJECT, or give --project=PROJECT"
 
 where=("--zone=$zone")
 if [[ $project ]]; then where+=("--project=$project"); fi
@@ -148,14 +159,16 @@ ask_workers() {
 }
 
 # look_at_run: sets `run`: none, running, ending, done, stopped, lost, unknown, or the status of a
-# failure.
+# failure; and `commands`: those that run.
 look_at_run() {
   local lines ended running statuses
+  commands=''
   if lines=$(ask_workers); then
-    ended=$(grep -cE ' (exit [0-9]+|lost|none)$' <<<"$lines" || true)
-    running=$(grep -c ' running$' <<<"$lines" || true)
-    statuses=" $(sed -n 's/.* exit \([0-9]*\)$/\1/p' <<<"$lines" | sort -nu | tr '\n' ' ')"
-    case $statuses in
+    ended=$(grep -cE '^[^ ]+ (exit [0-9]+|lost|none)$' <<<"$lines" || true)
+    commands=$(sed -n 's/^[^ ]* running: //p' <<<"$lines")
+    running=$(grep -cE '^[^ ]+ running: ' <<<"$lines" || true)
+    statuses=" $(sed -n 's/^[^ ]* exit \([0-9]*\)$/\1/p' <<<"$lines" | sort -nu | tr '\n' ' ')"
+    case ${followed:+$statuses} in
       *" 2 "*) run=2 ;;
       *" 130 "*) run=130 ;;
       *)
@@ -181,12 +194,44 @@ look_at_run() {
   seen_run=$run
 }
 
+# repository_answers: whether this is a repository, and git can tell.
+repository_answers() {
+  git -C "$root" rev-parse --quiet --verify HEAD >/dev/null 2>&1
+}
+
+# check_ref: the commit that is sent exists, and has the config.
+check_ref() {
+  local file
+  git -C "$root" rev-parse --quiet --verify "${ref:-HEAD}^{commit}" >/dev/null 2>&1 ||
+    fail "expected --ref to name a commit of this repository, found '$ref'"
+  file=$(main_flag config)
+  file=${file%%:*}
+  [[ ! $file || $file == /* ]] || git -C "$root" cat-file -e "${ref:-HEAD}:./$file" 2>/dev/null ||
+    fail "expected --config to be a file of ${ref:-HEAD}, which the workers have, found no '$file' there: commit it, or give the --ref or --repo that has it"
+}
+
+# check_committed: nothing is left behind unseen.
+check_committed() {
+  local changed names
+  mapfile -t changed < <(git -C "$root" -c core.quotePath=false status --porcelain \
+    --untracked-files=normal -- .)
+  ((${#changed[@]})) || return 0
+  changed=("${changed[@]#???}") # without the two letters that tell how
+  printf -v names '%s, ' "${changed[@]:0:3}"
+  names=${names%, }
+  if ((${#changed[@]} > 3)); then names+=" and $((${#changed[@]} - 3)) more"; fi
+  fail "expected all files to be committed, found $names: commit it, or give --ref=HEAD to run without"
+}
+
 # The commit is packed once: a run that is set up again goes on with the code that it began with.
 pack() {
   [[ ! $repo ]] || return 0
   require_tool git "install it, or give --repo"
-  if [[ ! $ref && ! $dry_run ]] && ! git -C "$root" diff --quiet HEAD; then
-    fail "expected all changes to be committed, found some that are not: commit them, or give --ref=HEAD to run without them"
+  if repository_answers; then
+    check_ref
+    [[ $ref ]] || check_committed
+  elif [[ ! $dry_run ]]; then
+    fail "expected a git repository with a commit, found none in $root: give --repo=URL"
   fi
   call git -C "$root" archive --format=tar.gz "--output=$tar" "${ref:-HEAD}"
 }
@@ -208,7 +253,7 @@ set_up() {
 }
 
 start_run() {
-  on_workers all "$worker_script start -- $(quoted "${main_flags[@]}")"
+  on_workers all "$worker_script start $(quoted "--mount=$mount" ${variables[@]+"${variables[@]/#/--env=}"} -- "${main_flags[@]}")"
 }
 
 wait_for_slice() {
@@ -222,18 +267,42 @@ wait_for_slice() {
 # end STATUS MESSAGE: of resume.
 end() {
   note "$2"
-  if [[ $delete_at_end ]]; then
-    delete_slice || note "could not delete $name: it still costs"
-  else
+  if [[ $slice == missing ]]; then
+    note "there is no slice"
+  elif [[ ! $delete_at_end ]]; then
     note "the slice is still there and costs: $0 delete --name=$name ${where[*]}"
+  elif delete_slice; then
+    note "the slice was deleted and costs nothing any more"
+  else
+    note "could not delete $name: it still costs"
   fi
   exit "$1"
 }
 
+# count_failure MESSAGE: tries again, or gives up.
 count_failure() {
+  ((failures < max_failures)) || end 1 "$1: giving up (--max_failures=$max_failures)"
   failures=$((failures + 1))
-  note "$1 ($failures of at most $max_failures)"
-  ((failures <= max_failures)) || end 1 "giving up"
+  note "$1: trying again ($failures of at most $max_failures times)"
+}
+
+# follow: from where this run itself is seen to run, what becomes of it counts. The state in which
+# another was left says nothing: that one may have had a mistake in its command, which this mends.
+follow() {
+  local other
+  case $run in
+    running)
+      other=$(grep --max-count=1 --invert-match --line-regexp --fixed-strings --regexp="$(command_line)" <<<"$commands" || true)
+      [[ ! $other ]] ||
+        fail "expected no other run on $name, found $other: stop it first, or call resume with its flags"
+      followed=1
+      ;;
+    none | ending | unknown) ;;
+    *)
+      note "what ran there before ended ($run): starting"
+      run=none
+      ;;
+  esac
 }
 
 # one_turn: a look, and the step that it asks for.
@@ -245,6 +314,7 @@ one_turn() {
   esac
   [[ $slice == ready ]] || return 0
   look_at_run
+  if [[ ! $followed ]]; then follow; fi
   if [[ $run != ending ]]; then endings=0; fi
   case $run in
     running | unknown) return ;;
@@ -261,7 +331,11 @@ one_turn() {
     none | stopped | lost) ;;
     *) count_failure "main.py ended with status $run" ;;
   esac
-  if ! { set_up && start_run; }; then count_failure "setting up or starting failed"; fi
+  if set_up && start_run; then
+    followed=1
+  else
+    count_failure "setting up or starting failed"
+  fi
 }
 
 answers=$(mktemp)
@@ -273,9 +347,12 @@ case $command in
     ;;
   setup)
     pack
+    [[ $bucket$nfs ]] ||
+      note "no shared disk is mounted: checkpoints will be lost with the slice; --bucket or --nfs mounts one"
     set_up || fail "the set-up failed on a worker (its own message is above): mend it and call setup again" 1
     ;;
   run)
+    if [[ ! $repo ]] && repository_answers; then check_ref; fi
     start_run || fail "main.py could not be started on a worker (its own message is above): was it set up?" 1
     ;;
   logs) on_workers "$worker" "$worker_script logs" ;;
@@ -300,7 +377,7 @@ case $command in
       start_run
       exit 0
     fi
-    failures=0 endings=0
+    failures=0 endings=0 followed=''
     while :; do
       one_turn
       sleep "$poll"

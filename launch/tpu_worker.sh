@@ -2,8 +2,10 @@
 # What launch/tpu_pod.sh does on each worker of a slice; nobody needs to call it.
 #
 # tpu_worker.sh setup [--bucket=NAME | --nfs=HOST:/SHARE] [--mount=DIRECTORY]
-# tpu_worker.sh start -- FLAGS     main.py, detached, with its output in ~/drifting_run/log
-# tpu_worker.sh status             one line: running, "exit STATUS", lost (ended without one), none
+# tpu_worker.sh start [--mount=DIRECTORY] [--env=NAME=VALUE]… -- FLAGS
+#                                  main.py, detached, with its output in ~/drifting_run/log
+# tpu_worker.sh status             one line: "running: COMMAND", "exit STATUS", lost (ended without
+#                                  one), none
 # tpu_worker.sh logs               the end of the log, and what comes
 # tpu_worker.sh stop | kill        SIGTERM, which saves; SIGKILL, which does not
 
@@ -44,9 +46,14 @@ install_gcsfuse() {
   apt install --yes gcsfuse
 }
 
+# mounted: what is mounted at the mount, if anything is.
+mounted() {
+  findmnt --noheadings --output SOURCE --mountpoint "$mount"
+}
+
 mount_shared() {
   local source=${bucket:-$nfs} found probe
-  found=$(findmnt --noheadings --output SOURCE --mountpoint "$mount" || true)
+  found=$(mounted || true)
   if [[ ! $found ]]; then
     sudo mkdir -p "$mount"
     if [[ $bucket ]]; then
@@ -82,7 +89,7 @@ run_main() {
 }
 
 [[ ${1:-} ]] || fail "expected a command, found none; $0 --help tells more"
-worker_command=$1 bucket='' nfs='' mount=/mnt/shared
+worker_command=$1 bucket='' nfs='' mount=/mnt/shared cache=''
 shift
 case $worker_command in
   --help | -h) usage ;;
@@ -92,10 +99,18 @@ case $worker_command in
     if [[ $bucket$nfs ]]; then mount_shared; fi
     ;;
   start)
-    parse_options "" "" "$@"
+    parse_options "mount env" "" "$@"
     if running; then fail "expected no run on $(hostname), found one: stop it first" 1; fi
+    if mounted >/dev/null; then
+      cache=$mount/.jax_cache
+    elif [[ $(main_flag workdir) == "${mount%/}"/* ]]; then
+      fail "expected a disk at $mount on $(hostname), found none mounted: checkpoints would be lost with the slice; call setup with --bucket or --nfs"
+    fi
     rm -f "$state/status" "$state/pid"
-    printf '\n%s main.py %s\n' "$(date --utc +%FT%TZ)" "$(quoted "${main_flags[@]}")" >>"$state/log"
+    command_line >"$state/command"
+    printf '\n%s %s\n' "$(date --utc +%FT%TZ)" "$(<"$state/command")" >>"$state/log"
+    if ((${#variables[@]})); then export "${variables[@]}"; fi
+    keep_compiled "$cache"
     setsid nohup flock --timeout 10 "$state/lock" bash "${BASH_SOURCE[0]}" main "${main_flags[@]}" \
       </dev/null >>"$state/log" 2>&1 &
     for ((i = 0; i < 100; i++)); do
@@ -107,7 +122,7 @@ case $worker_command in
   main) run_main "$@" ;;
   status)
     if running; then
-      echo "$(hostname) running"
+      echo "$(hostname) running: $(cat "$state/command")"
     elif [[ -f $state/status ]]; then
       echo "$(hostname) exit $(<"$state/status")"
     elif [[ -f $state/pid ]]; then

@@ -20,6 +20,7 @@ from drifting_jax.metrics import read_metrics
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 CONFIG = "--config=configs/digits.py"
+OF_LAUNCHERS = ("JAX_COMPILATION_CACHE_DIR", "CLOUDSDK_CORE_PROJECT")
 
 RECORD = f"""#!{sys.executable} -SE
 import json, os, pathlib, shutil, subprocess, sys
@@ -46,6 +47,8 @@ def vanish():
             subprocess.run(["kill", "-KILL", "--", "-" + group.read_text().strip()])
         shutil.rmtree(home, ignore_errors=True)
 
+if arguments[0] == "config":
+    sys.exit(print(os.environ.get("PROJECT_OF_GCLOUD", "p")))
 service, verb = arguments[2:4]
 flags = dict(word.partition("=")[::2] for word in arguments)
 if verb == "create":
@@ -95,6 +98,7 @@ if [[ $1 == venv ]]; then
   cat > "$environment/bin/python" <<'END'
 #!/usr/bin/env bash
 echo "${*:2}" >> "$CLOUD/started"
+echo "$JAX_COMPILATION_CACHE_DIR $LIBTPU_INIT_ARGS" >> "$CLOUD/environments"
 echo "a line of main.py"
 trap 'echo saved; exit 75' TERM
 while [[ ! -s $HOME/finish ]]; do sleep 0.02; done
@@ -132,11 +136,16 @@ class Cloud:
         for name, text in stand_ins.items():
             (binaries / name).write_text(text)
             (binaries / name).chmod(0o755)
+        mount = folder / "shared"
+        self.disk = ("--bucket=b", f"--mount={mount}")
+        self.flags = ("--", CONFIG, f"--workdir={mount}/run")
+        outside = {k: v for k, v in os.environ.items() if k not in OF_LAUNCHERS}
         self.environment = {
-            **os.environ,
+            **outside,
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "CLOUD": str(self.folder),
             "TMPDIR": str(folder),
+            "XDG_CACHE_HOME": str(folder / "cache"),
         }
 
     def run(self, script, *arguments, **environment):
@@ -164,10 +173,12 @@ class Cloud:
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory):
-    """A repository with nothing but launch/."""
+    """A repository with launch/, and no more than what it looks for."""
     folder = tmp_path_factory.mktemp("committed")
     shutil.copytree(LAUNCH, folder / "launch")
-    (folder / "main.py").write_text("")
+    (folder / "configs").mkdir()
+    for file in ("main.py", "configs/digits.py"):
+        (folder / file).write_text("")
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "code"]):
         user = ["-c", "user.name=n", "-c", "user.email=e"]
         subprocess.run(["git", *user, *words], cwd=folder, check=True)
@@ -294,9 +305,9 @@ def mounts(calls, mount):
 
 
 def test_tpu_pod_from_nothing_over_a_preemption_to_the_end(cloud, tmp_path):
-    mount = str(tmp_path / "shared")
-    disk = ("--bucket=b", f"--mount={mount}")
+    mount, disk = str(tmp_path / "shared"), cloud.disk
     flags = ("--", CONFIG, f"--workdir={mount}/a run", "--config.log_every=1")
+    arguments = "--env=LIBTPU_INIT_ARGS=--a --b"
 
     def step(*arguments):
         """Runs a command for real and checks that its dry run tells the same calls."""
@@ -316,13 +327,18 @@ def test_tpu_pod_from_nothing_over_a_preemption_to_the_end(cloud, tmp_path):
     assert of_gcloud(calls) == set_up(cloud, mount)
     assert mounts(calls, mount) == 2  # one for each worker
 
-    start = ssh(f"{WORKER} start -- {CONFIG} '--workdir={mount}/a run' --config.log_every=1")
-    calls, _ = step("run", *flags)
+    command = f"main.py {CONFIG} '--workdir={mount}/a run' --config.log_every=1"
+    start = ssh(
+        f"{WORKER} start --mount={mount} '{arguments}' -- {command.removeprefix('main.py ')}"
+    )
+    calls, _ = step("run", disk[1], arguments, *flags)
     assert calls == [start]
     started = [f"main.py {CONFIG} --workdir={mount}/a run --config.log_every=1"] * 2
     assert (cloud.folder / "started").read_text().splitlines() == started
+    environments = [f"{mount}/.jax_cache --a --b"] * 2
+    assert (cloud.folder / "environments").read_text().splitlines() == environments
 
-    refused = cloud.run("tpu_pod.sh", "run", *SLICE, *flags)  # while it runs
+    refused = cloud.run("tpu_pod.sh", "run", *SLICE, disk[1], *flags)  # while it runs
     assert refused.returncode == 1 and "stop it first" in refused.stderr
     refused = cloud.run("tpu_pod.sh", "setup", *SLICE, *disk)
     assert refused.returncode == 1 and "stop it first" in refused.stderr
@@ -330,11 +346,12 @@ def test_tpu_pod_from_nothing_over_a_preemption_to_the_end(cloud, tmp_path):
 
     calls, result = step("status")
     assert calls == [*DESCRIBE, STATUS]
-    assert [line.split()[1:] for line in result.stdout.splitlines()] == [["running"]] * 2
+    says = f"running: 'LIBTPU_INIT_ARGS=--a --b' {command}"
+    assert [line.partition(" ")[2] for line in result.stdout.splitlines()] == [says] * 2
 
     # Pre-empted at the second look, told to stop at the next but one, then done.
     cloud.set("plan", "nothing preempted nothing 75 nothing nothing 0 ")
-    result = cloud.run("tpu_pod.sh", "resume", *SLICE, *TYPE, *disk, "--poll=0", *flags)
+    result = cloud.run("tpu_pod.sh", "resume", *SLICE, *TYPE, *disk, "--poll=0", arguments, *flags)
     assert result.returncode == 0, result
     assert "the run is done" in result.stderr and "still there and costs" in result.stderr
     calls = cloud.calls()
@@ -369,6 +386,7 @@ def test_tpu_pod_stops_and_follows(cloud):
         more = flags if arguments[0] == "run" else ()
         result = cloud.run("tpu_pod.sh", arguments[0], *SLICE, *arguments[1:], *more)
         assert result.returncode == 0, result
+        assert ("checkpoints will be lost" in result.stderr) == (arguments[0] == "setup")
     assert cloud.run("tpu_pod.sh", "stop", *SLICE).returncode == 0
     statuses = [cloud.folder / f"worker{i}/drifting_run/status" for i in range(2)]
     deadline = time.monotonic() + 10
@@ -377,34 +395,86 @@ def test_tpu_pod_stops_and_follows(cloud):
     assert [path.read_text() for path in statuses] == ["75\n"] * 2
     log = (cloud.folder / "worker0/drifting_run/log").read_text()
     assert "a line of main.py\nsaved\n" in log and f"main.py {CONFIG}" in log
+    caches = (cloud.folder / "environments").read_text().split()
+    assert caches == [f"{cloud.environment['XDG_CACHE_HOME']}/drifting_jax/compiled"] * 2
     cloud.calls()
     told = cloud.run("tpu_pod.sh", "logs", *SLICE, "--worker=1", "--dry_run")
     assert printed(told) == [ssh(f"{WORKER} logs", worker=1)]
 
 
 def test_tpu_pod_resume_ends_at_a_mistake_and_after_too_many_failures(cloud):
-    resume = ("resume", *SLICE, *TYPE, "--poll=0", "--delete_at_end", "--max_failures=1")
-    flags = ("--", CONFIG, "--workdir=/shared/run")
+    resume = ("resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", "--max_failures=1")
+    resume += ("--delete_at_end", *cloud.flags)
     cloud.set("plan", "nothing nothing 2 ")
-    result = cloud.run("tpu_pod.sh", *resume, *flags)
+    result = cloud.run("tpu_pod.sh", *resume)
     assert result.returncode == 2 and "mistake" in result.stderr
+    assert "the slice was deleted and costs nothing any more" in result.stderr
     calls = cloud.calls()
     assert calls[:2] == [DESCRIBE[0], CREATE] and calls[-1] == DELETE
 
     cloud.set("plan", "nothing 1 nothing nothing 134 ")
-    result = cloud.run("tpu_pod.sh", *resume, *flags)
+    result = cloud.run("tpu_pod.sh", *resume)
     assert result.returncode == 1, result
-    assert "ended with status 1 (1 of" in result.stderr
-    assert "ended with status 134 (2 of" in result.stderr and "giving up" in result.stderr
+    assert "ended with status 1: trying again (1 of at most 1 times)" in result.stderr
+    assert "ended with status 134: giving up (--max_failures=1)" in result.stderr
     assert cloud.calls()[-1] == DELETE
 
 
+@pytest.fixture
+def running(cloud):
+    """A slice on which a run goes on."""
+    for arguments in (("create", *TYPE), ("setup", *cloud.disk), ("run", cloud.disk[1])):
+        more = cloud.flags if arguments[0] == "run" else ()
+        assert cloud.run("tpu_pod.sh", arguments[0], *SLICE, *arguments[1:], *more).returncode == 0
+    cloud.calls()
+    return cloud
+
+
+@pytest.mark.parametrize("left", [2, 130, 0, 1])
+def test_tpu_pod_resume_starts_where_another_run_has_ended(running, left):
+    """A corrected command must not end by what the one before it left on the workers."""
+    for home in running.folder.glob("worker*"):
+        (home / "finish").write_text(str(left))
+    states = [running.folder / f"worker{i}/drifting_run/status" for i in range(2)]
+    deadline = time.monotonic() + 10
+    while not all(path.exists() for path in states) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.set("plan", "nothing nothing 0 ")
+    options = ("--poll=0", "--delete_at_end", "--max_failures=0", *running.flags, "--config.seed=1")
+    result = running.run("tpu_pod.sh", "resume", *SLICE, *TYPE, *running.disk, *options)
+    assert result.returncode == 0 and "the run is done" in result.stderr, result
+    assert "what ran there before ended" in result.stderr
+    started = (running.folder / "started").read_text().splitlines()
+    assert [line.endswith("--config.seed=1") for line in started] == [False, False, True, True]
+    calls = running.calls()
+    assert calls.count(DELETE) == 1 and calls[-1] == DELETE
+
+
+def test_tpu_pod_resume_follows_the_same_run_and_no_other(running):
+    resume = ("resume", *SLICE, *TYPE, *running.disk, "--poll=0", *running.flags)
+    other = running.run("tpu_pod.sh", *resume[:-1], "--workdir=" + running.flags[-1][10:] + "2")
+    assert other.returncode == 2 and f"found main.py {CONFIG} --workdir=" in other.stderr
+    assert all(call in [*DESCRIBE, STATUS] for call in running.calls())
+    running.set("plan", "nothing 0 ")
+    result = running.run("tpu_pod.sh", *resume)
+    assert result.returncode == 0 and "the run is done" in result.stderr, result
+    assert len((running.folder / "started").read_text().splitlines()) == 2
+
+
+def test_tpu_pod_starts_no_run_whose_workdir_is_on_no_shared_disk(cloud):
+    for arguments in (("create", *TYPE), ("setup", cloud.disk[1])):
+        assert cloud.run("tpu_pod.sh", arguments[0], *SLICE, *arguments[1:]).returncode == 0
+    result = cloud.run("tpu_pod.sh", "run", *SLICE, cloud.disk[1], *cloud.flags)
+    assert result.returncode == 1 and "found none mounted" in result.stderr
+    assert not (cloud.folder / "started").exists()
+
+
 def test_tpu_pod_resume_starts_again_when_some_workers_are_left_waiting(cloud):
-    resume = ("resume", *SLICE, *TYPE, "--poll=0", "--", CONFIG, "--workdir=/shared/run")
+    resume = ("resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", *cloud.flags)
     cloud.set("plan", "nothing 1@first " + "nothing " * 12 + "0 ")
     result = cloud.run("tpu_pod.sh", *resume)
     assert result.returncode == 0, result
-    assert "some workers ended and the others did not (1 of" in result.stderr
+    assert "some workers ended and the others did not: trying again (1 of" in result.stderr
     assert ssh(f"{WORKER} kill") in cloud.calls()
 
 
@@ -413,9 +483,9 @@ def test_tpu_pod_does_nothing_where_gcloud_cannot_tell(cloud):
     assert cloud.run("tpu_pod.sh", "create", *SLICE, *TYPE).returncode == 0
     cloud.calls()
     cloud.set("refused", "queued-resources describe")
-    resume = [cloud.repository / "launch/tpu_pod.sh", "resume", *SLICE, *TYPE, "--poll=0", "--"]
+    resume = ["resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", *cloud.flags]
     process = subprocess.Popen(
-        [*resume, CONFIG, "--workdir=/shared/run"],
+        [cloud.repository / "launch/tpu_pod.sh", *resume],
         env=cloud.environment,
         stderr=subprocess.PIPE,
         text=True,
@@ -435,9 +505,36 @@ def test_tpu_pod_says_what_gcloud_refused(cloud):
     assert result.stderr.splitlines()[-1].startswith("error: gcloud could not ask for the slice")
 
 
-def test_tpu_pod_sends_committed_code_only(cloud):
+def test_tpu_pod_says_how_to_choose_a_project(cloud):
+    status = ("status", "--name=pod", "--zone=z1")
+    result = cloud.run("tpu_pod.sh", *status, PROJECT_OF_GCLOUD="")
+    assert_one_line(result, "gcloud config set project PROJECT", "--project=")
+    assert cloud.run("tpu_pod.sh", *status).returncode == 0
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry_run",)])
+def test_tpu_pod_sends_committed_code_only(cloud, dry_run):
+    setup = ("tpu_pod.sh", "setup", *SLICE, *dry_run)
+    resume = ("tpu_pod.sh", "resume", *SLICE, *TYPE, *cloud.disk, *dry_run)
+    run = ("tpu_pod.sh", "run", *SLICE, *cloud.disk, *dry_run)
+    assert_one_line(cloud.run(*setup, "--ref=nosuch"), "--ref", "'nosuch'")
+    assert_one_line(cloud.run(*run, "--ref=-x", *cloud.flags), "--ref", "'-x'")
+
+    mine = ("--", "--config=configs/my.py:a", cloud.flags[-1])
+    (cloud.repository / "configs/my.py").write_text("")
+    assert_one_line(cloud.run(*setup), "found configs/my.py: commit it", "--ref=HEAD")
+    assert_one_line(cloud.run(*resume, *mine), "'configs/my.py'", "commit it")
+    assert_one_line(cloud.run(*resume, "--ref=HEAD", *mine), "'configs/my.py'", "commit it")
+    assert_one_line(cloud.run(*run, *mine), "'configs/my.py'", "commit it")
     (cloud.repository / "main.py").write_text("changed")
-    assert_one_line(cloud.run("tpu_pod.sh", "setup", *SLICE), "commit", "--ref=HEAD")
+    for name in ("a b", "c"):
+        (cloud.repository / name).write_text("")
+    assert_one_line(cloud.run(*setup), "found main.py, ", " and 1 more: commit it")
+    assert cloud.run(*setup[:-1], "--dry_run", "--ref=HEAD").returncode == 0
+
+    shutil.rmtree(cloud.repository / ".git")
+    if not dry_run:
+        assert_one_line(cloud.run(*setup), "expected a git repository", "--repo=URL")
     told = cloud.run("tpu_pod.sh", "setup", *SLICE, "--repo=https://x/y", "--ref=abc", "--dry_run")
     remote = printed(told)[0][-1]
     assert "git clone --quiet https://x/y drifting_jax && git -C drifting_jax checkout" in remote
@@ -457,6 +554,7 @@ def test_tpu_pod_sends_committed_code_only(cloud):
         (("create", *SLICE, "--zone"), ("--zone=VALUE",)),
         (("create", *SLICE, *TYPE, "--", CONFIG), ("create takes no flags", CONFIG)),
         (("create", "--name=My_pod", "--zone=z"), ("My_pod",)),
+        (("create", *SLICE, "--accelerator_type=v5e-64"), ("=v5litepod-64", "'v5e-64'")),
         (("setup", *SLICE, "--bucket=gs://b"), ("bare name", "gs://b")),
         (("setup", *SLICE, "--bucket=b", "--nfs=h:/s"), ("one of --bucket and --nfs",)),
         (("logs", *SLICE, "--worker=first"), ("number or all", "first")),
@@ -470,6 +568,10 @@ def test_tpu_pod_sends_committed_code_only(cloud):
             ("/mnt/shared/…", "/mnt/other"),
         ),
         (("run", *SLICE, "--", "config", CONFIG), ("found 'config'",)),
+        (("run", *SLICE, "--", CONFIG, "--workdir=/mnt/shared/../a"), ("without ..",)),
+        (("run", *SLICE, "--env=A", "--", CONFIG), ("--env=NAME=VALUE", "'--env=A'")),
+        (("setup", *SLICE, "--mount=/"), ("--mount", "'/'")),
+        (("resume", *SLICE, *TYPE, "--", CONFIG, "--workdir=/a"), ("--bucket and --nfs", "lost")),
         (("resume", *SLICE, *TYPE, "--poll=soon", "--", CONFIG), ("--poll", "soon")),
     ],
 )
@@ -501,6 +603,7 @@ GKE_FLAGS = ("--", CONFIG, "--workdir=/mnt/shared/a", '--config.data.path=/d "x"
 
 def test_gke_applies_a_job_set(cloud):
     options = (*GKE, "--bucket=b", "--spot", "--service_account=s", "--namespace=team")
+    options += ("--env=A=b c", "--env=LIBTPU_INIT_ARGS=")
     told = cloud.run("gke.sh", "apply", *options, "--dry_run", *GKE_FLAGS)
     assert told.returncode == 0 and cloud.calls() == []
     result = cloud.run("gke.sh", "apply", *options, *GKE_FLAGS)
@@ -533,6 +636,10 @@ def test_gke_applies_a_job_set(cloud):
     assert container["command"] == ["python", "-u", "main.py"]
     assert container["args"] == list(GKE_FLAGS[1:])
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    cache = {"JAX_COMPILATION_CACHE_DIR": "/mnt/shared/.jax_cache"}
+    assert variables == {"A": "b c", "LIBTPU_INIT_ARGS": ""} | cache
+    assert told.stderr == ""  # its label is a known one
     [volume] = pod["volumes"]
     assert volume["csi"]["volumeAttributes"]["bucketName"] == "b"
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt/shared"}]
@@ -545,12 +652,16 @@ def test_gke_applies_a_job_set(cloud):
 def test_gke_counts_hosts(cloud, topology, chips, hosts, each):
     options = [*GKE[:3], f"--topology={topology}", "--claim=disk", "--dry_run"]
     options += [f"--chips_per_host={chips}"] if chips else []
+    options += ["--accelerator=tpu7x", "--env=JAX_COMPILATION_CACHE_DIR=/a"]
     told = cloud.run("gke.sh", "apply", *options, *GKE_FLAGS)
     job = yaml.safe_load(told.stdout)["spec"]["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
     assert job["completions"] == hosts
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == each
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "disk"}
+    variable = {"name": "JAX_COMPILATION_CACHE_DIR", "value": "/a"}
+    assert pod["containers"][0]["env"] == [variable]
+    assert "tpu7x is none of the labels known here" in told.stderr
 
 
 def test_gke_follows_shows_and_deletes(cloud):
@@ -582,6 +693,11 @@ def test_gke_follows_shows_and_deletes(cloud):
         (("apply", *GKE, "--bucket=b"), ("--config=FILE",)),
         (("apply", *GKE, *GKE_FLAGS), ("one of --bucket and --claim",)),
         (("apply", *GKE, "--topology=big", "--bucket=b", *GKE_FLAGS), ("4x4", "'big'")),
+        (("apply", *GKE, "--topology=08x8", "--bucket=b", *GKE_FLAGS), ("4x4", "'08x8'")),
+        (("apply", *GKE, "--accelerator=v6e", "--bucket=b", *GKE_FLAGS), ("tpu-v6e-slice",)),
+        (("apply", *GKE, "--bucket=b", *GKE_FLAGS, "--workdir=/mnt/shared/.."), ("without ..",)),
+        (("delete", "--name=a", "--", CONFIG), ("delete takes no flags", CONFIG)),
+        (("status", "--name=a", "--namespace=a b"), ("--namespace", "'a b'")),
         (("apply", *GKE, "--chips_per_host=5", "--bucket=b", *GKE_FLAGS), ("16 chips", "found 5")),
         (("apply", *GKE, "--bucket=b", "--", CONFIG, "--workdir=/tmp/a"), ("/mnt/shared/…",)),
         (("apply", *GKE, "--bucket=b", *GKE_FLAGS, "--x=a\nb"), ("control characters",)),
@@ -613,9 +729,12 @@ def test_slurm_runs_a_task_for_each_gpu(cloud, status):
         f"{cloud.repository}/main.py", CONFIG, "--workdir=a b",
     ]  # fmt: skip
     assert cloud.calls() == [srun]
+    compiled = (
+        f"JAX_COMPILATION_CACHE_DIR={cloud.environment['XDG_CACHE_HOME']}/drifting_jax/compiled"
+    )
     told = submit(cloud, "--dry_run", "--", CONFIG, "--workdir=a b", **nodes)
     ask, requeue = ["scontrol", "show", "job", "7", "--oneliner"], ["scontrol", "requeue", "7"]
-    assert printed(told) == [srun, ask, requeue]
+    assert printed(told) == [["export", compiled], srun, ask, requeue]
     assert told.returncode == 0 and cloud.calls() == []
 
 
@@ -646,7 +765,7 @@ def test_slurm_mistakes(cloud):
     assert_one_line(submit(cloud, CONFIG, **eight), "1 tasks and 8 GPUs", "--ntasks-per-node=8")
     assert_one_line(submit(cloud, CONFIG, SLURM_GPUS_PER_TASK="1"), "--gpus-per-task=1")
     assert_one_line(submit(cloud, "train", CONFIG), "found 'train'")
-    assert_one_line(submit(cloud), "--config=FILE")
+    assert_one_line(submit(cloud), "--config=FILE, found", "launch/slurm.sh --help")
     assert_one_line(cloud.run("slurm.sh", "--python=bash", CONFIG), "no SLURM_JOB_ID", "sbatch")
     assert_one_line(cloud.run("slurm.sh", "--python=none", CONFIG, SLURM_JOB_ID="7"), "'none'")
     assert cloud.calls() == []
@@ -676,7 +795,9 @@ def local(tmp_path):
     python = tmp_path / "process"
     python.write_text(PROCESS)
     python.chmod(0o755)
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    without = ("XLA_FLAGS", "JAX_PLATFORMS", *OF_LAUNCHERS)
+    environment = {k: v for k, v in os.environ.items() if k not in without}
+    environment["XDG_CACHE_HOME"] = "/cache"
 
     def start(*arguments, **more):
         return subprocess.Popen(
@@ -705,7 +826,10 @@ def test_local_starts_processes_of_simulated_devices(local):
     told = local(*arguments, "--dry_run", "--", CONFIG)
     commands = [shlex.split(line) for line in told.communicate(timeout=20)[0].splitlines()]
     assert [c[-1] for c in commands] == [f"--process_id={i}" for i in range(3)]
-    assert commands[0][:2] == ["env", "JAX_PLATFORMS=cpu"] and commands[0][5] == f"{ROOT}/main.py"
+    assert commands[0][:2] == ["env", "JAX_PLATFORMS=cpu"] and commands[0][6] == f"{ROOT}/main.py"
+    assert commands[0][3] == "JAX_COMPILATION_CACHE_DIR=/cache/drifting_jax/compiled"
+    told = local(*arguments, "--dry_run", "--", CONFIG, JAX_COMPILATION_CACHE_DIR="")
+    assert "JAX_COMPILATION_CACHE_DIR= " in told.communicate(timeout=20)[0]  # the user wants none
 
 
 def test_local_gives_each_process_a_gpu(local):
@@ -753,12 +877,16 @@ def test_local_passes_signals_on(local, number, status):
 
 def test_local_mistakes(local):
     for arguments, part in {
+        (): "local.sh --help",
         ("--devices=1",): "--config=FILE",
+        ("--devices=1", "--port=65536", "--", CONFIG): "at most 65535",
+        ("--devices=1", "--port=0", "--", CONFIG): "--port",
         ("--devices=0", "--", CONFIG): "--devices",
         ("--processes=2", "--", CONFIG): "expected GPUs, found none",
         ("--devices=1", "--", CONFIG, "--process_id=1"): "no --process_id",
         ("--python=none", "--devices=1", "--", CONFIG): "found no 'none'",
         ("--gpu", "--", CONFIG): "unknown option '--gpu'",
+        ("--gpu=1", "--", CONFIG): "local.sh --help",
     }.items():
         process = local(*arguments, PATH="/usr/bin:/bin")
         out, err = process.communicate(timeout=20)
@@ -774,7 +902,11 @@ def test_two_real_processes_stop_at_sigterm_and_go_on(tmp_path):
         "--config.task=encoder", "--config.encoder.train.num_steps=100", "--config.log_every=10",
         "--config.encoder.train.classifier_steps=0",
     ]  # fmt: skip
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+    }
 
     def start():
         return subprocess.Popen(
