@@ -2,7 +2,7 @@
 
 Fields of the config are changed with --config.section.field=value, the directory of the run with
 --workdir. Exit status: 0 done, 2 a mistake in the command or the data, 75 stopped by SIGTERM and
-130 by Ctrl-C, both after a save.
+130 by Ctrl-C, both after a save; 1 any other failure, after which the same command may go well.
 """
 
 import sys
@@ -12,11 +12,11 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from drifting_jax import distributed, dry_run, run
-from drifting_jax.checkpoint import quiet_orbax
-from drifting_jax.command_line import parse_flags
+from drifting_jax import dry_run, processes, run
+from drifting_jax.command_line import exit_status, parse_flags
 from drifting_jax.config import default_workdir, resolve
 from drifting_jax.errors import UserError
+from drifting_jax.orbax_settings import quiet_orbax
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; default: runs/<config>.")
@@ -25,7 +25,7 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the r
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, if several.")
 _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_timeout_seconds",
-    distributed.HEARTBEAT_TIMEOUT_SECONDS,
+    processes.HEARTBEAT_TIMEOUT_SECONDS,
     "Without a sign of life from a process of the run, after which the others end.",
     lower_bound=5,
 )
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         if _DRY_RUN.value:
             print(dry_run.dry_run(config, topology=_TOPOLOGY.value))
             return 0
-        distributed.initialize(
+        processes.initialize(
             coordinator_address=_COORDINATOR.value,
             num_processes=_NUM_PROCESSES.value,
             process_id=_PROCESS_ID.value,
@@ -59,10 +59,11 @@ def main(argv: Sequence[str]) -> int:
         return run.run(config, workdir=workdir)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        distributed.end_soon(2)
-        return 2
+        status = exit_status(error)
+        processes.end_soon(status)
+        return status
     except BaseException:
-        distributed.end_soon()
+        processes.end_soon()
         raise
 
 

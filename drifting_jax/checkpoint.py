@@ -5,12 +5,11 @@ belong together. Every array is saved with a checksum of its bits, because a dam
 file often decodes without an error. Typed PRNG keys are not saved: they follow from seed and step.
 """
 
-import logging as python_logging
+import contextlib
 import os
 import shutil
 import threading
-import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,32 +21,19 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from drifting_jax import distributed
+from drifting_jax.agreement import first_line, on_all_processes
 from drifting_jax.checksums import leaf_path, named_checksums, named_leaves
 from drifting_jax.errors import UserError
+from drifting_jax.orbax_settings import use_barriers_that_time_out
 
 Tree = Any
 
+# How long processes wait for each other in a save, and a failing one for the save under way.
+_BARRIER_SECONDS, _LAST_SAVE_SECONDS = 300, 20.0
 _CHECKSUMS = "checksums"  # the item that holds the checksums of all others
-_OF_ORBAX = f"{os.sep}orbax{os.sep}"
 # What running out of memory raises: it says nothing about the files.
 _NOT_DAMAGE = (UserError, MemoryError, jax.errors.JaxRuntimeError)
-
-
-def quiet_orbax() -> None:
-    """Keeps Orbax's tracebacks from the screen: `Checkpoints` says in a line what failed.
-
-    Affects logs and dying threads of Orbax alone, and asyncio's complaints about the latter.
-    """
-    others = threading.excepthook
-
-    def of_thread(arguments: threading.ExceptHookArgs) -> None:
-        frames = traceback.extract_tb(arguments.exc_traceback)
-        if not any(_OF_ORBAX in frame.filename for frame in frames):
-            others(arguments)
-
-    threading.excepthook = of_thread
-    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
-    logging.get_absl_handler().addFilter(lambda record: _OF_ORBAX not in record.pathname)
 
 
 class Checkpoints:
@@ -86,13 +72,26 @@ class Checkpoints:
         self._newest: int | None = None  # known to be whole
         self._damaged: list[int] = []
         self._manager: ocp.CheckpointManager | None = None
+        self._managers = 0  # made so far
 
     def steps(self) -> list[int]:
         """Returns the steps on disk in order, without those found damaged."""
+        return sorted(set(self._found()) - set(self._damaged))
+
+    def _found(self) -> list[int]:
         if not self._directory.exists():
             return []
         found = ocp.path.step.standard_name_format().find_all(self._directory)
-        return sorted({metadata.step for metadata in found} - set(self._damaged))
+        return sorted(metadata.step for metadata in found)
+
+    def _agreed_steps(self) -> list[int]:
+        """`steps` as process 0 sees them: a network disk may show others for a while."""
+        steps = self.steps()
+        if jax.process_count() == 1:
+            return steps
+        count = distributed.from_first_process(len(steps))
+        padded = np.resize(np.array(steps or [0], np.int64), max(count, 1))
+        return [int(x) for x in multihost_utils.broadcast_one_to_all(padded)[:count]]
 
     def save(self, step: int, items: Mapping[str, Tree]) -> None:
         """Starts saving trees under a step, after waiting for the save before; once per step.
@@ -115,24 +114,36 @@ class Checkpoints:
         items = {name: _arrays(name, tree) for name, tree in items.items()}
         self.wait()
         try:
-            self._set_damaged_aside()
-            if step in self.steps():
-                return
-            sums = {name: named_checksums(tree) for name, tree in items.items()}
-            arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-            arguments[_CHECKSUMS] = ocp.args.JsonSave(sums)
-            if self._manager is None:
-                options = ocp.CheckpointManagerOptions(
-                    max_to_keep=self._keep,
-                    keep_period=self._keep_every or None,
-                    create=True,
-                    cleanup_tmp_directories=True,
-                )
-                self._manager = ocp.CheckpointManager(self._directory, options=options)
-            self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
-            self._pending = step
+            if on_all_processes(self._start, step, items):
+                self._pending = step
         except Exception as error:
             self._failed(step, error)
+
+    def _start(self, step: int, items: Mapping[str, Tree]) -> bool:
+        """Starts a save on this process; whether the step was not there yet."""
+        self._set_damaged_aside()
+        if step in self.steps():
+            return False
+        sums = {name: named_checksums(tree) for name, tree in items.items()}
+        arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        arguments[_CHECKSUMS] = ocp.args.JsonSave(sums)
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                keep_period=self._keep_every or None,
+                create=True,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(timeout_secs=_BARRIER_SECONDS),
+                # After a failed save, processes have counted different barriers of one name.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=f"{self._directory.name}_{self._managers}"
+                ),
+            )
+            self._managers += 1
+            use_barriers_that_time_out()
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+        return True
 
     def wait(self) -> bool:
         """Waits for the save under way; returns whether the last save is whole on disk.
@@ -143,7 +154,7 @@ class Checkpoints:
         if self._pending is not None:
             step, self._pending = self._pending, None
             try:
-                _on_all_processes(self._finish, step)
+                on_all_processes(self._finish, step)
                 self._failures, self._newest = 0, step
             except Exception as error:
                 self._failed(step, error)
@@ -173,13 +184,13 @@ class Checkpoints:
         self.wait()
         templates = {name: _arrays(name, tree) for name, tree in templates.items()}
         reasons: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        for step in reversed(self._agreed_steps()):
             try:
                 items = self._read_checked(step, templates, padded)
             except _NOT_DAMAGE:
                 raise
             except Exception as error:  # a damaged file can raise anything
-                reasons[step] = _first_line(error)
+                reasons[step] = first_line(error)
                 logging.warning(
                     f"THE CHECKPOINT OF STEP {step} IS DAMAGED ({reasons[step]}); "
                     f"trying the one before: {self._directory / str(step)}"
@@ -217,7 +228,7 @@ class Checkpoints:
         except Exception as error:
             others = ", ".join(str(other) for other in steps if other != step)
             raise UserError(
-                f"the checkpoint {self._directory / str(step)} is damaged ({_first_line(error)}); "
+                f"the checkpoint {self._directory / str(step)} is damaged ({first_line(error)}); "
                 f"other steps: {others or 'none'}"
             ) from None
 
@@ -237,7 +248,28 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None or jax.process_count() == 1:
+            self.close()
+            return
+        # The other processes may be anywhere, and wait for this one there: it must end, and what
+        # its message says must not wait.
+        logging.error("Process %d ends: %s", jax.process_index(), first_line(error))
+        self._leave()
+
+    def _leave(self) -> None:
+        """Gives the save under way some time, and waits for no other process beyond that."""
+        manager, self._manager = self._manager, None
+        self._pending = None
+        if manager is None:
+            return
+
+        def finish() -> None:
+            with contextlib.suppress(Exception):
+                manager.wait_until_finished()
+
+        thread = threading.Thread(target=finish, daemon=True)
+        thread.start()
+        thread.join(_LAST_SAVE_SECONDS)
 
     def _close_manager(self) -> None:
         manager, self._manager = self._manager, None
@@ -246,7 +278,7 @@ class Checkpoints:
         try:
             manager.close()
         except Exception as error:  # a failed save, told again
-            logging.info("While closing %s: %s", self._directory, _first_line(error))
+            logging.info("While closing %s: %s", self._directory, first_line(error))
 
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
@@ -257,7 +289,7 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         self._failures += 1
         logging.error(
-            f"THE CHECKPOINT OF STEP {step} WAS NOT SAVED ({_first_line(error)}). Failed in a row: "
+            f"THE CHECKPOINT OF STEP {step} WAS NOT SAVED ({first_line(error)}). Failed in a row: "
             f"{self._failures}; the run stops at {self._max_failures}. "
             f"The newest whole step: {self._newest}, in {self._directory}"
         )
@@ -265,7 +297,7 @@ class Checkpoints:
         if self._failures >= self._max_failures:
             raise UserError(
                 f"{self._failures} checkpoints in a row could not be saved in {self._directory} "
-                f"({_first_line(error)}); make room and run the same command again: it goes on "
+                f"({first_line(error)}); make room and run the same command again: it goes on "
                 f"from step {self._newest}"
             ) from None
 
@@ -273,8 +305,8 @@ class Checkpoints:
         self, step: int, templates: Mapping[str, Tree], padded: Collection[str] = ()
     ) -> dict[str, Tree]:
         """The items of a step on all processes, or an error on all."""
-        items = _on_all_processes(self._read, step, templates, padded)
-        _on_all_processes(_verify, items)
+        items = on_all_processes(self._read, step, templates, padded)
+        on_all_processes(_verify, items)
         return {name: items[name] for name in templates}
 
     def _read(
@@ -325,22 +357,6 @@ class Checkpoints:
         self._damaged = []
 
 
-def _on_all_processes(action: Callable[..., Any], *arguments: Any) -> Any:
-    """Does what every process must do; where it fails on one it fails on all, so none waits."""
-    result, error = None, None
-    try:
-        result = action(*arguments)
-    except Exception as raised:
-        error = raised
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(error is not None)).any()
-        if failed and error is None:
-            error = OSError("another process failed")
-    if error is not None:
-        raise error
-    return result
-
-
 def _verify(restored: Mapping[str, Tree]) -> None:
     """Compares the checksums of restored items with those saved beside them."""
     for name, tree in restored.items():
@@ -373,8 +389,3 @@ def _arrays(name: str, tree: Tree) -> Tree:
         return leaf
 
     return jax.tree_util.tree_map_with_path(array, tree)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0].partition(" See full TensorStore")[0][:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

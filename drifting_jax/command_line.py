@@ -10,9 +10,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from drifting_jax.checkpoint import quiet_orbax
 from drifting_jax.config import flat, unknown_field
-from drifting_jax.errors import UserError
+from drifting_jax.errors import Busy, UserError
+from drifting_jax.orbax_settings import quiet_orbax
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -64,7 +64,7 @@ def _check_overrides(argv: list[str]) -> None:
 
 
 def run_program(main_function: Callable[[Sequence[str]], int | None], *, words: int = 0) -> None:
-    """Runs a command's main through absl; a UserError is one line and exit status 2.
+    """Runs a command's main through absl; an error is one line and its `exit_status`.
 
     Args:
       main_function: given the program's name and at most `words` words besides flags.
@@ -78,11 +78,23 @@ def run_program(main_function: Callable[[Sequence[str]], int | None], *, words: 
             return main_function(argv)
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
-            return 2
+            return exit_status(error)
 
     for flag in flags.FLAGS.get_flags_for_module(main_function.__module__):  # for --help
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=functools.partial(parse_plain_flags, words=words))
+
+
+def exit_status(error: UserError | OSError) -> int:
+    """2 for a mistake, which the same command would make again; 1 for what may pass.
+
+    A disk or a network that fails may be well again when a launcher starts the run anew.
+    """
+    if isinstance(error, Busy):
+        return 1
+    mistakes = (UserError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
+                PermissionError, FileExistsError)  # fmt: skip
+    return 2 if isinstance(error, mistakes) else 1
 
 
 def parse_plain_flags(argv: Sequence[str], *, words: int = 0) -> list[str]:

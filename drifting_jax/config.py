@@ -41,6 +41,7 @@ _MAY_CHANGE = re.compile(
     r"|encoder\.train\.(save_every|microbatches)"
 )
 _MAY_GROW = {"train.num_steps"}
+_ENCODER_MAY_GROW = {"encoder.train.num_steps"}  # of a run of task "encoder"
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -210,6 +211,12 @@ def _check_relations(field: Mapping[str, Any]) -> None:
             "config.guidance.minimum must be at least 1, where guidance is off; found "
             f"{field['guidance.minimum']}"
         )
+    by_piece = field.get("train.shared_statistics") == "microbatch"
+    if by_piece and not field["train.microbatches"]:
+        raise UserError(
+            "config.train.shared_statistics='microbatch' needs config.train.microbatches as a "
+            "number: with 0, as many as the devices need, the loss would depend on the devices"
+        )
     decay, decays = field["eval.ema_decay"], field["train.ema_decays"]
     if decay not in decays:
         raise UserError(
@@ -277,12 +284,16 @@ def check_resume(stored: ConfigDict, current: ConfigDict) -> None:
             f"{current.task!r}: use another --workdir"
         )
     old, new = flat(_plain(stored)), flat(_plain(current))
+    growing = _ENCODER_MAY_GROW if current.task == "encoder" else _MAY_GROW
+    fixed = set()
+    if old.get("train.shared_statistics") == "microbatch":
+        fixed.add("train.microbatches")  # with which the numbers change
     for name in sorted(old.keys() | new.keys()):
         before, now = old.get(name, "absent"), new.get(name, "absent")
-        grows = name in _MAY_GROW and "absent" not in (before, now) and now > before
-        if before == now or grows or _MAY_CHANGE.fullmatch(name):
+        grows = name in growing and "absent" not in (before, now) and now > before
+        if before == now or grows or (_MAY_CHANGE.fullmatch(name) and name not in fixed):
             continue
-        may = "may only grow" if name in _MAY_GROW else "cannot change"
+        may = "may only grow" if name in growing else "cannot change"
         raise UserError(
             f"config.{name} {may} in a run that has begun: it has {before!r}, now {now!r}; "
             "set it back, use another --workdir, or delete this one"

@@ -1,20 +1,15 @@
 """Devices: the mesh, sharding rules, and host arrays to and from global arrays.
 
-The only file that knows how many devices and processes there are. Everything else takes a mesh of
-two axes, `data` and `fsdp`: batches are split over both, parameters over `fsdp` by rules. One
-device is a mesh of one.
+Everything else takes a mesh of two axes, `data` and `fsdp`: batches are split over both, parameters
+over `fsdp` by rules. One device is a mesh of one.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import re
-import signal
-import threading
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,106 +18,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from drifting_jax.errors import UserError
-
 BATCH_AXES = ("data", "fsdp")
-HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's own
 LARGE = 2**20  # elements: a tensor that is worth a warning where it is not sharded
-
-_WAIT_AFTER_FAILURE_SECONDS = 10.0
 
 PyTree = Any
 Rules = Sequence[tuple[str, Sequence[str | Sequence[str] | None]]]
 
 logger = logging.getLogger(__name__)
-
-
-def initialize(
-    *,
-    coordinator_address: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    heartbeat_timeout_seconds: int = HEARTBEAT_TIMEOUT_SECONDS,
-) -> None:
-    """Joins the processes of a run, before any other use of JAX; no-op where there is one.
-
-    What is not given is read from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`; what is still missing is known to JAX where a SLURM step of several tasks or
-    a TPU slice of several hosts started this process.
-
-    Args:
-        coordinator_address: `host:port` of process 0.
-        num_processes: processes of the run.
-        process_id: this process, `0 … num_processes - 1`.
-        heartbeat_timeout_seconds: without a sign of life from a process after which the others end.
-
-    Raises:
-        UserError: some of the three are known, others not and nothing tells them.
-    """
-    if jax.distributed.is_initialized():
-        return
-    env = os.environ
-    count = env.get("JAX_NUM_PROCESSES") if num_processes is None else num_processes
-    index = env.get("JAX_PROCESS_ID") if process_id is None else process_id
-    told = {
-        "coordinator_address": coordinator_address or env.get("JAX_COORDINATOR_ADDRESS"),
-        "num_processes": None if count is None else int(count),
-        "process_id": None if index is None else int(index),
-    }
-    if None not in (count, index) and not 0 <= int(index) < int(count):
-        raise UserError(
-            f"expected a process_id from 0 to {int(count) - 1} for {count} processes, found {index}"
-        )
-    missing = [name for name, value in told.items() if value is None]
-    if told["num_processes"] == 1:
-        return
-    if not missing or _launched_as_several(env):
-        previous = signal.getsignal(signal.SIGTERM)
-        jax.distributed.initialize(**told, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
-        if threading.current_thread() is threading.main_thread():
-            # JAX takes the signal for a notice that nobody here reads: a run that is only starting
-            # would not end.
-            signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
-    elif len(missing) < len(told):
-        raise UserError(
-            f"expected {', '.join(told)} for a run of several processes, found no "
-            f"{' and no '.join(missing)}; set {', '.join(f'JAX_{x.upper()}' for x in missing)} or "
-            "the flags of these names"
-        )
-
-
-def end_soon(status: int = 1) -> None:
-    """After a failure: makes sure that this process ends, if it is one of several.
-
-    At their end, processes wait for each other. Where one has failed the others may be far from it,
-    or gone, and would be waited for until no heartbeat comes, or for minutes. So the wait is cut:
-    that leaves time for a failure that all of them share.
-    """
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        timer = threading.Timer(_WAIT_AFTER_FAILURE_SECONDS, os._exit, (status,))
-        timer.daemon = True
-        timer.start()
-
-
-def _launched_as_several(env: Mapping[str, str]) -> bool:
-    """Whether a SLURM step or a TPU slice of several hosts started this process."""
-    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1:
-        return True
-    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
-    # JAX sets TPU_ML_PLATFORM when imported where TPU chips are; there, the virtual machine's
-    # metadata server names the hosts of the slice.
-    if not hosts and "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env:
-        server = env.get("GCE_METADATA_IP", "metadata.google.internal")
-        request = urllib.request.Request(
-            f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints",
-            headers={"Metadata-Flavor": "Google"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=10) as reply:
-                hosts = reply.read().decode()
-        except OSError:
-            hosts = ""  # a TPU outside of a Cloud slice
-    return "," in (hosts or "")
 
 
 def make_mesh(
@@ -359,6 +261,13 @@ def fetch(tree: PyTree) -> PyTree:
         return np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(one, tree)
+
+
+def from_first_process(value: int) -> int:
+    """A number of process 0, on all processes; all of them must call it."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def template(

@@ -52,8 +52,8 @@ def encoder_step(
       key: the run's root key of this stage; the step folds in its own number.
 
     Returns:
-      The new state, and scalars `step`, `loss`, `reconstruction`, `classification`, `accuracy`,
-      `classifier_weight` and `grad_norm`.
+      The new state, and scalars `updates` (before this step), `loss`, `reconstruction`,
+      `classification`, `accuracy`, `classifier_weight` and `grad_norm`.
     """
     s = settings
     images, labels = to_float(batch["image"]), batch["label"]
@@ -82,7 +82,7 @@ def encoder_step(
     )
     norm = optax.tree.norm(gradients)
     metrics = {
-        "step": state.step,
+        "updates": state.step - state.skipped,
         "loss": loss,
         "reconstruction": parts.reconstruction,
         "classification": parts.classification,

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -150,10 +151,18 @@ def _unreadable(folder: Path | None, allowed: float) -> pipeline.Unreadable:
                 known.append(json.loads(line)["index"])
 
     def tell(index: int, name: str) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"index": index, "name": name}) + "\n")
+        _append_line(path, {"index": index, "name": name})
 
     return pipeline.Unreadable(allowed, known=known, tell=tell)
+
+
+def _append_line(path: Path, record: dict[str, Any]) -> None:
+    """Adds a line of JSON; a full disk is logged, and does not stop the run."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        logging.error("Could not write a line to %s: %s", path, error)
 
 
 class BatchLog:
@@ -181,8 +190,7 @@ class BatchLog:
             "index": batch["index"].tolist(),
             "sha256": hashlib.sha256(np.ascontiguousarray(batch["image"]).tobytes()).hexdigest(),
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        _append_line(self._path, record)
         self._batch += 1
 
 

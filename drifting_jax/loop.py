@@ -36,7 +36,8 @@ class Stage:
       log_every, save_every: steps between two lines of metrics, between two checkpoints.
       keep_every: steps of which each multiple is saved too; 0 = none.
       images_per_step: what `images_per_second` counts.
-      max_skipped_in_a_row: non-finite steps in a row after which the stage stops.
+      max_skipped_in_a_row: non-finite steps in a row after which the stage stops. It looks at
+        each step that is logged, and at every so many steps.
     """
 
     name: str
@@ -167,9 +168,11 @@ def run_stage(
             if step == start + 1:
                 compiled_at = time.monotonic()
             last = step == stage.num_steps
-            if step % stage.log_every == 0 or last:
-                scalars = dict(describe(distributed.fetch(metrics)))
+            logs = step % stage.log_every == 0 or last
+            if logs or step % stage.max_skipped_in_a_row == 0:
                 skipped = _check_skipped(stage, step, state_of(carry), skipped, culprit)
+            if logs:
+                scalars = dict(describe(distributed.fetch(metrics)))
                 now = time.monotonic()
                 waiting = waited / max(now - logged_at, 1e-9)
                 rate = stage.images_per_step * (step - logged_step) / max(now - logged_at, 1e-9)
@@ -195,6 +198,7 @@ def run_stage(
             stop = tools.stops(step)
             kept = stage.keep_every and step % stage.keep_every == 0
             if step % stage.save_every == 0 or kept or last or stop:
+                tools.writer.flush()  # what stands in it must not be behind the checkpoint
                 checkpoints.save(step, items(step, carry))
             if stop and not last:
                 _require_saved(checkpoints)

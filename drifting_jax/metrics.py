@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from drifting_jax.files import write_bytes
 
+_FLUSH_SECONDS = 60.0  # mounted buckets show nothing of a file before
 _GREY = 112  # between the images of a grid
 _file_number = itertools.count()  # two event files of one second and process need two names
 
@@ -42,6 +43,7 @@ class MetricWriter:
         """Opens the files of a workdir; with `enabled` False (all processes but 0) does nothing."""
         self._workdir = Path(workdir)
         self._enabled = enabled
+        self._flushed_at = time.monotonic()
         self._events: dict[str, EventsWriter] = {}
         if enabled:
             self._workdir.mkdir(parents=True, exist_ok=True)
@@ -129,6 +131,15 @@ class MetricWriter:
         restart = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         self._write_events(stage, [restart])
 
+    def flush(self) -> None:
+        """Makes sure that a kill of the machine loses no line of metrics.jsonl."""
+        if not self._enabled:
+            return
+        try:
+            os.fsync(self._lines.fileno())
+        except OSError as error:
+            logging.error("Could not write metrics to %s: %s", self._lines.name, error)
+
     def close(self) -> None:
         """Closes the files."""
         if not self._enabled:
@@ -170,6 +181,9 @@ class MetricWriter:
         end = self._lines.seek(0, os.SEEK_END)
         try:
             if self._lines.write(line) == len(line):
+                if time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
+                    self._flushed_at = time.monotonic()
+                    os.fsync(self._lines.fileno())
                 return
             problem: Any = "written in part"
         except OSError as error:

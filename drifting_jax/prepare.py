@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from drifting_jax import distributed
+from drifting_jax import processes
 from drifting_jax.command_line import run_program
 from drifting_jax.data import transforms
 from drifting_jax.data.imagenet import Records, open_records
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2 or argv[1] not in ("shards", "latents"):
         found = " ".join(argv[1:]) or "nothing"
         raise UserError(f"expected one of the words shards and latents; found {found}")
-    distributed.initialize(
+    processes.initialize(
         coordinator_address=values.coordinator,
         num_processes=values.num_processes,
         process_id=values.process_id,

@@ -24,6 +24,7 @@ from drifting_jax.loop import Tools
 from drifting_jax.metrics import MetricWriter, read_metrics
 
 COMPLETE = train_mae.COMPLETE  # marks a run that ends without figures
+_SHARED_DISK_SECONDS = 60.0  # until what one process wrote is seen by all
 _OURS = ("config.json.partial", ".lock", "data.json")  # what a run may leave before its config
 
 
@@ -37,15 +38,17 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
       UserError: the workdir belongs to another run or config, or the task cannot go on.
     """
     speaks = jax.process_index() == 0
-    open_workdir(config, workdir)
-    if _is_complete(config, workdir):
-        _say(speaks, _complete_message(workdir))
-        return 0
-    with (
-        locked(workdir) if speaks else contextlib.nullcontext(),
-        MetricWriter(workdir, enabled=speaks) as writer,
-        Interruption() as interruption,
-    ):
+    if speaks:
+        _make_folder(workdir)
+    with contextlib.ExitStack() as stack:
+        # Before anything is written: a second start must not change the files of the first.
+        stack.enter_context(locked(workdir) if speaks else contextlib.nullcontext())
+        open_workdir(config, workdir)
+        if _is_complete(config, workdir):
+            _say(speaks, _complete_message(config, workdir))
+            return 0
+        writer = stack.enter_context(MetricWriter(workdir, enabled=speaks))
+        interruption = stack.enter_context(Interruption())
         tools = Tools(writer=writer, interruption=interruption, speaks=speaks)
         _say(speaks, f"{workdir}: {jax.device_count()} {jax.devices()[0].platform} device(s)")
         started = time.monotonic()
@@ -64,29 +67,36 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: it was trained with another config, or holds files that are no run's.
     """
-    if ":/" in str(workdir):  # pathlib has made one slash of two
-        raise UserError(f"--workdir must be a directory (mount a bucket first); found {workdir}")
-    if (workdir / "config.json").exists():
-        if _has_begun(workdir):
-            check_resume(load_config(workdir), config)
-    elif workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir must be a directory; {workdir} is a file")
-    elif workdir.is_dir() and any(p.name not in _OURS for p in workdir.iterdir()):
-        raise UserError(
-            f"{workdir} holds files but no config.json, so it is no run's directory: choose "
-            "another --workdir or empty it"
-        )
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("drifting_jax: workdir checked")
     if jax.process_index() == 0:
+        _make_folder(workdir)
+        if (workdir / "config.json").exists():
+            if _has_begun(workdir):
+                check_resume(load_config(workdir), config)
+        elif any(p.name not in _OURS for p in workdir.iterdir()):
+            raise UserError(
+                f"{workdir} holds files but no config.json, so it is no run's directory: choose "
+                "another --workdir or empty it"
+            )
         save_config(workdir, config)
     if jax.process_count() > 1:
+        # The others look only now: a network disk remembers for a while what was not there.
         multihost_utils.sync_global_devices("drifting_jax: workdir written")
-        if not (workdir / "config.json").exists():
-            raise UserError(
-                f"process {jax.process_index()} does not see the {workdir} that process 0 wrote: "
-                "--workdir must be on a disk that all processes share"
-            )
+        until = time.monotonic() + _SHARED_DISK_SECONDS
+        while not (workdir / "config.json").exists():
+            if time.monotonic() > until:
+                raise UserError(
+                    f"process {jax.process_index()} does not see the {workdir} that process 0 "
+                    "wrote: --workdir must be on a disk that all processes share"
+                )
+            time.sleep(1.0)
+
+
+def _make_folder(workdir: Path) -> None:
+    if ":/" in str(workdir):  # pathlib has made one slash of two
+        raise UserError(f"--workdir must be a directory (mount a bucket first); found {workdir}")
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir must be a directory; {workdir} is a file")
+    workdir.mkdir(parents=True, exist_ok=True)
 
 
 def _has_begun(workdir: Path) -> bool:
@@ -135,9 +145,10 @@ def _is_complete(config: ConfigDict, workdir: Path) -> bool:
     return False
 
 
-def _complete_message(workdir: Path) -> str:
+def _complete_message(config: ConfigDict, workdir: Path) -> str:
+    steps = "encoder.train.num_steps" if config.task == "encoder" else "train.num_steps"
     return (
-        f"the run in {workdir} is complete. To train longer, raise --config.train.num_steps (a "
+        f"the run in {workdir} is complete. To train longer, raise --config.{steps} (a "
         "cosine schedule then rises again from where it ended); to start anew, give another "
         f"--workdir or delete {workdir}\n{_where(workdir)}"
     )

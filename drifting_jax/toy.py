@@ -76,7 +76,7 @@ def toy_step(
 
     (loss, statistics), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
     norm = optax.tree.norm(gradients)
-    metrics = ToyMetrics(state.step, loss, norm, statistics)
+    metrics = ToyMetrics(state.step - state.skipped, loss, norm, statistics)
     state = apply_gradients(
         state,
         gradients,
@@ -201,7 +201,7 @@ def _make_describe(config: ConfigDict) -> Callable[[ToyMetrics], dict[str, float
         return {
             "loss": float(metrics.loss),
             "grad_norm": float(metrics.gradient_norm),
-            "learning_rate": float(schedule(int(metrics.step))),
+            "learning_rate": float(schedule(int(metrics.updates))),
             **{f"drift/mean/{t:g}": float(value) for t, value in drifts.items()},
             "distance_scale": float(s.distance_scale),
             "diversity/mean": float(s.generated_distance / np.maximum(s.positive_distance, 1e-12)),

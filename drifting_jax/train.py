@@ -193,7 +193,7 @@ def _make_describe(config: ConfigDict) -> Callable[[GeneratorMetrics], dict[str,
     return lambda metrics: describe_metrics(
         metrics,
         temperatures=config.drift.temperatures,
-        learning_rate=float(schedule(int(metrics.step))),
+        learning_rate=float(schedule(int(metrics.updates))),
     )
 
 

@@ -203,7 +203,7 @@ def _train(
 
         def describe(metrics: dict[str, np.ndarray]) -> dict[str, float]:
             values = {name: float(value) for name, value in metrics.items()}
-            return {"learning_rate": float(schedule(int(values.pop("step")))), **values}
+            return {"learning_rate": float(schedule(int(values.pop("updates")))), **values}
 
         with feeding.make_batches(
             config,

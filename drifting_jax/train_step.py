@@ -57,14 +57,14 @@ class GeneratorMetrics:
     """What a generator's step tells: the loss says little, the statistics much.
 
     Attributes:
-      step: [] int32, the number of this step, from 0.
+      updates: [] int32, updates before this step: those that were skipped do not count.
       loss: [] sum over features, nearly constant by construction.
       gradient_norm: [] before the clip.
       cfg_scale: [] mean α of the rows.
       statistics: {feature: DriftingStatistics}.
     """
 
-    step: jax.Array
+    updates: jax.Array
     loss: jax.Array
     gradient_norm: jax.Array
     cfg_scale: jax.Array
@@ -148,7 +148,8 @@ def generator_step(
     }
     (loss, statistics), gradients = _loss_and_gradients(state.params, rows, sets_of, s, drift)
     norm = optax.tree.norm(gradients)
-    metrics = GeneratorMetrics(state.step, loss, norm, jnp.mean(rows.cfg_scale), statistics)
+    updates = state.step - state.skipped
+    metrics = GeneratorMetrics(updates, loss, norm, jnp.mean(rows.cfg_scale), statistics)
     state = apply_gradients(
         state,
         gradients,

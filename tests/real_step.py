@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_config
 
-from drifting_jax import build, distributed, sample_queue, train, train_mae
+from drifting_jax import build, distributed, processes, sample_queue, train, train_mae
 from drifting_jax.config import resolve
 from drifting_jax.defaults import FSDP_RULES
 from drifting_jax.train_step import generator_step
@@ -90,5 +90,5 @@ def run(kind, mesh, steps):
 
 
 if __name__ == "__main__":
-    distributed.initialize()
+    processes.initialize()
     np.savez(sys.argv[3], **run(sys.argv[1], distributed.make_mesh(4, 2), int(sys.argv[2])))

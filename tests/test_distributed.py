@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from drifting_jax import distributed, sample_queue
+from drifting_jax import distributed, processes, sample_queue
 
 
 def test_mesh_sizes():
@@ -147,29 +147,29 @@ def started(monkeypatch):
 
 
 def test_one_process_starts_nothing(started, monkeypatch):
-    distributed.initialize()
-    distributed.initialize(num_processes=1)
+    processes.initialize()
+    processes.initialize(num_processes=1)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    distributed.initialize()
+    processes.initialize()
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
-    distributed.initialize()
+    processes.initialize()
     assert not started
 
 
 def test_several_processes_are_told(started, monkeypatch):
     told = {"coordinator_address": "a:1", "num_processes": 2, "process_id": 0}
-    distributed.initialize(**told)
+    processes.initialize(**told)
     for name, value in told.items():
         monkeypatch.setenv(f"JAX_{name.upper()}", str(value))
-    distributed.initialize()
-    distributed.initialize(process_id=1)  # an argument goes before the environment
-    distributed.initialize(heartbeat_timeout_seconds=30)
+    processes.initialize()
+    processes.initialize(process_id=1)  # an argument goes before the environment
+    processes.initialize(heartbeat_timeout_seconds=30)
     assert started == [told, told, told | {"process_id": 1}, told | {"lost": 30}]
     monkeypatch.delenv("JAX_PROCESS_ID")
     with pytest.raises(ValueError, match="found no process_id; set JAX_PROCESS_ID or"):
-        distributed.initialize()
+        processes.initialize()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_several_processes_are_told(started, monkeypatch):
 )
 def test_several_processes_are_recognised(started, monkeypatch, variable):
     monkeypatch.setenv(*variable)
-    distributed.initialize()
+    processes.initialize()
     assert started == [dict.fromkeys(("coordinator_address", "num_processes", "process_id"))]
 
 
@@ -205,9 +205,9 @@ def test_hosts_of_a_tpu_slice_are_asked_of_its_metadata(started, monkeypatch, ho
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
         monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
-        distributed.initialize()
+        processes.initialize()
         server.shutdown()
-    distributed.initialize()  # where no server answers, there is one process
+    processes.initialize()  # where no server answers, there is one process
     assert len(started) == calls
 
 
@@ -238,7 +238,7 @@ def history(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
 
 def worker(path: str) -> None:
     """One process of two, told by its environment; writes its results to `path`."""
-    distributed.initialize()
+    processes.initialize()
     assert (jax.process_count(), jax.local_device_count(), jax.device_count()) == (2, 4, 8)
     try:
         distributed.make_mesh(4, 1)

@@ -132,12 +132,25 @@ def test_a_full_disk_costs_checkpoints_and_at_last_the_run(full_disk, tmp_path, 
 # Every process of a run, in short: it asks the others whether to stop, as a loop does after a step.
 _PROCESS = """
 import sys, time
-from drifting_jax import distributed
+import jax, numpy as np, orbax.checkpoint as ocp
+from absl import flags
+from orbax.checkpoint import multihost
+from drifting_jax import checkpoint, distributed, processes
 from drifting_jax.interruption import Interruption
 from drifting_jax.loop import Tools
 
-address, number, mode = sys.argv[1:]
-distributed.initialize(coordinator_address=address, num_processes=2, process_id=int(number))
+address, number, mode, folder = sys.argv[1:]
+flags.FLAGS.mark_as_parsed()
+multihost._DEFAULT_BARRIER_TIMEOUT = checkpoint._BARRIER_SECONDS = 8
+
+def save(checkpoints, step):
+    rows = distributed.global_batch(distributed.make_mesh(), np.full((1, 4), step, np.float32))
+    checkpoints.save(step, {"rows": {"x": rows}})
+
+def failing(*_, **__):
+    raise OSError("no room here")
+
+processes.initialize(coordinator_address=address, num_processes=2, process_id=int(number))
 try:
     if mode == "starting":
         print("ready", flush=True)
@@ -146,19 +159,34 @@ try:
         tools = Tools(writer=None, interruption=asked, speaks=False)
         tools.stops()
         print("ready", flush=True)
-        while not tools.stops():
-            time.sleep(0.01)
-            if mode == "failing" and number == "1":
-                raise RuntimeError("of process 1 alone")
+        with checkpoint.Checkpoints(folder, keep=3) as checkpoints:
+            if mode == "failing":
+                save(checkpoints, 1)
+            if mode.startswith("saving"):
+                if number == "1":
+                    what = ocp.CheckpointManager if mode == "saving" else checkpoint.Checkpoints
+                    name = "save" if mode == "saving" else "_finish"
+                    works = getattr(what, name)
+                    setattr(what, name, failing)
+                save(checkpoints, 1)
+                print("saved 1:", checkpoints.wait(), flush=True)
+                if number == "1":
+                    setattr(what, name, works)
+                save(checkpoints, 2)
+                print("saved 2:", checkpoints.wait(), flush=True)
+            while not mode.startswith("saving") and not tools.stops():
+                time.sleep(0.01)
+                if mode == "failing" and number == "1":
+                    raise RuntimeError("of process 1 alone")
     sys.exit(asked.exit_status)
 except Exception:
-    distributed.end_soon()
+    processes.end_soon()
     raise
 """
 
 
 @pytest.fixture
-def pair():
+def pair(tmp_path):
     """Starts two processes of a run that have met."""
     started = []
 
@@ -169,7 +197,7 @@ def pair():
         for number in "01":
             started.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", _PROCESS, address, number, mode],
+                    [sys.executable, "-c", _PROCESS, address, number, mode, str(tmp_path)],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     cwd=faults.ROOT,
@@ -200,6 +228,18 @@ def test_a_process_that_has_lost_another_ends_by_itself(pair, victim):
     processes = pair("running")
     processes[victim].kill()
     assert processes[1 - victim].wait(faults.ALONE) not in (0, 75)
+
+
+@pytest.mark.parametrize("mode", ["saving", "saving: the end"])
+def test_a_save_that_fails_in_one_process_fails_in_all_and_the_next_goes_well(pair, mode, tmp_path):
+    processes = pair(mode)
+    for process in processes:
+        printed, errors = process.communicate(timeout=faults.ALONE)
+        assert "saved 1: False\nsaved 2: True" in printed, errors
+        assert process.returncode == 0
+        assert "THE CHECKPOINT OF STEP 1 WAS NOT SAVED" in errors
+        assert "no room here" in errors  # also where the other process failed
+    assert (tmp_path / "2").is_dir()
 
 
 def test_a_process_that_fails_alone_does_not_wait_for_the_others(pair):

@@ -184,7 +184,7 @@ def test_pieces_may_have_statistics_of_their_own():
 
 def test_a_step_pushes_its_batch_and_moves_on():
     state, (by_class, of_any), metrics = first_step("1", 10)
-    assert int(state.step) == 1 and int(metrics.step) == 0
+    assert int(state.step) == 1 and int(metrics.updates) == 0
     images = new_batch()["image"]
     np.testing.assert_array_equal(of_any.images[8:], images)  # 40 pushed before, of 16
     np.testing.assert_array_equal(by_class.images[:8, 0], images)
@@ -330,7 +330,7 @@ def test_the_classifier_joins_late_and_slowly(at, weight):
     np.testing.assert_allclose(metrics["classifier_weight"], weight, rtol=1e-6)
     total = weight * metrics["classification"] + (1 - weight) * metrics["reconstruction"]
     np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
-    assert (int(metrics["step"]), int(after.step)) == (at, at + 1)
+    assert (int(metrics["updates"]), int(after.step)) == (at, at + 1)
     kernel, moved = (x.params["classifier"]["kernel"] for x in (state, after))
     assert np.array_equal(kernel, moved) == (weight == 0)
 
