@@ -1,5 +1,6 @@
 """Configs: mistakes are one line that names the field, and a run keeps what it began with."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -264,3 +265,22 @@ def test_a_bug_in_a_config_file_shows_where_it_is(tmp_path):
     assert done.returncode == 1
     assert "broken.py" in done.stderr
     assert "return int('x')" in done.stderr
+
+
+def test_statistics_by_piece_need_a_number_of_pieces_that_stays():
+    """Another number of pieces is another method then, so devices must not choose it."""
+    by_piece = {"train__shared_statistics": "microbatch"}
+    with pytest.raises(UserError, match=r"'microbatch' needs config.train.microbatches as a num"):
+        configs.resolve(_changed(**by_piece, train__microbatches=0))
+    two, four = (configs.resolve(_changed(**by_piece, train__microbatches=n)) for n in (2, 4))
+    with pytest.raises(UserError, match=r"config.train.microbatches cannot change in a run"):
+        configs.check_resume(two, four)
+    configs.check_resume(*(configs.resolve(_changed(train__microbatches=n)) for n in (2, 4)))
+
+
+def test_an_encoder_by_itself_may_train_longer():
+    long = {"encoder__train__num_steps": 5000}
+    for task, grows in (("encoder", True), ("generator", False)):
+        found = [configs.resolve(_changed(task, **changes)) for changes in ({}, long)]
+        with contextlib.nullcontext() if grows else pytest.raises(UserError, match="num_steps"):
+            configs.check_resume(*found)

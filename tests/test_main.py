@@ -1,11 +1,17 @@
 """The programs' command lines: a mistake is one line on stderr and exit status 2."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from drifting_jax.config import default_workdir
+import pytest
+
+from drifting_jax import lock, run
+from drifting_jax.command_line import exit_status
+from drifting_jax.config import base_config, default_workdir, resolve
+from drifting_jax.errors import Busy, UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "tests/tiny_config.py"
@@ -61,3 +67,35 @@ def test_mistakes_are_one_line_and_status_two(tmp_path):
 def test_workdirs_are_named_after_configs():
     assert default_workdir("configs/toy2d.py:far") == Path("runs/toy2d_far")
     assert default_workdir(CONFIG) == Path("runs/tiny_config")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UserError("a mistake"), 2),
+        (FileNotFoundError("no file"), 2),
+        (Busy("locked"), 1),
+        (OSError(errno.ENOSPC, "no space"), 1),
+        (TimeoutError("no answer"), 1),
+    ],
+)
+def test_only_mistakes_have_the_status_that_launchers_take_for_the_end(error, status):
+    assert exit_status(error) == status
+
+
+def test_how_to_go_on_is_told_without_what_a_launcher_added(monkeypatch, tmp_path):
+    words = ["python", "main.py", "--config=a.py", "--coordinator=a:1", "--num_processes", "2"]
+    monkeypatch.setattr(sys, "orig_argv", [*words, "--process_id=0", "--workdir=b c"])
+    assert run._stopped_message(tmp_path).endswith(
+        "\n  python main.py --config=a.py '--workdir=b c'"
+    )
+
+
+def test_a_second_start_changes_nothing_of_the_first(tmp_path):
+    first = base_config("toy")
+    run.open_workdir(resolve(first), tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    first.seed = 9
+    with lock.locked(tmp_path), pytest.raises(Busy):
+        run.run(resolve(first), workdir=tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
