@@ -621,8 +621,9 @@ def test_gke_applies_a_job_set(cloud):
     job = jobs["template"]["spec"]
     assert jobs["replicas"] == 1 and job["completions"] == job["parallelism"] == 4
     assert job["backoffLimit"] == 0 and job["completionMode"] == "Indexed"
-    [rule] = job["podFailurePolicy"]["rules"]  # only a mistake is final: 75 starts again
-    exit_codes = {"containerName": "train", "operator": "In", "values": [2]}
+    # A mistake and SIGINT are final: 75, and 1 as all other failures, start again.
+    [rule] = job["podFailurePolicy"]["rules"]
+    exit_codes = {"containerName": "train", "operator": "In", "values": [2, 130]}
     assert rule == {"action": "FailJob", "onExitCodes": exit_codes}
     pod = job["template"]["spec"]
     assert job["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
@@ -640,9 +641,11 @@ def test_gke_applies_a_job_set(cloud):
     cache = {"JAX_COMPILATION_CACHE_DIR": "/mnt/shared/.jax_cache"}
     assert variables == {"A": "b c", "LIBTPU_INIT_ARGS": ""} | cache
     assert told.stderr == ""  # its label is a known one
-    [volume] = pod["volumes"]
-    assert volume["csi"]["volumeAttributes"]["bucketName"] == "b"
-    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt/shared"}]
+    volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
+    places = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert set(places) == {"/mnt/shared", "/dev/shm"} and len(volumes) == 2
+    assert places["/mnt/shared"]["csi"]["volumeAttributes"]["bucketName"] == "b"
+    assert places["/dev/shm"] == {"emptyDir": {"medium": "Memory"}}
 
 
 @pytest.mark.parametrize(
@@ -658,7 +661,8 @@ def test_gke_counts_hosts(cloud, topology, chips, hosts, each):
     pod = job["template"]["spec"]
     assert job["completions"] == hosts
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == each
-    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "disk"}
+    claim = {"name": "shared", "persistentVolumeClaim": {"claimName": "disk"}}
+    assert pod["volumes"] == [{"name": "memory", "emptyDir": {"medium": "Memory"}}, claim]
     variable = {"name": "JAX_COMPILATION_CACHE_DIR", "value": "/a"}
     assert pod["containers"][0]["env"] == [variable]
     assert "tpu7x is none of the labels known here" in told.stderr
