@@ -723,7 +723,7 @@ def test_slurm_asks_for_what_main_needs():
     assert {"--requeue", "--open-mode=append", "--signal=TERM@120"} <= set(options)
 
 
-@pytest.mark.parametrize("status", [0, 2, 130, 1])
+@pytest.mark.parametrize("status", [0, 2, 130])
 def test_slurm_runs_a_task_for_each_gpu(cloud, status):
     nodes = {"SLURM_NTASKS_PER_NODE": "8", "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "12"}
     result = submit(cloud, CONFIG, "--workdir=a b", status=status, **nodes)
@@ -742,13 +742,28 @@ def test_slurm_runs_a_task_for_each_gpu(cloud, status):
     assert told.returncode == 0 and cloud.calls() == []
 
 
+@pytest.mark.parametrize("status", [75, 143, 1])
 @pytest.mark.parametrize(("state", "again"), [("RUNNING", True), ("COMPLETING", False)])
-def test_slurm_queues_a_stopped_run_again_unless_it_was_cancelled(cloud, state, again):
-    result = submit(cloud, CONFIG, status=75, state=state)
-    assert result.returncode == 75, result
+def test_slurm_queues_a_run_again_unless_it_was_cancelled(cloud, state, again, status):
+    result = submit(cloud, CONFIG, status=status, state=state)
+    assert result.returncode == status, result
     calls = [call for call in cloud.calls() if call[0] == "scontrol"]
     requeue = [["scontrol", "requeue", "7"]] if again else []
     assert calls == [["scontrol", "show", "job", "7", "--oneliner"], *requeue]
+
+
+def test_slurm_gives_up_after_failures_in_a_row(cloud):
+    def queued_again(status):
+        result = submit(cloud, "--max_failures=2", CONFIG, status=status)
+        assert result.returncode == status, result
+        return "queueing job 7 again" in result.stderr
+
+    statuses = [1, 143, 75, 134, 75, 75, 75, 1, 1, 143, 1, 2, 1, 1, 0, 1, 1, 1]
+    again = [queued_again(status) for status in statuses]
+    assert again == [True] * 9 + [False, True, False, True, True, False, True, True, False]
+    requeues = [call for call in cloud.calls() if call == ["scontrol", "requeue", "7"]]
+    assert len(requeues) == sum(again)
+    assert not list(cloud.repository.glob("*.failures"))
 
 
 def test_slurm_waits_for_its_tasks_when_it_gets_the_signal_too(cloud):
@@ -769,6 +784,7 @@ def test_slurm_mistakes(cloud):
     assert_one_line(submit(cloud, CONFIG, **eight), "1 tasks and 8 GPUs", "--ntasks-per-node=8")
     assert_one_line(submit(cloud, CONFIG, SLURM_GPUS_PER_TASK="1"), "--gpus-per-task=1")
     assert_one_line(submit(cloud, "train", CONFIG), "found 'train'")
+    assert_one_line(submit(cloud, "--max_failures=few", CONFIG), "--max_failures", "'few'")
     assert_one_line(submit(cloud), "--config=FILE, found", "launch/slurm.sh --help")
     assert_one_line(cloud.run("slurm.sh", "--python=bash", CONFIG), "no SLURM_JOB_ID", "sbatch")
     assert_one_line(cloud.run("slurm.sh", "--python=none", CONFIG, SLURM_JOB_ID="7"), "'none'")
