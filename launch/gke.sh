@@ -24,7 +24,8 @@
 #   --dry_run                  print the manifest and the commands, run none
 #
 # main.py's --workdir must be on the mount. When a pod is pre-empted or fails, all are started
-# again, and the run goes on from its checkpoint; a mistake in the command (status 2) ends it.
+# again, and the run goes on from its checkpoint; a mistake in the command or the data (status 2)
+# and SIGINT (130) end it.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -119,7 +120,7 @@ manifest() {
     "podFailurePolicy:"
   lines 12 "rules:"
   lines 14 "- action: FailJob" "  onExitCodes:"
-  lines 18 "containerName: train" "operator: In" "values: [2]"
+  lines 18 "containerName: train" "operator: In" "values: [2, 130]"
   lines 10 "template:"
   if [[ $bucket ]]; then
     lines 12 "metadata:" "  annotations:" '    gke-gcsfuse/volumes: "true"'
@@ -143,8 +144,11 @@ manifest() {
     lines 20 "- name: ${variable%%=*}" "  value: $(json "${variable#*=}")"
   done
   lines 18 "resources:" "  limits:" "    google.com/tpu: $chips_per_host"
-  lines 18 "volumeMounts:" "  - name: shared" "    mountPath: $(json "$mount")"
+  lines 18 "volumeMounts:" "  - name: shared" "    mountPath: $(json "$mount")" \
+    "  - name: memory" "    mountPath: /dev/shm"
   lines 14 "volumes:"
+  # Data workers hand their batches over there, and die where a pod's default of 64 MiB is full.
+  lines 16 "- name: memory" "  emptyDir:" "    medium: Memory"
   lines 16 "- name: shared"
   if [[ $bucket ]]; then
     # Checkpoints are folders that are renamed, and each pod must see at once what the others wrote:

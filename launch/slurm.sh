@@ -4,14 +4,18 @@
 # sbatch [options of sbatch] launch/slurm.sh [options] [--] --config=FILE [flags of main.py]
 # sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh --config=configs/…
 #
-#   --python=FILE   default: python, of the environment in which sbatch was called
-#   --dry_run       print the commands, run none (main.py's own --dry_run comes after --)
+#   --python=FILE       default: python, of the environment in which sbatch was called
+#   --max_failures=N    failures in a row after which the job is queued again (default 3)
+#   --dry_run           print the commands, run none (main.py's own --dry_run comes after --)
 #
 # Call it in the repository. JAX gives to each task the GPU of its number on the node, so there are
-# as many tasks as GPUs, and each task sees all of its node's. Two minutes before the time limit,
-# and when the job is pre-empted, the tasks are told to save; the job is queued again and goes on
-# from there. The exit status is main.py's. Compiled programs are kept in JAX_COMPILATION_CACHE_DIR;
-# default: ~/.cache/drifting_jax/compiled.
+# as many tasks as GPUs, and each task sees all of its node's. Two minutes before the time limit the
+# tasks are told to save; the job is queued again and goes on from there. A job that is pre-empted
+# saves only where the cluster's administrators gave the partition or the QOS a GraceTime; SLURM's
+# default is 0, which leaves no time, and what came after the last save is lost. The job is queued
+# again after a failure too, but not after a mistake in the command or the data (status 2), SIGINT
+# (130), or scancel. The exit status is main.py's. Compiled programs are kept in
+# JAX_COMPILATION_CACHE_DIR; default: ~/.cache/drifting_jax/compiled.
 
 #SBATCH --job-name=drifting_jax
 #SBATCH --nodes=1
@@ -38,18 +42,19 @@ fi
 source "$root/launch/common.sh"
 
 program=launch/slurm.sh
-python=python
+python=python max_failures=3
 own=()
 while (($#)); do
   case $1 in
-    --python=* | --dry_run | --help | -h) own+=("$1") && shift ;;
+    --python=* | --max_failures=* | --dry_run | --help | -h) own+=("$1") && shift ;;
     --) shift && break ;;
     *) break ;;
   esac
 done
-parse_options "python" "dry_run" ${own[@]+"${own[@]}"}
+parse_options "python max_failures" "dry_run" ${own[@]+"${own[@]}"}
 main_flags=("$@")
 require_config ''
+require_number 0 max_failures
 [[ $dry_run || ${SLURM_JOB_ID:-} ]] ||
   fail "expected to run in a SLURM job, found no SLURM_JOB_ID: sbatch $program …"
 [[ $dry_run ]] || command -v "$python" >/dev/null ||
@@ -76,7 +81,7 @@ requeue=(scontrol requeue "$job")
 if [[ $dry_run ]]; then
   quoted export "JAX_COMPILATION_CACHE_DIR=$JAX_COMPILATION_CACHE_DIR"
   quoted "${command[@]}"
-  echo "# where it ends with status 75 and the job was not cancelled:"
+  echo "# where it ends with another status than 0, 2 and 130, and the job was not cancelled:"
   quoted "${ask[@]}"
   quoted "${requeue[@]}"
   exit 0
@@ -86,13 +91,38 @@ trap : TERM # reaches the tasks by itself; this shell waits for what they answer
 "${command[@]}" &
 status=0
 wait_for $! || status=$?
-if ((status == 75)); then
-  # scancel says SIGTERM too, and whoever cancels a job does not want it back.
-  if [[ $("${ask[@]}") == *JobState=RUNNING* ]]; then
-    note "stopped and saved: queueing job $job again"
-    "${requeue[@]}"
-  else
-    note "stopped and saved; cancelled, so it is not queued again"
-  fi
+# Outlives each start of the job: a line for each failure since the last that ended well.
+failures=${SLURM_SUBMIT_DIR:-$root}/drifting_jax-$job.failures
+ended="main.py ended with status $status"
+case $status in
+  0 | 2 | 130)
+    rm -f "$failures"
+    exit "$status"
+    ;;
+  75)
+    rm -f "$failures"
+    ended="stopped and saved"
+    ;;
+esac
+# scancel says SIGTERM too, and whoever cancels a job does not want it back.
+if [[ $("${ask[@]}") != *JobState=RUNNING* ]]; then
+  rm -f "$failures"
+  note "$ended; cancelled or out of time, so it is not queued again"
+  exit "$status"
 fi
+# Counted is also 143, a SIGTERM before main.py could take it: srun sends one to tasks that wait for
+# a task that has failed, and that may go on for ever.
+if ((status != 75)); then
+  count=0
+  if [[ -f $failures ]]; then count=$(wc -l <"$failures"); fi
+  if ((count >= max_failures)); then
+    rm -f "$failures"
+    note "$ended: giving up (--max_failures=$max_failures)"
+    exit "$status"
+  fi
+  echo "$ended" >>"$failures"
+  ended+=", failure $((count + 1)) of at most $max_failures"
+fi
+note "$ended: queueing job $job again"
+"${requeue[@]}"
 exit "$status"

@@ -10,8 +10,9 @@
 #   status   of the request, of the slice and of main.py on each worker
 #   resume   all of the above that is missing, and again after each pre-emption, until the run is
 #            done; the same flags as for create, setup and run
-#   stop     tell main.py to save and end with status 75; the slice stays, and costs
-#   delete   give the slice back; nothing costs from then on but the bucket
+#   stop     tell main.py to save, and wait until it has ended; the slice stays, and costs
+#   delete   stop what runs there, then give the slice back; nothing costs from then on but the
+#            bucket
 #
 #   --name=NAME --zone=ZONE        of the slice; always
 #   --project=PROJECT              default: that of gcloud's configuration
@@ -28,14 +29,17 @@
 #                                  Compiled programs are kept in JAX_COMPILATION_CACHE_DIR; default:
 #                                  .jax_cache on the shared disk
 #   --ssh_flags="FLAGS"            more flags of gcloud's ssh and scp, such as --internal-ip
-#   --poll=S                       seconds between two looks (default 60)
-#   --max_failures=N               resume: crashes and failed set-ups after which it tries again
-#                                  (default 10)
+#   --poll=S                       seconds between two looks (default 60; stop, delete: 10)
+#   --wait=S                       stop, delete: seconds that main.py has to end (default 600)
+#   --now                          stop, delete: without a save
+#   --max_failures=N               resume: crashes, failed set-ups and slices that do not answer,
+#                                  after which it tries again (default 10)
 #   --delete_at_end                resume: give the slice back when the run is done or has failed
 #   --dry_run                      print the commands, run none
 #
 # main.py's --workdir must be on the shared disk. Exit status: 0 done, 2 a mistake in the command or
-# (resume) in main.py's, 1 what gcloud refused or what failed too often.
+# (resume) in main.py's or the data, 130 (resume) after SIGINT to main.py, 1 what gcloud refused,
+# what failed too often, and (stop) a run that ended otherwise than done or saved.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -49,12 +53,16 @@ case $command in
   *) fail "expected create, setup, run, logs, status, resume, stop or delete, found '$command'" ;;
 esac
 name='' zone='' project='' accelerator_type='' runtime_version='' spot='' gcloud_flags=''
-repo='' ref='' bucket='' nfs='' mount=/mnt/shared ssh_flags='' worker=0 poll=60 max_failures=10
-delete_at_end=''
+repo='' ref='' bucket='' nfs='' mount=/mnt/shared ssh_flags='' worker=0 poll='' wait=600 now=''
+max_failures=10 delete_at_end=''
 parse_options "name zone project accelerator_type runtime_version gcloud_flags repo ref bucket nfs
-  mount env ssh_flags worker poll max_failures" "spot delete_at_end dry_run" "$@"
+  mount env ssh_flags worker poll wait max_failures" "spot now delete_at_end dry_run" "$@"
 require name zone
-require_number 0 poll max_failures
+case $command in
+  stop | delete) poll=${poll:-10} ;;
+  *) poll=${poll:-60} ;;
+esac
+require_number 0 poll wait max_failures
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
   fail "expected --name of small letters, digits and hyphens, found '$name'"
 [[ $worker =~ ^([0-9]+|all)$ ]] || fail "expected --worker to be a number or all, found '$worker'"
@@ -94,6 +102,7 @@ read -ra more_of_create <<<"$gcloud_flags"
 read -ra more_of_ssh <<<"$ssh_flags"
 tar=${TMPDIR:-/tmp}/drifting_jax-$name.tar.gz
 worker_script="bash drifting_jax/launch/tpu_worker.sh"
+looks_in_vain=10 # at workers of a slice that is ready, after which resume takes them for lost
 
 # on_workers WHICH REMOTE_COMMAND
 on_workers() {
@@ -192,6 +201,40 @@ look_at_run() {
   fi
   if [[ $run != "${seen_run:-}" ]]; then note "$(date +%T) run: $run"; fi
   seen_run=$run
+}
+
+# stop_run: tells main.py to save, where it runs, and waits until it runs nowhere; `run` is then how
+# it ended.
+stop_run() {
+  local order=stop deadline=$((SECONDS + 10#$wait))
+  if [[ $now ]]; then order="kill"; fi
+  if [[ $dry_run ]]; then
+    ask_workers
+    echo "# where main.py runs, followed by looks every $poll seconds until it has ended:"
+    on_workers all "$worker_script $order"
+    return
+  fi
+  followed=1
+  look_at_run
+  [[ $run != unknown ]] ||
+    fail "expected all workers of $name to tell what runs there, found that they do not (ssh's message is above); delete --now gives the slice back all the same" 1
+  if [[ $commands ]]; then
+    on_workers all "$worker_script $order" ||
+      fail "expected all workers of $name to hear that they are to stop, found that they did not (the message is above): call $command again" 1
+  fi
+  while [[ $commands || $run == unknown ]]; do
+    ((SECONDS < deadline)) ||
+      fail "expected the run on $name to end within --wait=$wait seconds, found it $run: call $command again to wait longer, or with --now to do without its save" 1
+    sleep "$poll"
+    look_at_run
+  done
+  case $run in
+    none) note "nothing runs there" ;;
+    done) note "the run is done (status 0)" ;;
+    stopped) note "the run has stopped and saved (status 75)" ;;
+    lost) note "the run ended without a status: it goes on from its last save" ;;
+    *) note "the run ended with status $run: it goes on from its last save" ;;
+  esac
 }
 
 # repository_answers: whether this is a repository, and git can tell.
@@ -309,18 +352,35 @@ follow() {
 one_turn() {
   look_at_slice
   case $slice in
-    missing) request_slice || count_failure "the request was refused" ;;
+    missing)
+      # What runs on a slice that was asked for here is this run itself.
+      if request_slice; then followed=1; else count_failure "the request was refused"; fi
+      ;;
     lost) delete_slice || note "could not delete $name, trying again" ;;
   esac
+  if [[ $slice != ready && $slice != unknown ]]; then in_vain=0; fi
   [[ $slice == ready ]] || return 0
   look_at_run
   if [[ ! $followed ]]; then follow; fi
   if [[ $run != ending ]]; then endings=0; fi
+  if [[ $run != unknown ]]; then in_vain=0; fi
   case $run in
-    running | unknown) return ;;
+    running) return ;;
+    unknown)
+      # One worker that is gone for good is enough for that, and gcloud may call the slice ready for
+      # ever: it costs, and the others wait.
+      in_vain=$((in_vain + 1))
+      ((in_vain >= looks_in_vain)) || return 0
+      in_vain=0
+      [[ $followed ]] ||
+        fail "expected all workers of $name to tell what runs there, found no answer to $looks_in_vain looks: what runs may be another run, so the slice was not deleted, and costs" 1
+      count_failure "workers did not answer $looks_in_vain looks in a row, so the slice counts as lost"
+      delete_slice || note "could not delete $name, trying again"
+      return
+      ;;
     done) end 0 "the run is done" ;;
-    2) end 2 "main.py found a mistake in its command (status 2): $0 logs shows it" ;;
-    130) end 130 "main.py was stopped by Ctrl-C" ;;
+    2) end 2 "main.py found a mistake in its command or its data (status 2): $0 logs shows it" ;;
+    130) end 130 "main.py was stopped by SIGINT (status 130)" ;;
     ending)
       # Where some workers have ended, the others do so soon, or wait for them for ever.
       endings=$((endings + 1))
@@ -360,8 +420,19 @@ case $command in
     look_at_slice
     if [[ $slice == ready ]]; then ask_workers; fi
     ;;
-  stop) on_workers all "$worker_script stop" ;;
-  delete) delete_slice || fail "gcloud could not delete $name (its own message is above): it still costs" 1 ;;
+  stop)
+    stop_run
+    [[ $dry_run || $now || $run == none || $run == "done" || $run == stopped ]] || exit 1
+    ;;
+  delete)
+    if [[ ! $now ]]; then
+      look_at_slice
+      [[ $slice != unknown ]] ||
+        fail "expected gcloud to tell whether a run goes on, found that it cannot (its own message is above); --now deletes all the same" 1
+      if [[ $slice == ready ]]; then stop_run; fi
+    fi
+    delete_slice || fail "gcloud could not delete $name (its own message is above): it still costs" 1
+    ;;
   resume)
     pack
     if [[ $dry_run ]]; then
@@ -377,7 +448,7 @@ case $command in
       start_run
       exit 0
     fi
-    failures=0 endings=0 followed=''
+    failures=0 endings=0 in_vain=0 followed=''
     while :; do
       one_turn
       sleep "$poll"

@@ -7,7 +7,8 @@
 # tpu_worker.sh status             one line: "running: COMMAND", "exit STATUS", lost (ended without
 #                                  one), none
 # tpu_worker.sh logs               the end of the log, and what comes
-# tpu_worker.sh stop | kill        SIGTERM, which saves; SIGKILL, which does not
+# tpu_worker.sh stop | kill        SIGTERM, which saves, however often it is called; SIGKILL, which
+#                                  does not
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -106,7 +107,7 @@ case $worker_command in
     elif [[ $(main_flag workdir) == "${mount%/}"/* ]]; then
       fail "expected a disk at $mount on $(hostname), found none mounted: checkpoints would be lost with the slice; call setup with --bucket or --nfs"
     fi
-    rm -f "$state/status" "$state/pid"
+    rm -f "$state/status" "$state/pid" "$state/stopping"
     command_line >"$state/command"
     printf '\n%s %s\n' "$(date --utc +%FT%TZ)" "$(<"$state/command")" >>"$state/log"
     if ((${#variables[@]})); then export "${variables[@]}"; fi
@@ -135,10 +136,11 @@ case $worker_command in
   stop | kill)
     if ! running; then
       echo "$(hostname): nothing runs"
-    elif [[ $worker_command == stop ]]; then
-      kill -TERM "$(<"$state/pid")"
-    else
+    elif [[ $worker_command == kill ]]; then
       kill -KILL -- "-$(<"$state/group")" # the session that setsid made, data workers included
+    elif [[ ! -f $state/stopping ]]; then # main.py takes a second SIGTERM as "at once, unsaved"
+      kill -TERM "$(<"$state/pid")"
+      touch "$state/stopping"
     fi
     ;;
   *) fail "expected setup, start, status, logs, stop or kill, found '$worker_command'" ;;

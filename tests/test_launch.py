@@ -65,6 +65,8 @@ elif verb == "describe":
 elif verb == "scp":
     for home in homes:
         shutil.copy(arguments[4], home / arguments[5].partition(":")[2])
+elif verb == "ssh" and (homes[1] / "unreachable").exists():
+    sys.exit("ssh: connect to host worker1 port 22: Connection timed out")
 elif verb == "ssh":
     print("Using ssh batch size of 1.", file=sys.stderr)
     worker = flags["--worker"]
@@ -82,6 +84,8 @@ elif verb == "ssh":
         if event == "preempted":
             vanish()
             slice.write_text("SUSPENDED")
+        elif event == "unreachable":
+            (homes[1] / event).touch()
         elif event != "nothing":
             status, _, one = event.partition("@")
             for home in homes[:1] if one else homes:
@@ -100,7 +104,7 @@ if [[ $1 == venv ]]; then
 echo "${*:2}" >> "$CLOUD/started"
 echo "$JAX_COMPILATION_CACHE_DIR $LIBTPU_INIT_ARGS" >> "$CLOUD/environments"
 echo "a line of main.py"
-trap 'echo saved; exit 75' TERM
+trap 'echo asked; [[ -f $HOME/deaf ]] || { echo saved; exit "${AT_SIGTERM:-75}"; }' TERM
 while [[ ! -s $HOME/finish ]]; do sleep 0.02; done
 status=$(<"$HOME/finish")
 rm "$HOME/finish"
@@ -376,7 +380,7 @@ def test_tpu_pod_from_nothing_over_a_preemption_to_the_end(cloud, tmp_path):
     assert (cloud.folder / "started").read_text().splitlines() == started * 3
     assert (cloud.folder / "worker1/drifting_run/status").read_text() == "0\n"
 
-    calls, _ = step("delete")
+    calls, _ = step("delete", "--now")
     assert calls == [DELETE]
 
 
@@ -387,14 +391,12 @@ def test_tpu_pod_stops_and_follows(cloud):
         result = cloud.run("tpu_pod.sh", arguments[0], *SLICE, *arguments[1:], *more)
         assert result.returncode == 0, result
         assert ("checkpoints will be lost" in result.stderr) == (arguments[0] == "setup")
-    assert cloud.run("tpu_pod.sh", "stop", *SLICE).returncode == 0
+    stopped = cloud.run("tpu_pod.sh", "stop", *SLICE, "--poll=0")
+    assert stopped.returncode == 0 and "stopped and saved (status 75)" in stopped.stderr, stopped
     statuses = [cloud.folder / f"worker{i}/drifting_run/status" for i in range(2)]
-    deadline = time.monotonic() + 10
-    while not all(path.exists() for path in statuses) and time.monotonic() < deadline:
-        time.sleep(0.05)
     assert [path.read_text() for path in statuses] == ["75\n"] * 2
     log = (cloud.folder / "worker0/drifting_run/log").read_text()
-    assert "a line of main.py\nsaved\n" in log and f"main.py {CONFIG}" in log
+    assert "a line of main.py\nasked\nsaved\n" in log and f"main.py {CONFIG}" in log
     caches = (cloud.folder / "environments").read_text().split()
     assert caches == [f"{cloud.environment['XDG_CACHE_HOME']}/drifting_jax/compiled"] * 2
     cloud.calls()
@@ -412,6 +414,10 @@ def test_tpu_pod_resume_ends_at_a_mistake_and_after_too_many_failures(cloud):
     calls = cloud.calls()
     assert calls[:2] == [DESCRIBE[0], CREATE] and calls[-1] == DELETE
 
+    cloud.set("plan", "nothing nothing 130 ")
+    assert cloud.run("tpu_pod.sh", *resume).returncode == 130
+    assert cloud.calls()[-1] == DELETE
+
     cloud.set("plan", "nothing 1 nothing nothing 134 ")
     result = cloud.run("tpu_pod.sh", *resume)
     assert result.returncode == 1, result
@@ -428,6 +434,91 @@ def running(cloud):
         assert cloud.run("tpu_pod.sh", arguments[0], *SLICE, *arguments[1:], *more).returncode == 0
     cloud.calls()
     return cloud
+
+
+def test_tpu_pod_stop_waits_and_asks_once(running):
+    """main.py takes a second SIGTERM as an order to end at once, unsaved."""
+    deaf = running.folder / "worker1/deaf"
+    deaf.touch()
+    stop = ("tpu_pod.sh", "stop", *SLICE, "--poll=0", "--wait=1")
+    for command in (stop, stop, ("tpu_pod.sh", "delete", *SLICE, "--poll=0", "--wait=1")):
+        result = running.run(*command)
+        assert result.returncode == 1 and "to end within --wait=1 seconds" in result.stderr, result
+    calls = running.calls()
+    assert calls.count(ssh(f"{WORKER} stop")) == 3 and DELETE not in calls
+    logs = [(running.folder / f"worker{i}/drifting_run/log").read_text() for i in range(2)]
+    assert [log.count("asked") for log in logs] == [1, 1]
+    result = running.run(*stop, "--now")
+    assert result.returncode == 0 and "goes on from its last save" in result.stderr, result
+    assert ssh(f"{WORKER} kill") in running.calls()
+
+
+def test_tpu_pod_stop_says_where_a_save_failed(cloud):
+    for arguments in (("create", *TYPE), ("setup", *cloud.disk), ("run", cloud.disk[1])):
+        more = cloud.flags if arguments[0] == "run" else ()
+        command = ("tpu_pod.sh", arguments[0], *SLICE, *arguments[1:], *more)
+        assert cloud.run(*command, AT_SIGTERM="1").returncode == 0
+    result = cloud.run("tpu_pod.sh", "stop", *SLICE, "--poll=0")
+    assert result.returncode == 1 and "ended with status 1: it goes on from its" in result.stderr
+
+
+def test_tpu_pod_delete_lets_the_run_save_first(running):
+    log = running.folder / "worker0/drifting_run/log"
+    kept = running.folder / "log"
+    kept.hardlink_to(log)  # the slice takes its files with it
+    told = running.run("tpu_pod.sh", "delete", *SLICE, "--dry_run")
+    assert printed(told) == [*DESCRIBE, STATUS, ssh(f"{WORKER} stop"), DELETE]
+    result = running.run("tpu_pod.sh", "delete", *SLICE, "--poll=0")
+    assert result.returncode == 0 and "stopped and saved (status 75)" in result.stderr, result
+    calls = running.calls()
+    assert calls[:4] == [*DESCRIBE, STATUS, ssh(f"{WORKER} stop")] and calls[-1] == DELETE
+    assert "saved" in kept.read_text()
+
+
+def test_tpu_pod_delete_now_asks_nobody(running):
+    (running.folder / "worker1/unreachable").touch()
+    refused = running.run("tpu_pod.sh", "delete", *SLICE)
+    assert refused.returncode == 1 and "delete --now" in refused.stderr, refused
+    running.set("refused", "queued-resources describe")
+    refused = running.run("tpu_pod.sh", "delete", *SLICE)
+    assert refused.returncode == 1 and "--now" in refused.stderr, refused
+    assert DELETE not in running.calls()
+    assert running.run("tpu_pod.sh", "delete", *SLICE, "--now").returncode == 0
+    assert running.calls() == [DELETE]
+
+
+def test_tpu_pod_delete_of_a_slice_that_was_never_set_up(cloud):
+    assert cloud.run("tpu_pod.sh", "create", *SLICE, *TYPE).returncode == 0
+    cloud.calls()
+    assert cloud.run("tpu_pod.sh", "delete", *SLICE).returncode == 0
+    assert cloud.calls() == [*DESCRIBE, STATUS, DELETE]
+    assert cloud.run("tpu_pod.sh", "delete", *SLICE).returncode == 1  # as gcloud says
+
+
+def test_tpu_pod_resume_replaces_a_slice_whose_workers_do_not_answer(cloud):
+    """gcloud calls it ready, and bills it, for as long as nobody deletes it."""
+    resume = ("resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", "--max_failures=1", *cloud.flags)
+    cloud.set("plan", "nothing unreachable nothing 0 ")
+    result = cloud.run("tpu_pod.sh", *resume)
+    assert result.returncode == 0 and "the run is done" in result.stderr, result
+    [line] = [line for line in result.stderr.splitlines() if "did not answer" in line]
+    assert "10 looks in a row" in line and line.endswith("trying again (1 of at most 1 times)")
+    calls = cloud.calls()
+    assert calls.count(DELETE) == 1 and calls.count(CREATE) == 2
+    assert calls[: calls.index(DELETE)].count(STATUS) == 2 + 10
+
+    assert cloud.run("tpu_pod.sh", "delete", *SLICE).returncode == 0
+    cloud.set("plan", "nothing unreachable nothing unreachable ")
+    result = cloud.run("tpu_pod.sh", *resume, "--config.seed=1")
+    assert result.returncode == 1 and "giving up (--max_failures=1)" in result.stderr, result
+
+
+def test_tpu_pod_resume_deletes_no_slice_on_which_another_run_may_go_on(running):
+    (running.folder / "worker1/unreachable").touch()
+    resume = ("resume", *SLICE, *TYPE, *running.disk, "--poll=0", "--delete_at_end")
+    result = running.run("tpu_pod.sh", *resume, *running.flags)
+    assert result.returncode == 1 and "may be another run" in result.stderr, result
+    assert DELETE not in running.calls()
 
 
 @pytest.mark.parametrize("left", [2, 130, 0, 1])
@@ -572,6 +663,7 @@ def test_tpu_pod_sends_committed_code_only(cloud, dry_run):
         (("run", *SLICE, "--env=A", "--", CONFIG), ("--env=NAME=VALUE", "'--env=A'")),
         (("setup", *SLICE, "--mount=/"), ("--mount", "'/'")),
         (("resume", *SLICE, *TYPE, "--", CONFIG, "--workdir=/a"), ("--bucket and --nfs", "lost")),
+        (("stop", *SLICE, "--wait=long"), ("--wait", "'long'")),
         (("resume", *SLICE, *TYPE, "--poll=soon", "--", CONFIG), ("--poll", "soon")),
     ],
 )
@@ -621,8 +713,9 @@ def test_gke_applies_a_job_set(cloud):
     job = jobs["template"]["spec"]
     assert jobs["replicas"] == 1 and job["completions"] == job["parallelism"] == 4
     assert job["backoffLimit"] == 0 and job["completionMode"] == "Indexed"
-    [rule] = job["podFailurePolicy"]["rules"]  # only a mistake is final: 75 starts again
-    exit_codes = {"containerName": "train", "operator": "In", "values": [2]}
+    # A mistake and SIGINT are final: 75, and 1 as all other failures, start again.
+    [rule] = job["podFailurePolicy"]["rules"]
+    exit_codes = {"containerName": "train", "operator": "In", "values": [2, 130]}
     assert rule == {"action": "FailJob", "onExitCodes": exit_codes}
     pod = job["template"]["spec"]
     assert job["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
@@ -640,9 +733,11 @@ def test_gke_applies_a_job_set(cloud):
     cache = {"JAX_COMPILATION_CACHE_DIR": "/mnt/shared/.jax_cache"}
     assert variables == {"A": "b c", "LIBTPU_INIT_ARGS": ""} | cache
     assert told.stderr == ""  # its label is a known one
-    [volume] = pod["volumes"]
-    assert volume["csi"]["volumeAttributes"]["bucketName"] == "b"
-    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt/shared"}]
+    volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
+    places = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert set(places) == {"/mnt/shared", "/dev/shm"} and len(volumes) == 2
+    assert places["/mnt/shared"]["csi"]["volumeAttributes"]["bucketName"] == "b"
+    assert places["/dev/shm"] == {"emptyDir": {"medium": "Memory"}}
 
 
 @pytest.mark.parametrize(
@@ -658,7 +753,8 @@ def test_gke_counts_hosts(cloud, topology, chips, hosts, each):
     pod = job["template"]["spec"]
     assert job["completions"] == hosts
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == each
-    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "disk"}
+    claim = {"name": "shared", "persistentVolumeClaim": {"claimName": "disk"}}
+    assert pod["volumes"] == [{"name": "memory", "emptyDir": {"medium": "Memory"}}, claim]
     variable = {"name": "JAX_COMPILATION_CACHE_DIR", "value": "/a"}
     assert pod["containers"][0]["env"] == [variable]
     assert "tpu7x is none of the labels known here" in told.stderr
@@ -719,7 +815,7 @@ def test_slurm_asks_for_what_main_needs():
     assert {"--requeue", "--open-mode=append", "--signal=TERM@120"} <= set(options)
 
 
-@pytest.mark.parametrize("status", [0, 2, 130, 1])
+@pytest.mark.parametrize("status", [0, 2, 130])
 def test_slurm_runs_a_task_for_each_gpu(cloud, status):
     nodes = {"SLURM_NTASKS_PER_NODE": "8", "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "12"}
     result = submit(cloud, CONFIG, "--workdir=a b", status=status, **nodes)
@@ -738,13 +834,28 @@ def test_slurm_runs_a_task_for_each_gpu(cloud, status):
     assert told.returncode == 0 and cloud.calls() == []
 
 
+@pytest.mark.parametrize("status", [75, 143, 1])
 @pytest.mark.parametrize(("state", "again"), [("RUNNING", True), ("COMPLETING", False)])
-def test_slurm_queues_a_stopped_run_again_unless_it_was_cancelled(cloud, state, again):
-    result = submit(cloud, CONFIG, status=75, state=state)
-    assert result.returncode == 75, result
+def test_slurm_queues_a_run_again_unless_it_was_cancelled(cloud, state, again, status):
+    result = submit(cloud, CONFIG, status=status, state=state)
+    assert result.returncode == status, result
     calls = [call for call in cloud.calls() if call[0] == "scontrol"]
     requeue = [["scontrol", "requeue", "7"]] if again else []
     assert calls == [["scontrol", "show", "job", "7", "--oneliner"], *requeue]
+
+
+def test_slurm_gives_up_after_failures_in_a_row(cloud):
+    def queued_again(status):
+        result = submit(cloud, "--max_failures=2", CONFIG, status=status)
+        assert result.returncode == status, result
+        return "queueing job 7 again" in result.stderr
+
+    statuses = [1, 143, 75, 134, 75, 75, 75, 1, 1, 143, 1, 2, 1, 1, 0, 1, 1, 1]
+    again = [queued_again(status) for status in statuses]
+    assert again == [True] * 9 + [False, True, False, True, True, False, True, True, False]
+    requeues = [call for call in cloud.calls() if call == ["scontrol", "requeue", "7"]]
+    assert len(requeues) == sum(again)
+    assert not list(cloud.repository.glob("*.failures"))
 
 
 def test_slurm_waits_for_its_tasks_when_it_gets_the_signal_too(cloud):
@@ -765,6 +876,7 @@ def test_slurm_mistakes(cloud):
     assert_one_line(submit(cloud, CONFIG, **eight), "1 tasks and 8 GPUs", "--ntasks-per-node=8")
     assert_one_line(submit(cloud, CONFIG, SLURM_GPUS_PER_TASK="1"), "--gpus-per-task=1")
     assert_one_line(submit(cloud, "train", CONFIG), "found 'train'")
+    assert_one_line(submit(cloud, "--max_failures=few", CONFIG), "--max_failures", "'few'")
     assert_one_line(submit(cloud), "--config=FILE, found", "launch/slurm.sh --help")
     assert_one_line(cloud.run("slurm.sh", "--python=bash", CONFIG), "no SLURM_JOB_ID", "sbatch")
     assert_one_line(cloud.run("slurm.sh", "--python=none", CONFIG, SLURM_JOB_ID="7"), "'none'")
