@@ -7,7 +7,10 @@ A line for each config and slice, as `--dry_run` counts them: parameters, optimi
 needs besides.
 """
 
+import os
 from pathlib import Path
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # stand for eight GPUs
 
 import jax
 from absl import app
@@ -18,9 +21,15 @@ from drifting_jax.config import file_beside, resolve
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = (
     "imagenet_latent:ablation", "imagenet_latent:B", "imagenet_latent:L", "imagenet_pixel:B",
-    "imagenet_pixel:L", "mae_latent:256", "mae_latent:640",
+    "imagenet_pixel:L", "mae_latent:256", "mae_latent:640", "mae_pixel:256", "mae_pixel:640",
 )  # fmt: skip
-SLICES = {"1 device": "", "v4-64": "v4:4x4x2", "v5e-64": "v5e:8x8", "v6e-128": "v6e:8x16"}
+SLICES = {
+    "1 device": 1,
+    "8 devices": 8,
+    "v4-64": "v4:4x4x2",
+    "v5e-64": "v5e:8x8",
+    "v6e-128": "v6e:8x16",
+}
 
 
 def main(_) -> None:
@@ -29,7 +38,10 @@ def main(_) -> None:
         name, _, variant = full.partition(":")
         config = resolve(file_beside(CONFIGS / "any.py", f"{name}.py").get_config(variant))
         for slice_name, topology in SLICES.items():
-            devices = dry_run.devices_of(topology) if topology else jax.local_devices()[:1]
+            if isinstance(topology, int):
+                devices = jax.local_devices(backend="cpu")[:topology]
+            else:
+                devices = dry_run.devices_of(topology)
             if len(devices) == 128 and config.train.labels_per_step == 64:
                 with config.unlocked():
                     config.mesh.data = 2  # 64 rows of 64 samples split over 2 x 64
