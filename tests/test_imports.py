@@ -18,6 +18,7 @@ LAYERS = {
         "guidance",
         "evaluation.frechet",
         "evaluation.neighbors",
+        "evaluation.resize",
         "evaluation.toy",
     },
     "parts": {
@@ -72,6 +73,7 @@ LAYERS = {
         "weights.unpickle",
         "weights.pth",
         "weights.networks",
+        "evaluation.extractors",
         "checkpoint",
         "metrics",
         "interruption",
@@ -120,6 +122,7 @@ PURE = {
     "sample_queue",
     "distributed",
     "evaluation.frechet",
+    "evaluation.resize",
     "models.layers",
     "models.transformer",
     "models.dit",
