@@ -41,8 +41,7 @@ def outputs(tensors):
             capture_intermediates=lambda module, _: isinstance(module, blocks),
             mutable=["intermediates"],
         )
-        found = {name: x["__call__"][0] for name, x in state["intermediates"].items()}
-        maps = {name: x[0] if isinstance(x, tuple) else x for name, x in found.items()}
+        maps = {name: x["__call__"][0] for name, x in state["intermediates"].items()}
         return features, {name: x.mean((1, 2)) for name, x in maps.items()}
 
     images = (FIGURES[f"{case}/image_u8"].transpose(0, 2, 3, 1) for case in "ac")

@@ -152,15 +152,12 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """[b, h, w, c] -> [b, h, w, 768]: 1x1, a 7x7 in two parts, two of those, and a pool.
-
-    Also gives the 1x1 branch alone, [b, h, w, 192].
-    """
+    """[b, h, w, c] -> [b, h, w, 768]: 1x1, a 7x7 in two parts, two of those, and a pool."""
 
     width: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array) -> jax.Array:
         one, seven, double, pool = pointwise(
             x,
             ConvNorm(192, name="branch1x1"),
@@ -168,15 +165,13 @@ class InceptionC(nn.Module):
             ConvNorm(self.width, name="branch7x7dbl_1"),
             ConvNorm(192, name="branch_pool"),
         )
-        one = nn.relu(one)
         seven = convolve(nn.relu(seven), ConvNorm(self.width, (1, 7), name="branch7x7_2"))
         seven = convolve(seven, ConvNorm(192, (7, 1), name="branch7x7_3"))
         double = convolve(nn.relu(double), ConvNorm(self.width, (7, 1), name="branch7x7dbl_2"))
         double = convolve(double, ConvNorm(self.width, (1, 7), name="branch7x7dbl_3"))
         double = convolve(double, ConvNorm(self.width, (7, 1), name="branch7x7dbl_4"))
         double = convolve(double, ConvNorm(192, (1, 7), name="branch7x7dbl_5"))
-        maps = [one, seven, double, nn.relu(average_pool(pool))]
-        return jnp.concatenate(maps, axis=-1), one
+        return jnp.concatenate([nn.relu(one), seven, double, nn.relu(average_pool(pool))], axis=-1)
 
 
 class InceptionD(nn.Module):
@@ -272,11 +267,11 @@ class InceptionV3(nn.Module):
         for name, pool_features in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
             x = InceptionA(pool_features, name=name)(x)  # [b, 35, 35, 256], then 288
         x = InceptionB(name="Mixed_6a")(x)  # [b, 17, 17, 768]
-        x, _ = InceptionC(128, name="Mixed_6b")(x)
-        x, _ = InceptionC(160, name="Mixed_6c")(x)
-        x, one = InceptionC(160, name="Mixed_6d")(x)
-        features["spatial"] = one[..., :7].reshape(len(x), -1)
-        x, _ = InceptionC(192, name="Mixed_6e")(x)
+        x = InceptionC(128, name="Mixed_6b")(x)
+        x = InceptionC(160, name="Mixed_6c")(x)
+        x = InceptionC(160, name="Mixed_6d")(x)
+        features["spatial"] = x[..., :7].reshape(len(x), -1)  # the 1x1 branch comes first
+        x = InceptionC(192, name="Mixed_6e")(x)
         features["768"] = x.mean((1, 2))
         x = InceptionD(name="Mixed_7a")(x)  # [b, 8, 8, 1280]
         x = InceptionE("average", name="Mixed_7b")(x)  # [b, 8, 8, 2048]
