@@ -17,10 +17,11 @@ from drifting_jax.files import write_bytes, write_json
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.models.dit import DiT
+from drifting_jax.models.inception import InceptionV3
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
-from drifting_jax.weights import convnext, dinov2, files, release, resnet, vae
+from drifting_jax.weights import convnext, dinov2, files, inception, release, resnet, vae
 from drifting_jax.weights.mapping import Tensor, assemble
 from drifting_jax.weights.reading import read_json
 from drifting_jax.weights.shapes import param_shapes
@@ -34,6 +35,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "resnet": ResNet,
     "dinov2": DINOv2,
     "vae": VAE,
+    "inception": InceptionV3,
 }
 _DESCRIPTION, _PARAMS = "network.json", "params.npz"
 # By the entry of a config.json that says what it describes.
@@ -44,6 +46,7 @@ _BY_TENSOR = {
     "blocks.0.ls1.gamma": "dinov2",
     "encoder.layer.0.layer_scale1.lambda1": "dinov2",
     "decoder.mid_block.resnets.0.conv1.weight": "vae",
+    "Mixed_7c.branch3x3dbl_3b.conv.weight": "inception",
 }
 
 
@@ -181,6 +184,7 @@ def _from_others(path: Path, kind: str) -> Network:
         "resnet": lambda t, c, origin: resnet.load(t, origin=origin),
         "dinov2": lambda t, c, origin: dinov2.load(t, c, origin=origin),
         "vae": lambda t, c, origin: vae.load(t, c, origin=origin),
+        "inception": lambda t, c, origin: inception.load(t, origin=origin),
     }
     if kind not in loaders:
         raise UserError(
@@ -192,7 +196,7 @@ def _from_others(path: Path, kind: str) -> Network:
     try:
         return Network(kind, *loaders[kind](tensors, config, origin=str(file)))
     except UserError as error:
-        if config is None and kind != "resnet":
+        if config is None and kind not in ("resnet", "inception"):
             hint = "there is no config.json beside it, so the usual sizes were expected"
             raise UserError(f"{error} ({hint})") from None
         raise

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.models.dit import DiT
+from drifting_jax.models.inception import InceptionV3
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 
 PyTree = Any
 
-_SIDES = {ConvNeXtV2: 224, ResNet: 32, VAE: 64}  # of images small enough to tell the shapes
+_SIDES = {ConvNeXtV2: 224, InceptionV3: 75, ResNet: 32, VAE: 64}  # of small images
 
 
 def param_shapes(model: nn.Module) -> PyTree:
