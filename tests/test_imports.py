@@ -16,6 +16,7 @@ LAYERS = {
         "files",  # and writes with
         "fields",
         "guidance",
+        "evaluation.rows",
         "evaluation.frechet",
         "evaluation.neighbors",
         "evaluation.toy",
@@ -117,6 +118,7 @@ PURE = {
     "state",
     "sample_queue",
     "distributed",
+    "evaluation.rows",
     "evaluation.frechet",
     "models.layers",
     "models.transformer",
