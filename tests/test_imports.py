@@ -20,6 +20,7 @@ LAYERS = {
         "evaluation.frechet",
         "evaluation.kid",
         "evaluation.inception_score",
+        "evaluation.figures",
         "evaluation.toy",
     },
     "parts": {
@@ -126,6 +127,7 @@ PURE = {
     "evaluation.frechet",
     "evaluation.kid",
     "evaluation.inception_score",
+    "evaluation.figures",
     "evaluation.blocks",
     "evaluation.distances",
     "evaluation.neighbors",
