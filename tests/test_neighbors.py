@@ -1,6 +1,8 @@
 import json
+import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -79,13 +81,13 @@ def test_agrees_with_torch_fidelity(name, devices):
     np.testing.assert_array_equal(members.a_in_b, io[f"{name}/real_in_generated_manifold"])
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e22])
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_equal_sets_are_within_each_other(places, scale, dtype):
-    if dtype == np.float16 and scale != 1.0:
-        pytest.skip("no such numbers in half precision")
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(np.float16, 1.0), (np.float32, 1.0), (np.float32, 1e-25), (np.float64, 1e22)],
+)
+def test_equal_sets_are_within_each_other(places, dtype, scale):
     # Far from 0, and with squares that float32 has no numbers for.
-    x = ((normal(3, 60, 16) + 30.0) * scale).astype(dtype)
+    x = ((normal(3, 54, 8) + 30.0) * scale).astype(dtype)
     assert manifold_figures(x, x[::-1], k=3, **places) == (1.0, 1.0, 1.0, 1.0)
 
 
@@ -96,8 +98,7 @@ def test_copies_count_as_within_balls_of_no_size(places):
     found = manifold_figures(real, real, k=3, **places)
     assert found.precision == found.recall == 1.0
     np.testing.assert_allclose(found, by_brute_force(real, real, 3), rtol=1e-14)
-    apart = manifold_figures(real, points[6:], k=3, **places)
-    np.testing.assert_allclose(apart, by_brute_force(real, points[6:], 3), rtol=1e-14)
+    assert 0.4 < found.coverage < 0.5
 
 
 def test_clusters_far_apart_keep_their_digits(places, monkeypatch):
@@ -143,6 +144,27 @@ def test_a_copy_is_at_distance_zero(places):
     np.testing.assert_array_equal(found.distances[:, 0], [0.0, 0.0])
     np.testing.assert_array_equal(found.indices[:, 0], [4, 9])
     assert found.indices[1, 1] == 20 and found.distances[1, 1] == 0.0
+
+
+def test_devices_share_the_work_in_full_precision():
+    def array(*shape, dtype=np.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    for step, left, right in (
+        (
+            blocks.closer,
+            (array(16, 4), array(16, dtype=np.int32), array(16, 3), array(16, 3, dtype=np.int32)),
+            (array(24, 4), array(24, dtype=np.int32)),
+        ),
+        (
+            blocks.compare,
+            (array(16, 4), array(16), array(16, dtype=bool)),
+            (array(24, 4), array(24), array(24, dtype=bool)),
+        ),
+    ):
+        lowered = blocks.on_devices.lower(step, make_mesh(), left, right)
+        assert "HIGHEST" in lowered.as_text()
+        assert not re.search("all-(gather|reduce)", lowered.compile().as_text())
 
 
 def test_mistakes_are_named():

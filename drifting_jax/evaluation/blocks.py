@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from drifting_jax.distributed import replicated
+from drifting_jax.distributed import BATCH_AXES
 
 NO_COLUMN = -1
 
@@ -51,25 +52,37 @@ DEVICES = Arithmetic(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def on_devices(
-    step: Callable[..., tuple[Array, ...]], mesh: Mesh | None, *arrays: jax.Array
+    step: Callable[..., Array], mesh: Mesh | None, left: tuple, right: tuple
 ) -> tuple[jax.Array, ...]:
-    """A step whose results every process can read."""
-    results = step(DEVICES, *arrays)
-    return results if mesh is None else jax.lax.with_sharding_constraint(results, replicated(mesh))
+    """A step on the devices: each takes its rows of the left arrays and the whole right ones.
+
+    Said explicitly, as the compiler would gather all distances for a sort.
+    """
+    step = partial(step, DEVICES)
+    if mesh is not None:
+        rows = P(BATCH_AXES)
+        step = jax.shard_map(step, mesh=mesh, in_specs=(rows, P()), out_specs=rows)
+    return step(left, right)
 
 
 def closer(
     arithmetic: Arithmetic,
-    a: Array,
-    own: Array,
-    b: Array,
-    numbers: Array,
-    best: Array,
-    best_numbers: Array,
+    left: tuple[Array, Array, Array, Array],
+    right: tuple[Array, Array],
 ) -> tuple[Array, Array]:
-    """The nearest so far, of bounds [r,count] and numbers in b [r,count], with a block of b [c,d]
-    seen too, of which these are the numbers [c]; `own` [r] is the number that each may not have."""
+    """The points of b that are nearest so far, when one more block of b has been seen.
+
+    Args:
+      arithmetic: of the arrays.
+      left: points of a [r,d]; the number in b [r] that each may not have; lower bounds of the
+        squared distances so far [r,count], and their numbers in b [r,count].
+      right: points of b [c,d] and their numbers [c], `NO_COLUMN` where they only fill up.
+
+    Returns:
+      The new lower bounds and numbers.
+    """
     xp = arithmetic.xp
+    (a, own, best, best_numbers), (b, numbers) = left, right
     squared, slack = _squared(arithmetic, a, b)
     lower = squared - slack
     # Overflow makes no number: such a pair may be as near as any.
@@ -87,22 +100,29 @@ def closer(
 
 def compare(
     arithmetic: Arithmetic,
-    a: Array,
-    squared_a: Array,
-    real_a: Array,
-    b: Array,
-    squared_b: Array,
-    real_b: Array,
+    left: tuple[Array, Array, Array],
+    right: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array, Array]:
-    """`Memberships` of blocks [r,d] and [c,d] by the pairs that are sure, and those [r,c] that are
-    not; rows that only fill a block up, which are not real, are no pairs."""
+    """Which points of a block lie in whose balls.
+
+    Args:
+      arithmetic: of the arrays.
+      left: points of a [r,d]; squared radii [r] of their balls; false [r] where they only fill up.
+      right: the same of b: [c,d], [c] and [c].
+
+    Returns:
+      By the pairs that are sure: points of b in each ball of a [r]; whether each of b lies in one
+      [1,c], of the rows of one device; whether each of a lies in a ball of b [r]. Then the pairs
+      [r,c] that are not sure.
+    """
+    (a, squared_a, real_a), (b, squared_b, real_b) = left, right
     squared, slack = _squared(arithmetic, a, b)
     gap_a, gap_b = squared - squared_a[:, None], squared - squared_b[None]
     pairs = real_a[:, None] & real_b[None]
     # No comparison holds of what overflow left: such a pair is not sure.
     sure = pairs & (abs(gap_a) > slack) & (abs(gap_b) > slack)
     in_a, in_b = sure & (gap_a < 0), sure & (gap_b < 0)
-    return in_a.sum(axis=1), in_a.any(axis=0), in_b.any(axis=1), pairs & ~sure
+    return in_a.sum(axis=1), in_a.any(axis=0)[None], in_b.any(axis=1), pairs & ~sure
 
 
 def _squared(arithmetic: Arithmetic, a: Array, b: Array) -> tuple[Array, Array]:

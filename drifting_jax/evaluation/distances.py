@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax.distributed import batch_sharding, replicated
+from drifting_jax.distributed import batch_sharding, fetch, replicated
 from drifting_jax.evaluation import blocks
 from drifting_jax.evaluation.blocks import DEVICES, HOST, NO_COLUMN, Arithmetic, Array
 from drifting_jax.evaluation.rows import row_blocks
@@ -165,20 +165,17 @@ class _Pair:
         right = partial(self._right, arithmetic)
         points = left(self._moved(arithmetic, self._a, rows))
         own = left((rows if others else np.full_like(rows, _NO_ROW)).astype(np.int32))
-        bounds = left(np.full((len(rows), count), np.inf, arithmetic.dtype))
-        numbers = left(np.full((len(rows), count), NO_COLUMN, np.int32))
+        best = (
+            left(np.full((len(rows), count), np.inf, arithmetic.dtype)),
+            left(np.full((len(rows), count), NO_COLUMN, np.int32)),
+        )
         for columns in self.columns:
-            bounds, numbers = self._run(
-                blocks.closer,
-                arithmetic,
-                points,
-                own,
+            block = (
                 right(self._moved(arithmetic, self._b, columns)),
                 right(columns.astype(np.int32), fill=NO_COLUMN),
-                bounds,
-                numbers,
             )
-        bounds, numbers = (np.asarray(each)[: len(rows)] for each in (bounds, numbers))
+            best = self._run(blocks.closer, arithmetic, (points, own, *best), block)
+        bounds, numbers = (each[: len(rows)] for each in fetch(best))
         return numbers.astype(np.int64), bounds.max(axis=1).astype(np.float64)
 
     def compare(
@@ -190,21 +187,25 @@ class _Pair:
         squared_b: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """`Memberships` of a block by the pairs that are sure, and the pairs [r,c] that are not."""
-        left = partial(self._left, arithmetic)
-        right = partial(self._right, arithmetic)
-        inside_a, b_in_a, a_in_b, unsure = self._run(
+        left = (
+            self._moved(arithmetic, self._a, rows),
+            _cast(squared_a, arithmetic.dtype),
+            np.ones(len(rows), bool),
+        )
+        right = (
+            self._moved(arithmetic, self._b, columns),
+            _cast(squared_b, arithmetic.dtype),
+            np.ones(len(columns), bool),
+        )
+        results = self._run(
             blocks.compare,
             arithmetic,
-            left(self._moved(arithmetic, self._a, rows)),
-            left(_cast(squared_a, arithmetic.dtype)),
-            left(np.ones(len(rows), bool)),
-            right(self._moved(arithmetic, self._b, columns)),
-            right(_cast(squared_b, arithmetic.dtype)),
-            right(np.ones(len(columns), bool)),
+            tuple(self._left(arithmetic, array) for array in left),
+            tuple(self._right(arithmetic, array) for array in right),
         )
+        inside_a, b_in_a, a_in_b, unsure = fetch(results)
         n, m = len(rows), len(columns)
-        inside_a, b_in_a, a_in_b = (np.asarray(x) for x in (inside_a, b_in_a, a_in_b))
-        return inside_a[:n], b_in_a[:m], a_in_b[:n], np.asarray(unsure)[:n, :m]
+        return inside_a[:n], b_in_a.any(axis=0)[:m], a_in_b[:n], unsure[:n, :m]
 
     def _moved(self, arithmetic: Arithmetic, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
         block = points[rows]
@@ -230,11 +231,11 @@ class _Pair:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def _run(
-        self, step: Callable[..., tuple[Array, ...]], arithmetic: Arithmetic, *arrays: Array
+        self, step: Callable[..., Array], arithmetic: Arithmetic, left: tuple, right: tuple
     ) -> tuple[Array, ...]:
         if arithmetic is HOST:
-            return step(arithmetic, *arrays)
-        return blocks.on_devices(step, self._mesh, *arrays)
+            return step(arithmetic, left, right)
+        return blocks.on_devices(step, self._mesh, left, right)
 
 
 def _block_size(n: int, limit: int, multiple: int = 1) -> int:
