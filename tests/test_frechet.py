@@ -1,3 +1,7 @@
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -5,9 +9,13 @@ import scipy.linalg
 from drifting_jax.data.sources import DigitsSource, as_arrays
 from drifting_jax.evaluation.frechet import (
     GaussianStatistics,
+    RunningMoments,
     frechet_distance,
     gaussian_statistics,
 )
+
+FIXTURES = Path(__file__).parent / "fixtures/torch/metrics"
+RESULTS = json.loads((FIXTURES / "results.json").read_text())["results"]
 
 
 def features(seed, n, d):
@@ -79,6 +87,116 @@ def test_digits_against_digits():
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "name", ["fid_full", "fid_larger", "fid_rank_deficient", "fid_one_rank_deficient"]
+)
+def test_agrees_with_torch_fidelity_and_pytorch_fid(name):
+    io = np.load(FIXTURES / "io.npz")
+    a, b = (gaussian_statistics(io[f"{name}/{side}"]) for side in "AB")
+    for found, i in ((a, 1), (b, 2)):
+        np.testing.assert_allclose(found.mean, io[f"{name}/mu{i}"], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(found.covariance, io[f"{name}/sigma{i}"], atol=1e-12)
+    found, expected = frechet_distance(a, b), RESULTS[name]
+    for other in ("pytorch_fid_sqrtm_f64", "torch_fidelity_f64"):
+        # They scatter themselves where a rank is deficient.
+        np.testing.assert_allclose(found, expected[other], rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(found, expected["exact_nuclear_norm_f64"], rtol=1e-10)
+    assert frechet_distance(b, a) == pytest.approx(found, rel=1e-11)
+    assert frechet_distance(a, a) < 1e-10
+
+
+def test_small_singular_values_are_not_lost():
+    # Their squares are below the rounding of the largest one's.
+    values = np.concatenate([[1.0], np.full(50, 1e-9)])
+    a = GaussianStatistics(np.zeros(51), np.diag(values))
+    b = GaussianStatistics(np.zeros(51), np.diag(4 * values))
+    np.testing.assert_allclose(frechet_distance(a, b), values.sum(), rtol=1e-12)
+    nothing = GaussianStatistics(np.zeros(51), np.zeros((51, 51)))
+    np.testing.assert_allclose(frechet_distance(a, nothing), values.sum(), rtol=1e-12)
+
+
+def test_the_order_of_rows_changes_nothing():
+    a, b = features(7, 60, 5), features(8, 50, 5)
+    order = np.random.default_rng(0).permutation(60)
+    np.testing.assert_allclose(distance(a[order], b), distance(a, b), rtol=1e-11)
+
+
+@pytest.mark.parametrize("sizes", [[300], [1] * 300, [7] * 42 + [6], [0, 299, 1]])
+def test_moments_of_batches_are_those_of_all(sizes):
+    x = features(9, 300, 6) * 0.01 + 50.0
+    moments = RunningMoments(6)
+    for batch in np.split(x, np.cumsum(sizes)[:-1]):
+        moments.update(batch)
+    found = moments.statistics()
+    assert moments.count == 300 and found.covariance.dtype == np.float64
+    np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-14)
+    expected = np.cov(x, rowvar=False)
+    np.testing.assert_allclose(found.covariance, expected, rtol=1e-10)
+    # Far from 0 the batches' means round: still it is twelve digits of the spread.
+    np.testing.assert_allclose(found.covariance, expected, atol=1e-12 * np.trace(expected))
+    np.testing.assert_array_equal(found.covariance, found.covariance.T)
+
+
+def test_moments_leave_out_what_the_mask_does():
+    x = features(10, 20, 3)
+    padded = np.concatenate([x, np.full((4, 3), np.nan)])
+    moments = RunningMoments(3)
+    moments.update(padded, mask=np.arange(24) < 20)
+    moments.update(padded, mask=np.zeros(24, bool))
+    np.testing.assert_allclose(moments.statistics().covariance, np.cov(x, rowvar=False))
+    assert moments.count == 20
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
+def test_moments_sum_in_double(dtype):
+    x = (features(11, 50, 3) + 100.0).astype(dtype)
+    moments = RunningMoments(3)
+    moments.update(jnp.asarray(x))
+    expected = np.cov(x.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(moments.statistics().covariance, expected, rtol=1e-12)
+
+
+def test_moments_merge_and_go_on_from_a_file(tmp_path):
+    x = features(12, 90, 4)
+    left, right, empty = RunningMoments(4), RunningMoments(4), RunningMoments(4)
+    left.update(x[:20])
+    np.savez(tmp_path / "moments.npz", **left.to_arrays())
+    with np.load(tmp_path / "moments.npz") as arrays:
+        resumed = RunningMoments.from_arrays(arrays)
+    resumed.update(x[20:40])
+    right.update(x[40:])
+    resumed.merge(right)
+    resumed.merge(empty)
+    empty.merge(resumed)
+    for moments in (resumed, empty):
+        found = moments.statistics()
+        np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False), rtol=1e-10)
+    assert left.count == 20 and right.count == 50
+
+
+def test_mistakes_in_moments_are_named():
+    moments = RunningMoments(3)
+    with pytest.raises(ValueError, match=r"features \[b,3\], found \(5, 2\)"):
+        moments.update(np.zeros((5, 2)))
+    with pytest.raises(ValueError, match=r"mask \[5\] of bool, found \(5,\) of int64"):
+        moments.update(np.zeros((5, 3)), mask=np.ones(5, np.int64))
+    with pytest.raises(ValueError, match="found 2 rows of 5 that are not"):
+        moments.update(np.where(np.arange(5)[:, None] < 2, np.inf, np.ones((5, 3))))
+    assert moments.count == 0
+    with pytest.raises(ValueError, match="2 rows or more for a covariance, found 0"):
+        moments.statistics()
+    with pytest.raises(ValueError, match="3 features to merge, found 2"):
+        moments.merge(RunningMoments(2))
+    with pytest.raises(ValueError, match="1 feature or more, found 0"):
+        RunningMoments(0)
+    with pytest.raises(ValueError, match="found no mean and no scatter"):
+        RunningMoments.from_arrays({"count": np.array(1)})
+    arrays = moments.to_arrays() | {"scatter": np.zeros((2, 2))}
+    with pytest.raises(ValueError, match=r"found \(\), \(3,\) and \(2, 2\)"):
+        RunningMoments.from_arrays(arrays)
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"n of 2 or more, found \(1, 3\)"):
         gaussian_statistics(np.zeros((1, 3)))
@@ -86,3 +204,8 @@ def test_mistakes_are_named():
         gaussian_statistics(np.array([[0.0], [1.0], [np.nan], [2.0]]))
     with pytest.raises(ValueError, match=r"\(3,\) and \(2,\)"):
         distance(features(0, 9, 3), features(0, 9, 2))
+    good = gaussian_statistics(features(0, 9, 2))
+    with pytest.raises(ValueError, match=r"found \(2,\) and \(2, 1\)"):
+        frechet_distance(good, GaussianStatistics(good.mean, good.covariance[:, :1]))
+    with pytest.raises(ValueError, match="expected finite means and covariances"):
+        frechet_distance(good, GaussianStatistics(good.mean * np.nan, good.covariance))

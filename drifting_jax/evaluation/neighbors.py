@@ -1,14 +1,14 @@
-"""Measures that look at nearest neighbours: precision, recall, distance to the training set."""
+"""Measures that look at nearest neighbours: precision, recall, density, coverage, copies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
-# Rows compared at once against the other set: bounds the memory, 1024 x 60000 doubles are 0.5 GB.
-_ROWS = 1024
+from drifting_jax.evaluation.distances import memberships, nearest
+from drifting_jax.evaluation.rows import check_rows
 
 
 class PrecisionRecall(NamedTuple):
@@ -18,78 +18,101 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def precision_recall(real: np.ndarray, fake: np.ndarray, *, k: int = 5) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991).
+class ManifoldFigures(NamedTuple):
+    """precision, recall and coverage in [0,1]; density of 0 or more, about 1 for equal laws."""
 
-    The manifold of a set is the union of the balls around its points that reach their k-th nearest
-    neighbour in the set. Precision is the share of fakes in the manifold of the real, recall the
-    share of the real in the manifold of the fakes.
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+class Neighbors(NamedTuple):
+    """indices [n,count] int64 and Euclidean distances [n,count] float64, the nearest first."""
+
+    indices: np.ndarray
+    distances: np.ndarray
+
+
+def manifold_figures(
+    real: np.ndarray, fake: np.ndarray, *, k: int = 5, mesh: Mesh | None = None
+) -> ManifoldFigures:
+    """Precision and recall, density and coverage, with the distances computed once.
+
+    Each point has a ball that reaches its k-th nearest other point of its own set. Precision and
+    recall (Kynkäänniemi et al., arXiv 1904.06991) are the share of fakes that lie in a closed ball
+    (≤) of a real point, and the share of the real in one of a fake. Density and coverage (Naeem et
+    al., arXiv 2002.09797) look at open balls (<) of the real points, as the code of their authors
+    does: density is the number of pairs of a fake in a real ball, over k per fake; coverage the
+    share of real balls with a fake in them.
 
     Args:
-      real: features [n,d], n > k.
+      real: features [n,d] of any float dtype, n > k; may lie on disk.
       fake: features [m,d], m > k.
-      k: neighbours that make a ball.
+      k: neighbours that make a ball. The figures depend on it, and on n and m.
+      mesh: devices that share the work; without it one does, or the host where there are few pairs.
+        The figures do not depend on that. Of several processes each calls with the same sets.
 
     Raises:
-      ValueError: shapes that do not fit, or too few points.
+      ValueError: shapes that do not fit, rows that are not finite, or too few points.
     """
-    real, fake = _matching(real, fake)
+    real, fake = _checked(real, fake)
     if k < 1 or min(len(real), len(fake)) <= k:
         raise ValueError(
             f"expected k of 1 or more and more than k = {k} points on both sides, "
             f"found {len(real)} and {len(fake)}"
         )
-    return PrecisionRecall(
-        precision=_share_inside(fake, real, _squared_radii(real, k)),
-        recall=_share_inside(real, fake, _squared_radii(fake, k)),
+    radii = [nearest(x, x, k, others=True, mesh=mesh).squared[:, -1] for x in (real, fake)]
+    found = memberships(real, fake, *radii, mesh=mesh)
+    return ManifoldFigures(
+        precision=float(found.b_in_a.mean()),
+        recall=float(found.a_in_b.mean()),
+        density=float(found.inside_a.sum() / (k * len(fake))),
+        coverage=float((found.inside_a > 0).mean()),
     )
 
 
-def nearest_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distance [n] from each point of a [n,d] to the nearest point of b [m,d].
+def precision_recall(
+    real: np.ndarray, fake: np.ndarray, *, k: int = 5, mesh: Mesh | None = None
+) -> PrecisionRecall:
+    """Improved precision and recall alone: see `manifold_figures`."""
+    figures = manifold_figures(real, fake, k=k, mesh=mesh)
+    return PrecisionRecall(figures.precision, figures.recall)
 
-    Exact where points coincide: a copy is at distance 0.
+
+def nearest_indices(
+    a: np.ndarray, b: np.ndarray, *, count: int = 1, mesh: Mesh | None = None
+) -> Neighbors:
+    """The `count` nearest rows of b [m,d] for each row of a [n,d].
+
+    Exact where points coincide: a copy is at distance 0. Rows at equal distances are in the order
+    of b; where such a tie goes on beyond `count`, any of it may be left out.
+
+    Args:
+      a: features of any float dtype; may lie on disk.
+      b: likewise, m of `count` or more.
+      count: neighbours of each row.
+      mesh: as in `manifold_figures`.
 
     Raises:
-      ValueError: shapes that do not fit, or no points.
+      ValueError: shapes that do not fit, rows that are not finite, or too few of b.
     """
-    a, b = _matching(a, b)
-    nearest = np.concatenate([squared.argmin(axis=1) for _, squared in _blocks(a, b)])
-    # The product form that finds the neighbour cancels badly near 0, so the distance is taken anew.
-    return np.linalg.norm(a - b[nearest], axis=1)
+    a, b = _checked(a, b)
+    if not 1 <= count <= len(b):
+        raise ValueError(f"expected a count from 1 to {len(b)} rows of b, found {count}")
+    found = nearest(a, b, count, mesh=mesh)
+    return Neighbors(found.indices, np.sqrt(found.squared))
 
 
-def _matching(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64, moved to a common centre: distances stay, cancellation shrinks."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+def nearest_distances(a: np.ndarray, b: np.ndarray, *, mesh: Mesh | None = None) -> np.ndarray:
+    """Euclidean distance [n] from each row of a to the nearest of b: see `nearest_indices`."""
+    return nearest_indices(a, b, mesh=mesh).distances[:, 0]
+
+
+def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (x if isinstance(x, np.ndarray) else np.asarray(x) for x in (a, b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not (len(a) and len(b)):
         raise ValueError(f"expected [n,d] and [m,d], neither empty, found {a.shape} and {b.shape}")
-    centre = b.mean(axis=0)
-    return a - centre, b - centre
-
-
-def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Pairs of a first row and the squared distances [rows, m] from there on, a block at a time."""
-    b_squared = np.sum(b * b, axis=1)
-    for first in range(0, len(a), _ROWS):
-        rows = a[first : first + _ROWS]
-        squared = np.sum(rows * rows, axis=1)[:, None] + b_squared[None] - 2.0 * rows @ b.T
-        yield first, np.maximum(squared, 0.0)
-
-
-def _squared_radii(points: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance [n] from each point to its k-th nearest other one."""
-    radii = []
-    for first, squared in _blocks(points, points):
-        own = np.arange(len(squared))
-        squared[own, first + own] = np.inf
-        radii.append(np.partition(squared, k - 1, axis=1)[:, k - 1])
-    return np.concatenate(radii)
-
-
-def _share_inside(points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray) -> float:
-    """Share of the points that lie in at least one ball."""
-    inside = [
-        (squared <= squared_radii[None]).any(axis=1) for _, squared in _blocks(points, centres)
-    ]
-    return float(np.concatenate(inside).mean())
+    for each in (a, b):
+        check_rows(each)
+    return a, b
