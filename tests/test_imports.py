@@ -51,7 +51,16 @@ LAYERS = {
         "state",
         "optim",
     },
-    "programs": {"train_step", "encoder_step", "sampling", "evaluation.small"},
+    "programs": {
+        "train_step",
+        "encoder_step",
+        "sampling",
+        "evaluation.small",
+        "evaluation.summaries",
+        "evaluation.tables",
+        "evaluation.curves",
+        "evaluation.page_style",
+    },
     "input and output": {
         "defaults",
         "config",
@@ -76,6 +85,7 @@ LAYERS = {
         "compiled",
         "lock",
         "command_line",
+        "evaluation.report",
     },
     "loops and commands": {
         "build",
