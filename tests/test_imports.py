@@ -59,7 +59,16 @@ LAYERS = {
         "state",
         "optim",
     },
-    "programs": {"train_step", "encoder_step", "sampling", "evaluation.small"},
+    "programs": {
+        "train_step",
+        "encoder_step",
+        "sampling",
+        "evaluation.small",
+        "evaluation.summaries",
+        "evaluation.tables",
+        "evaluation.curves",
+        "evaluation.page_style",
+    },
     "input and output": {
         "defaults",
         "config",
@@ -86,6 +95,7 @@ LAYERS = {
         "compiled",
         "lock",
         "command_line",
+        "evaluation.report",
     },
     "loops and commands": {
         "build",
