@@ -63,12 +63,18 @@ def _check_overrides(argv: list[str]) -> None:
             raise UserError(unknown_field(found.group(1), fields))
 
 
-def run_program(main_function: Callable[[Sequence[str]], int | None], *, words: int = 0) -> None:
+def run_program(
+    main_function: Callable[[Sequence[str]], int | None],
+    *,
+    words: int = 0,
+    flags_of: str = "",
+) -> None:
     """Runs a command's main through absl; an error is one line and its `exit_status`.
 
     Args:
       main_function: given the program's name and at most `words` words besides flags.
       words: a command's words, such as a subcommand.
+      flags_of: module that defines the flags, where it is another than the function's.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -80,7 +86,8 @@ def run_program(main_function: Callable[[Sequence[str]], int | None], *, words: 
             print(f"error: {error}", file=sys.stderr)
             return exit_status(error)
 
-    for flag in flags.FLAGS.get_flags_for_module(main_function.__module__):  # for --help
+    module = flags_of or main_function.__module__
+    for flag in flags.FLAGS.get_flags_for_module(module):  # for --help
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=functools.partial(parse_plain_flags, words=words))
 

@@ -169,6 +169,11 @@ _IMAGES = {
         "samples_per_class": 50,
         "ema_decay": 0.999,  # which average of the weights is measured; one of train.ema_decays
         "k": 5,  # neighbours, in precision and recall
+        "every": 0,  # steps between two measurements in the middle of training; 0 = none
+        # Then, of images larger than CIFAR-10's:
+        "num_samples": 50000,
+        "reference": "",  # .npz file of statistics of real images
+        "inception": "",  # weights of Inception; empty for the usual folder
     },
     "mesh": _MESH,
 }
@@ -254,6 +259,7 @@ MAY_BE_ZERO = {
     "encoder.train.classifier_weight",
     "model.num_context_tokens",
     "model.styles_per_book",
+    "eval.every",
     "drift.affinity_floor",
     "drift.attraction",
     "drift.repulsion",

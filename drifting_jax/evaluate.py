@@ -1,147 +1,293 @@
-"""Figures of a trained run: `python -m drifting_jax.evaluate --workdir=runs/digits`.
+"""Measures a run, weights or images: `python -m drifting_jax.evaluate --workdir=runs/digits`.
 
-Samples the run at each α of the config's eval.cfg_scales and measures every set against the test
-split, on pixels and in the features of a classifier that saw the training split alone. The same
-figure of real images stands beside each. Prints a table an α and writes <workdir>/evaluation.json.
+    … reference --images=/data/imagenet --image_size=256 --out=ref.npz
+    … --workdir=runs/imagenet_latent --reference=ref.npz --cfg_scales=1,1.5,2 --seeds=0,1,2
+    … --weights=FOLDER --vae=hf://… --reference=ref.npz
+    … --images=samples.npz --reference=ref.npz
+
+Of runs of small images (digits, MNIST, CIFAR-10) the test split and a small classifier are the
+measure, and no weights are needed. Everything else is measured as the field does: FID, sFID,
+Inception Score, KID, precision, recall, density, coverage, and the Fréchet distance of DINOv2's
+features. Goes on where it was stopped. Writes figures.jsonl, figures.txt and report.html.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
-from drifting_jax import build
-from drifting_jax.command_line import run_program
-from drifting_jax.data.sources import SMALL_SOURCES, as_arrays, make_source
+from drifting_jax import distributed, evaluate_images, evaluate_pages, evaluate_small, processes
+from drifting_jax.agreement import on_all_processes
+from drifting_jax.command_line import exit_status, run_program
+from drifting_jax.config import load_config
+from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.classifier import train_classifier
-from drifting_jax.evaluation.small import (
-    Figure,
-    evaluate_samples,
-    figures_as_scalars,
-    figures_table,
+from drifting_jax.evaluate_flags import (
+    REFERENCE,
+    SMALL,
+    SUBJECTS,
+    check_flags,
+    define_flags,
+    numbers,
+    settings_of,
 )
-from drifting_jax.files import write_json
-from drifting_jax.loading import Run, load_run
-from drifting_jax.metrics import image_grid, save_png
-from drifting_jax.sample import write_samples
-from drifting_jax.sampling import class_major
+from drifting_jax.evaluate_images import Bench, Subject
+from drifting_jax.evaluation import evaluator, reference
+from drifting_jax.evaluation.extractors import Extractor, load_extractor
+from drifting_jax.evaluation.image_set import digest_of
+from drifting_jax.evaluation.image_sets import open_images
+from drifting_jax.generator import Generator, Run
+from drifting_jax.interruption import Interruption
+from drifting_jax.loading import load_generator, load_run
+from drifting_jax.lock import locked
+from drifting_jax.loop import Tools
 
-_FIGURES = "evaluation.json"
+_OF_DINOV2 = "fd_dinov2"
 
 
-def define_flags() -> None:
-    """Registers the command line's flags."""
-    flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-    flags.DEFINE_integer(
-        "seed", None, "Of the noise; default: the config's.", lower_bound=0, upper_bound=2**32 - 1
+def main(argv: Sequence[str]) -> int:
+    """Measures what the flags name."""
+    values = flags.FLAGS
+    if argv[1:] not in ([], ["reference"]):
+        raise UserError(f"expected flags alone, or the word reference; found {argv[1]}")
+    processes.initialize(
+        coordinator_address=values.coordinator,
+        num_processes=values.num_processes,
+        process_id=values.process_id,
     )
-    flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
+    try:
+        with Interruption(
+            soon="keeping what is done and stopping after this batch"
+        ) as interruption:
+            tools = Tools(None, interruption, speaks=jax.process_index() == 0)
+            if argv[1:]:
+                _make_reference(values, tools)
+            else:
+                _measure(values, tools)
+            if interruption.exit_status and tools.speaks:
+                print("stopped; the same command goes on", file=sys.stderr)
+            return interruption.exit_status
+    except BaseException as error:
+        processes.end_soon(exit_status(error) if isinstance(error, UserError | OSError) else 1)
+        raise
 
 
-def evaluate_run(
-    run: Run,
-    *,
-    workdir: Path,
-    seed: int,
-    report: Callable[[str], None],
-    stopped: Callable[[], bool] = lambda: False,
-) -> dict[float, dict[str, Figure]] | None:
-    """Measures a run at every α of its config, keeps the samples of the first, writes the figures.
+def _measure(values: Any, tools: Tools) -> None:
+    given = [name for name in SUBJECTS if values[name].value]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise UserError(f"expected one of --workdir, --weights and --images; found {found}")
+    if values.workdir and load_config(Path(values.workdir)).data.source in SMALL_SOURCES:
+        _measure_small(values, tools)
+        return
+    check_flags(values, given[0])
+    out = _folder(values)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out) if tools.speaks else contextlib.nullcontext():
+        _measure_images(values, tools, out)
 
-    All processes sample; the first one writes. Figures of another seed or average than the config's
-    stand in a file of their own, and their samples are not kept.
 
-    Args:
-      run: see `load_run`.
-      workdir: gets evaluation.json, samples/final.npz and samples/final.png.
-      seed: of the noise.
-      report: is given each table as it is ready.
-      stopped: asked before each α whether to stop.
+def _folder(values: Any) -> Path:
+    if values.out:
+        return Path(values.out)
+    return Path(values.workdir) / "evaluation" if values.workdir else Path("evaluation")
 
-    Returns:
-      {α: {figure: value and floor}}, or None where it was stopped.
-    """
-    data = run.config.data
-    if data.source not in SMALL_SOURCES:
-        raise UserError(
-            f"figures are made of {', '.join(SMALL_SOURCES)}, which a small classifier knows; this "
-            f"run is of {data.source}: `python -m drifting_jax.sample` writes an .npz for an "
-            "evaluation suite"
+
+def _generator(values: Any) -> Generator | None:
+    if values.workdir:
+        return load_run(
+            Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae, step=values.step
         )
-    train, test = (as_arrays(make_source(data, split)) for split in ("train", "test"))
-    classifier = train_classifier(
-        *train,
-        num_classes=run.described.num_classes,
-        key=build.stream_key(run.config, "classifier"),
-    )
-    labels, indices = class_major(
-        range(run.described.num_classes), run.config.eval.samples_per_class
-    )
-    found, writes = {}, jax.process_index() == 0
-    name = _figures_name(run, seed)
-    for cfg_scale in run.config.eval.cfg_scales:
-        if stopped():
-            return None
-        images = run.sample(labels, indices, seed=seed, cfg_scale=cfg_scale)
-        if writes and not found and name == _FIGURES:
-            _keep_samples(workdir / "samples", images, labels)
-        found[cfg_scale] = evaluate_samples(
-            images, labels, train=train, test=test, classifier=classifier, k=run.config.eval.k
+    return load_generator(values.weights, vae=values.vae) if values.weights else None
+
+
+def _measure_images(values: Any, tools: Tools, out: Path) -> None:
+    """Loads, measures what is not measured yet, and writes the page."""
+    generator = _generator(values)
+    extractors, notes = _same_extractors(values)
+    bench = _bench(values, tools, extractors, out)
+    if values.reference:
+        found = reference.read_reference(Path(values.reference))
+        reference.check_weights(found, extractors)
+        found = evaluate_images.complete_reference(bench, found)
+        if found is None:
+            return
+        bench = dataclasses.replace(bench, reference=found)
+    subjects = _subjects(values, generator)
+    found = evaluate_images.measure_all(bench, subjects)
+    if found is None:
+        return
+    pictures = evaluate_pages.class_grids(subjects)
+    neighbors, told = _neighbors(values, bench, subjects, generator)
+    if tools.speaks:
+        records, further = found
+        table = evaluate_pages.write_report(
+            bench,
+            records,
+            [*notes, *further, *told],
+            name=values.workdir or values.weights or values.images,
+            protocol=_protocol(bench, subjects),
+            pictures=pictures,
+            neighbors=neighbors,
         )
-        report(f"alpha {cfg_scale:g}: {figures_table(found[cfg_scale], num_samples=len(images))}")
-    if writes:
-        _write_figures(workdir / name, run, seed, len(labels), found)
+        print(f"{table}\n\nreport: {out / evaluate_pages.REPORT_FILE}")
+        if not values.keep_features:
+            shutil.rmtree(out / "reference", ignore_errors=True)
+
+
+def _same_extractors(values: Any) -> tuple[list[Extractor], list[str]]:
+    """`_extractors`, which must be the same in all processes."""
+    found = on_all_processes(_extractors, values)
+    digest = int(digest_of([extractor.digest for extractor in found[0]])[:7], 16)
+
+    def compare(first: int) -> None:
+        if first != digest:
+            raise UserError("the processes have other weights: put the same files on all machines")
+
+    on_all_processes(compare, distributed.from_first_process(digest))
     return found
 
 
-def _keep_samples(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    per_class = len(labels) // len(np.unique(labels))
-    write_samples(folder / "final.npz", images, labels, per_class=per_class)
-    first = np.concatenate([images[labels == label][:16] for label in np.unique(labels)])
-    save_png(folder / "final.png", image_grid(first, min(per_class, 16), least=640))
+def _extractors(values: Any) -> tuple[list[Extractor], list[str]]:
+    """The networks that the figures need, and why one is left out."""
+    settings = settings_of(values)
+    found, notes = [], []
+    if settings.kinds - {"dinov2"}:
+        found.append(load_extractor("inception", values.inception, flag="--inception"))
+    if "dinov2" in settings.kinds:
+        try:
+            found.append(load_extractor("dinov2", values.dinov2, flag="--dinov2"))
+        except UserError as error:
+            if values.figures or values.dinov2:
+                raise
+            notes.append(f"{_OF_DINOV2} and nearest training images were left out: {error}")
+    return found, notes
 
 
-def _write_figures(
-    path: Path, run: Run, seed: int, num_samples: int, found: dict[float, dict[str, Figure]]
-) -> None:
-    record = {
-        "step": run.step,
-        "seed": seed,
-        "ema_decay": run.ema_decay,
-        "num_samples": num_samples,
-        "alpha": {f"{scale:g}": figures_as_scalars(figures) for scale, figures in found.items()},
-    }
-    write_json(path, record)
-
-
-def _figures_name(run: Run, seed: int) -> str:
-    """The file of the run's own figures, or of these."""
-    own = (run.config.seed, run.config.eval.ema_decay)
-    return (
-        _FIGURES
-        if (seed, run.ema_decay) == own
-        else (f"evaluation_seed_{seed}_ema_{run.ema_decay:g}.json")
+def _bench(values: Any, tools: Tools, extractors: Sequence[Extractor], out: Path) -> Bench:
+    mesh = distributed.make_mesh()
+    return Bench(
+        out=out,
+        extractors=extractors,
+        settings=settings_of(values),
+        reference=None,
+        mesh=mesh,
+        batch_size=values.batch_size * mesh.size,
+        keep_features=values.keep_features,
+        speaks=tools.speaks,
+        stopped=tools.stops,
     )
 
 
-def main(_: Sequence[str]) -> None:
-    """Loads, measures, prints."""
-    values = flags.FLAGS
+def _subjects(values: Any, generator: Generator | None) -> list[Subject]:
+    if generator is None:
+        images = open_images(values.images, split=values.split, size=values.image_size)
+        return [Subject(images, {"alpha": None, "seed": None})]
+    config = generator.config if isinstance(generator, Run) else None
+    return evaluate_images.generated_subjects(
+        generator,
+        count=values.num_samples,
+        cfg_scales=numbers(values.cfg_scales, float, "cfg_scales")
+        or (list(config.eval.cfg_scales) if config else [1.0]),
+        seeds=numbers(values.seeds, int, "seeds") or [config.seed if config else 0],
+    )
+
+
+def _protocol(bench: Bench, subjects: Sequence[Subject]) -> dict[str, str]:
+    """How the figures were made, in words by name."""
+    first = subjects[0]
+    found = dict(evaluator.protocol_of(bench.extractors, bench.settings, first.images))
+    if "weights" in first.facts:
+        count, classes = len(first.images), len(first.images.class_names)
+        seeds = sorted({subject.facts["seed"] for subject in subjects})
+        found |= {
+            "images": f"{count} samples for each alpha and seed, one network evaluation each",
+            "label law": f"balanced: {count / classes:g} of each of {classes} classes",
+            "seeds": ", ".join(map(str, seeds)),
+            "generator": f"step {first.facts['step']}, average of decay "
+            f"{first.facts['ema_decay']:g}, weights {first.facts['weights']}",
+        }
+    if bench.reference is not None:
+        for name, words in bench.reference.protocol.items():
+            if found.get(name) != words:
+                found[f"reference: {name}"] = words
+    return found | {"devices": f"{bench.mesh.size} {bench.mesh.devices.flat[0].device_kind}"}
+
+
+def _neighbors(values: Any, bench: Bench, subjects: Sequence[Subject], generator):
+    """Nearest training images of some samples, and why there are none."""
+    found = [e for e in bench.extractors if e.name == "dinov2"]
+    config = generator.config if isinstance(generator, Run) else None
+    folder = values.training_images or (config.data.path if config else "")
+    if generator is None:
+        return None, []
+    if not found:
+        told = ["nearest training images need fd_dinov2 among --figures"]
+        return None, told if values.training_images else []
+    if jax.process_count() > 1:
+        return None, ["nearest training images are looked for by a single process alone"]
+    if not folder or (config and config.data.latent and not values.training_images):
+        return None, ["nearest training images were left out: no --training_images"]
+    try:
+        near = evaluate_pages.nearest_training_images(bench, subjects[0], found[0], Path(folder))
+        return near, [] if near else ["nearest training images were left out: stopped"]
+    except UserError as error:
+        return None, [f"nearest training images were left out: {error}"]
+
+
+def _make_reference(values: Any, tools: Tools) -> None:
+    if not values.images or not values.out.endswith(".npz"):
+        raise UserError("reference: expected --images=FOLDER and --out=FILE.npz")
+    check_flags(values, REFERENCE)
+    path = Path(values.out)
+    extractors, notes = _same_extractors(values)
+    folder = path.with_suffix(".parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = _bench(values, tools, extractors, folder)
+    images = open_images(values.images, split=values.split, size=values.image_size)
+    with locked(folder) if tools.speaks else contextlib.nullcontext():
+        found = evaluate_images.measure_reference(bench, images, keep=values.keep)
+        if found is None or not tools.speaks:
+            return
+        reference.write_reference(path, found)
+        if not values.keep_features:
+            shutil.rmtree(folder, ignore_errors=True)
+    for name, words in found.protocol.items():
+        print(f"{name}: {words}")
+    print("\n".join([*notes, f"reference: {path}"]))
+
+
+def _measure_small(values: Any, tools: Tools) -> None:
+    """A run of small images: its own classifier and test split."""
+    check_flags(values, SMALL)
     workdir = Path(values.workdir)
-    run = load_run(workdir, ema_decay=values.ema_decay)
-    seed = run.config.seed if values.seed is None else values.seed
-    evaluate_run(run, workdir=workdir, seed=seed, report=lambda table: print(table + "\n"))
-    print(f"figures: {workdir / _figures_name(run, seed)}")
+    run = load_run(workdir, ema_decay=values.ema_decay, step=values.step)
+    scales = numbers(values.cfg_scales, float, "cfg_scales") or list(run.config.eval.cfg_scales)
+    seeds = numbers(values.seeds, int, "seeds") or [run.config.seed]
+    found = evaluate_small.evaluate_run(
+        run,
+        workdir=workdir,
+        seeds=seeds,
+        cfg_scales=scales,
+        report=lambda table: print(table + "\n"),
+        stopped=tools.stops,
+    )
+    if found is not None and tools.speaks:
+        for seed in seeds:
+            print(f"figures: {evaluate_small.figures_path(run, workdir, seed, scales)}")
+        print(f"report: {evaluate_small.page_path(run, workdir, seeds, scales)}")
 
 
 def cli() -> None:
     """Entry point of `drifting-evaluate`."""
     define_flags()
-    run_program(main)
+    run_program(main, words=1, flags_of=define_flags.__module__)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,13 @@ class Interruption:
     flag: the loop must let them agree on the step at which to stop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, soon: str = "saving and stopping after this step") -> None:
+        """Begins without a signal.
+
+        Args:
+          soon: what a first signal makes the program do, in words.
+        """
+        self._soon = soon
         self._received: int | None = None
         self._joined = 0
         self._received_at = 0.0
@@ -66,8 +72,8 @@ class Interruption:
         if self._received is None:
             self._received, self._received_at = signal.Signals(number), time.monotonic()
             _say(
-                f"{name}: saving and stopping after this step, or the next that the processes "
-                "of the run agree on; once more to stop at once"
+                f"{name}: {self._soon}, or the next that the processes agree on; once more to stop "
+                "at once"
             )
         elif time.monotonic() - self._received_at > _SAME_SIGNAL_SECONDS:
             _say(f"{name} again: stopping at once, without saving")

@@ -15,7 +15,7 @@ from drifting_jax import pictures, toy, train, train_mae
 from drifting_jax.config import ConfigDict, check_resume, load_config, save_config
 from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.errors import UserError
-from drifting_jax.evaluate import evaluate_run
+from drifting_jax.evaluate_small import evaluate_run
 from drifting_jax.files import write_json
 from drifting_jax.interruption import Interruption
 from drifting_jax.loading import load_run
@@ -120,17 +120,13 @@ def _generator(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     found = evaluate_run(
         load_run(workdir),
         workdir=workdir,
-        seed=config.seed,
+        seeds=[config.seed],
         report=lambda table: _say(tools.speaks, f"\n{table}"),
         stopped=tools.stops,
     )
     if found is None:
         return False
-    scalars = {
-        f"{name}/alpha_{scale:g}": figure.value
-        for scale, figures in found.items()
-        for name, figure in figures.items()
-    }
+    scalars = {f"{record['figure']}/alpha_{record['alpha']:g}": record["value"] for record in found}
     tools.writer.write_scalars("evaluation", config.train.num_steps, scalars)
     return True
 
@@ -172,6 +168,7 @@ def _stopped_message(workdir: Path) -> str:
 def _where(workdir: Path) -> str:
     """A table of what a run leaves, for what exists."""
     entries = {
+        "report.html": "figures over alpha, samples, their nearest training images",
         "evaluation.json": "the figures",
         "samples": "pictures",
         "samples/final.npz": "the samples that were measured",

@@ -101,7 +101,7 @@ def sample_in_batches(
     Fewer labels than `batch_size` make one batch of their number. A batch is made a multiple of the
     mesh's size; its last rows are padding where there are more than labels left.
     """
-    batch_size = -(-min(batch_size, len(labels)) // mesh.size) * mesh.size
+    batch_size = -(-max(min(batch_size, len(labels)), 1) // mesh.size) * mesh.size
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         padding = (0, batch_size - len(labels[part]))

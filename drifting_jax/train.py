@@ -10,11 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax import build, distributed, feeding, filling, frozen, sampling, train_mae
+from drifting_jax import (
+    build,
+    distributed,
+    feeding,
+    filling,
+    frozen,
+    monitoring,
+    sampling,
+    train_mae,
+)
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import Source
 from drifting_jax.errors import UserError
+from drifting_jax.generator import Generator
 from drifting_jax.loop import Stage, Tools, run_stage
 from drifting_jax.metrics import image_grid
 from drifting_jax.sample_queue import SampleQueue
@@ -69,6 +79,7 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     build.check_models(config, source)
     filling.check_source(config, source)
     given = frozen.load_given(config, source)
+    monitor = monitoring.make_monitor(config, workdir=workdir, tools=tools)
     encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, tools=tools)
     if encoder is None:
         return False
@@ -90,7 +101,8 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     directory = checkpoint_directory(workdir)
     with Checkpoints(directory, keep=t.keep, keep_every=t.keep_every) as checkpoints:
         start, position, state, queue = _start_or_resume(config, source, mesh, checkpoints)
-        tools.writer.truncate("generator", start)
+        for name in ("generator", monitoring.STAGE):
+            tools.writer.truncate(name, start)
         if start >= t.num_steps:
             return True
         tools.announce("generator", state.params, start)
@@ -125,7 +137,7 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
                 items=lambda step, carry: _items(*carry, position + step - start),
                 checkpoints=checkpoints,
                 tools=tools,
-                on_step=_make_pictures(config, source, mesh, tools, vae),
+                on_step=_make_on_step(config, source, mesh, tools, vae, monitor),
             )
     return complete
 
@@ -231,35 +243,58 @@ def describe_metrics(
     return scalars | {f"diversity/{name}": value for name, value in diversity.items()}
 
 
-def _make_pictures(
-    config: ConfigDict, source: Source, mesh: Mesh, tools: Tools, vae: Network | None
+def _make_on_step(
+    config: ConfigDict,
+    source: Source,
+    mesh: Mesh,
+    tools: Tools,
+    vae: Network | None,
+    monitor: monitoring.Monitor | None,
 ) -> Callable[[int, tuple], None]:
-    """A grid of samples from noise, styles and labels that stay the same all along the run."""
+    """Grids of samples, and figures, of the average that config.eval names."""
     if config.data.latent and vae is None:
         if tools.speaks:
             print("no pictures of samples: config.vae.path does not say what decodes the latents")
         return lambda step, carry: None
-    model = build.make_generator(config, source)
+    model, e = build.make_generator(config, source), config.eval
     sampler = sampling.make_sampler(model, mesh, vae=vae.model if vae else None)
-    key = build.stream_key(config, "pictures")
-    classes = range(min(source.num_classes, _CLASSES_IN_PICTURES))
-    labels, indices = sampling.class_major(classes, _PICTURES_PER_CLASS)
 
     def on_step(step: int, carry: tuple) -> None:
-        if step % config.train.sample_every and step != config.train.num_steps:
+        draws = step % config.train.sample_every == 0 or step == config.train.num_steps
+        measures = monitor is not None and step % e.every == 0
+        if not draws and not measures:
             return
-        params = carry[0].ema[ema_name(config.eval.ema_decay)]
-        images = sampling.sample_all(
-            sampler,
-            {"generator": params, "vae": vae.variables} if vae else params,
-            key,
-            labels,
-            indices,
-            cfg_scale=1.0,
-            batch_size=len(labels),
+        params = carry[0].ema[ema_name(e.ema_decay)]
+        generator = Generator(
+            step=step,
+            ema_decay=e.ema_decay,
+            params={"generator": params, "vae": vae.variables} if vae else params,
+            class_names=source.class_names,
             mesh=mesh,
-        ).images
-        grid = image_grid(images, _PICTURES_PER_CLASS, least=_LEAST_GRID_PIXELS)
-        tools.writer.write_image("generator", step, "samples", grid)
+            sampler=sampler,
+            makes_pixels=True,
+        )
+        if draws:
+            _write_grid(config, generator, tools)
+        if measures and (scalars := monitor(generator)):
+            tools.writer.write_scalars(monitoring.STAGE, step, scalars)
 
     return on_step
+
+
+def _write_grid(config: ConfigDict, generator: Generator, tools: Tools) -> None:
+    """Samples from noise, styles and labels that stay the same all along the run."""
+    classes = range(min(len(generator.class_names), _CLASSES_IN_PICTURES))
+    labels, indices = sampling.class_major(classes, _PICTURES_PER_CLASS)
+    images = sampling.sample_all(
+        generator.sampler,
+        generator.params,
+        build.stream_key(config, "pictures"),
+        labels,
+        indices,
+        cfg_scale=1.0,
+        batch_size=len(labels),
+        mesh=generator.mesh,
+    ).images
+    grid = image_grid(images, _PICTURES_PER_CLASS, least=_LEAST_GRID_PIXELS)
+    tools.writer.write_image("generator", generator.step, "samples", grid)

@@ -40,6 +40,7 @@ FLAGS = (
     "--config.train.generated_per_label=8",
     "--config.train.save_every=3",
     "--config.train.sample_every=12",
+    "--config.eval.every=16",
     "--heartbeat_timeout_seconds=20",  # JAX's own, 100, is longer than ALONE
 )
 FOLDERS = {"encoder": "encoder/checkpoints", "generator": "checkpoints"}

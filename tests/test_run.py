@@ -17,7 +17,16 @@ import pytest
 import tiny_config
 from PIL import Image
 
-from drifting_jax import build, distributed, evaluate, loading, run, sample, train, train_mae
+from drifting_jax import (
+    build,
+    distributed,
+    evaluate_small,
+    loading,
+    run,
+    sample,
+    train,
+    train_mae,
+)
 from drifting_jax.checkpoint import Checkpoints
 from drifting_jax.config import resolve
 from drifting_jax.data.sources import make_source
@@ -331,11 +340,13 @@ def test_figures_of_another_seed_stand_in_a_file_of_their_own(finished, capsys):
         asked.append(True)
         return len(asked) > 1
 
-    settings = {"workdir": finished.workdir, "report": print, "seed": 3}
+    settings = {"workdir": finished.workdir, "report": print, "seeds": [3]}
     settings["stopped"] = stopped_at_the_second_question
     loaded = loading.load_run(finished.workdir, ema_decay=0.99)
-    assert set(evaluate.evaluate_run(loaded, **settings)) == {1.0}
-    assert evaluate.evaluate_run(loaded, **settings) is None
+    found = evaluate_small.evaluate_run(loaded, **settings)
+    assert {(record["alpha"], record["seed"]) for record in found} == {(1.0, 3)}
+    assert "fd_classifier" in (finished.workdir / "report_seed_3_ema_0.99.html").read_text()
+    assert evaluate_small.evaluate_run(loaded, **settings) is None
     record = json.loads((finished.workdir / "evaluation_seed_3_ema_0.99.json").read_text())
     assert (record["seed"], record["ema_decay"]) == (3, 0.99)
     assert (finished.workdir / "evaluation.json").read_bytes() == before

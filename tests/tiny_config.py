@@ -41,4 +41,5 @@ def get_config():
     config.eval.samples_per_class = 8
     config.eval.ema_decay = 0.9
     config.eval.k = 3
+    config.eval.every = 60
     return config

@@ -153,7 +153,9 @@ def gaussian_statistics(features: np.ndarray) -> GaussianStatistics:
     return moments.statistics()
 
 
-def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
+def frechet_distance(
+    a: GaussianStatistics, b: GaussianStatistics, *, factor_of_b: np.ndarray | None = None
+) -> float:
     """Squared Fréchet (2-Wasserstein) distance between two Gaussians, as FID has it:
 
         ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2 tr (Σ_a Σ_b)^½
@@ -161,6 +163,10 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     The last trace is the sum of the singular values of F_aᵀ F_b, for any factors Σ = F Fᵀ: real and
     defined also where the covariances are singular (constant pixels, fewer samples than features),
     where a general matrix square root returns complex or wrong numbers.
+
+    Args:
+      a, b: moments of the two sets.
+      factor_of_b: `covariance_factor` of b's, where many are compared with it.
 
     Raises:
       ValueError: the two have different numbers of features, or are no finite [d] and [d,d].
@@ -178,13 +184,15 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
             f"expected as many features on both sides, found {a.mean.shape} and {b.mean.shape}"
         )
     traces = np.trace(a.covariance) + np.trace(b.covariance)
-    product = _factor(a.covariance).T @ _factor(b.covariance)
+    if factor_of_b is None:
+        factor_of_b = covariance_factor(b.covariance)
+    product = covariance_factor(a.covariance).T @ factor_of_b
     spread = traces - 2.0 * _sum_of_singular_values(product, tolerance=_TOLERANCE * traces)
     # Equal sets come out at rounding distance from 0, on either side of it.
     return float(max(np.sum((a.mean - b.mean) ** 2) + spread, 0.0))
 
 
-def _factor(covariance: np.ndarray) -> np.ndarray:
+def covariance_factor(covariance: np.ndarray) -> np.ndarray:
     """F [d,rank] with F Fᵀ = a positive semi-definite matrix [d,d]."""
     covariance = np.asarray(covariance, np.float64)
     try:

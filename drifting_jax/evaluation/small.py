@@ -7,12 +7,14 @@ here stands beside its floor, the same measure of the training images in place o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from drifting_jax.data.sources import SMALL_SOURCES, as_arrays, make_source
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.classifier import Classifier
+from drifting_jax.evaluation.classifier import Classifier, train_classifier
 from drifting_jax.evaluation.frechet import frechet_distance, gaussian_statistics
 from drifting_jax.evaluation.neighbors import nearest_distances, precision_recall
 
@@ -26,6 +28,28 @@ class Figure(NamedTuple):
     value: float
     floor: float
     better: str
+
+
+class Judge(NamedTuple):
+    """What samples are measured with: images and labels of both splits, and the classifier."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    classifier: Classifier
+
+
+def make_judge(data: Any, *, num_classes: int, key: jax.Array) -> Judge:
+    """Reads both splits of a config's `data` section and trains the classifier: seconds.
+
+    Raises:
+      UserError: images that no small classifier knows.
+    """
+    if data.source not in SMALL_SOURCES:
+        raise UserError(
+            f"a small classifier knows {', '.join(SMALL_SOURCES)}; these images are {data.source}"
+        )
+    train, test = (as_arrays(make_source(data, split)) for split in ("train", "test"))
+    return Judge(train, test, train_classifier(*train, num_classes=num_classes, key=key))
 
 
 def evaluate_samples(

@@ -9,34 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drifting_jax.evaluation.figures import FigureInfo
+
 # One figure of one set: "figure" (its key), "alpha" (None: not guided), "seed" (or None), "value",
 # and optionally "floor" (the same figure of real images) and "deviation" (of the figure within the
 # set: KID's over subsets, IS's over splits).
 Record = Mapping[str, Any]
-
-_DIRECTIONS = ("lower", "higher", "near 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class FigureInfo:
-    """What a figure is called, which way is better, what it measures and who defined it.
-
-    `better` is "lower", "higher" or "near 1"; https://… and arXiv numbers in `source` become links.
-
-    Raises:
-      ValueError: `better` is none of these.
-    """
-
-    name: str
-    better: str
-    definition: str
-    source: str
-
-    def __post_init__(self) -> None:
-        if self.better not in _DIRECTIONS:
-            raise ValueError(
-                f"{self.name}: better is one of {', '.join(_DIRECTIONS)}; found {self.better!r}"
-            )
 
 
 class Summary(NamedTuple):

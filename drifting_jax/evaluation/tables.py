@@ -161,6 +161,10 @@ def _power(values: Sequence[float]) -> int:
     return 3 * math.ceil(-math.log10(largest) / 3) if 0 < largest < 0.01 else 0
 
 
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:].rstrip(".") + "."
+
+
 def _line(name: str, info: FigureInfo, rows: Sequence[Row], floor: float | None) -> Line:
     summaries = [row.figures.get(name) for row in rows]
     power = _power([summary.mean for summary in summaries if summary])
@@ -223,7 +227,9 @@ def _html_body(line: Line, columns: int, *, real: bool) -> str:
         f"{html.escape(line.name)}&nbsp;<span aria-hidden='true'>{_ARROWS[line.info.better]}</span>"
     )
     source = f' <span class="source">{linked(line.info.source)}</span>' if line.info.source else ""
-    definition = f"{WORDS[line.info.better].capitalize()}. {html.escape(line.info.definition)}"
+    definition = (
+        f"{WORDS[line.info.better].capitalize()}. {html.escape(_sentence(line.info.definition))}"
+    )
     return (
         f'<tbody><tr><th scope="row">{name}</th>{cells}</tr>'
         f'<tr class="definition"><td colspan="{columns + 1}"><div>{definition}{source}</div></td>'

@@ -1,0 +1,141 @@
+"""Features of a set of images on the disk: written as they are made, gone on with, used again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from drifting_jax.errors import UserError
+from drifting_jax.files import write_json
+
+_PROGRESS = "progress.json"
+_USABLE = "usable"
+_ROWS = 1024  # of a block
+
+
+class FeatureStore:
+    """Arrays [n, d] float32 by name, as .npy files in a folder, filled from the first row on.
+
+    What was kept before a kill is found again; rows are kept in order, with a mark on those of
+    images that could be measured. One process writes.
+
+    Args:
+      folder: made if need be. A store of other arrays in it is deleted.
+      rows: n.
+      widths: {name: d}.
+
+    Raises:
+      UserError: there is no room on the disk.
+    """
+
+    def __init__(self, folder: Path, *, rows: int, widths: Mapping[str, int]):
+        self.folder, self.rows = folder, rows
+        self._plan = {"rows": rows, "widths": dict(sorted(widths.items()))}
+        self.done = self._found()
+        if not self.done:
+            self._make()
+        self._arrays = {name: np.load(self._file(name), mmap_mode="r+") for name in self._names}
+
+    @property
+    def _names(self) -> list[str]:
+        return [*self._plan["widths"], _USABLE]
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def _found(self) -> int:
+        """Rows that were kept before."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            record = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
+            if record["plan"] == self._plan:
+                for name in self._names:
+                    np.load(self._file(name), mmap_mode="r")
+                return record["done"]
+        return 0
+
+    def _make(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        needed = 4 * self.rows * sum(self._plan["widths"].values())
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"the features of {self.rows} images need {needed / 2**30:.1f} GiB in "
+                f"{self.folder}, which has {free / 2**30:.1f} left: make room, or choose another "
+                "--out"
+            )
+        for name, width in self._plan["widths"].items():
+            self._make_array(name, np.float32, (self.rows, width))
+        self._make_array(_USABLE, np.bool_, (self.rows,))
+
+    def _make_array(self, name: str, dtype: type, shape: tuple[int, ...]) -> None:
+        np.lib.format.open_memmap(self._file(name), "w+", dtype, shape)
+        with open(self._file(name), "r+b") as file:  # a disk that fills up later would be a crash
+            os.posix_fallocate(file.fileno(), 0, self._file(name).stat().st_size)
+
+    def append(self, features: Mapping[str, np.ndarray], usable: np.ndarray) -> None:
+        """Keeps the next rows: {name: [k, d]}, and which of them count, [k]."""
+        rows = slice(self.done, self.done + len(usable))
+        for name in self._plan["widths"]:
+            self._arrays[name][rows] = features[name][: len(usable)]
+        self._arrays[_USABLE][rows] = usable
+        self.done += len(usable)
+
+    def flush(self) -> None:
+        """Makes sure that a kill loses none of the rows kept so far."""
+        for array in self._arrays.values():
+            array.flush()
+        write_json(self.folder / _PROGRESS, {"plan": self._plan, "done": self.done})
+
+    @property
+    def unusable(self) -> np.ndarray:
+        """Numbers of the rows that do not count."""
+        return np.flatnonzero(~np.asarray(self._arrays[_USABLE][: self.done]))
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Numbers of the rows that count."""
+        return np.flatnonzero(self._arrays[_USABLE][: self.done])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._plan["widths"]
+
+    def width(self, name: str) -> int:
+        """d of one kind of features."""
+        return self._plan["widths"][name]
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        """The rows that count, some at a time: [k, d] float32."""
+        array, usable = self._arrays[name], self._arrays[_USABLE]
+        for start in range(0, self.done, _ROWS):
+            rows = slice(start, min(start + _ROWS, self.done))
+            yield np.asarray(array[rows][usable[rows]])
+
+    def array(self, name: str) -> np.ndarray:
+        """The rows that count, [k, d] float32; left on the disk where all of them do."""
+        if not len(self.unusable):
+            return self._arrays[name][: self.done]
+        return self.take(name)
+
+    def take(self, name: str, most: float = math.inf, *, seed: int = 0) -> np.ndarray:
+        """The rows that count, [k, d] float32; `most` of them, drawn at random, if there are more.
+
+        The choice depends on the seed and their number alone, and keeps their order.
+        """
+        usable = self.usable
+        if len(usable) > most:
+            drawn = np.random.default_rng(seed).choice(len(usable), int(most), replace=False)
+            usable = usable[np.sort(drawn)]
+        return np.asarray(self._arrays[name][usable])
+
+    def delete(self) -> None:
+        """Removes the folder."""
+        self._arrays = {}
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,180 @@
+"""What samples are compared with: moments and features of real images, in one .npz file.
+
+Ours has `mu`, `sigma` of Inception's features as everyone's has, those of the spatial features as
+`mu_s`, `sigma_s`, of DINOv2's as `mu_dinov2`, `sigma_dinov2`, some of the features themselves, and
+how it was made. Files of others are read too: `mu`, `sigma`; `ref_mu`, `ref_sigma`; ADM's, which
+hold images as `arr_0`, with or without moments of more of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from drifting_jax.errors import UserError
+from drifting_jax.evaluation.extractors import Extractor
+from drifting_jax.evaluation.feature_store import FeatureStore
+from drifting_jax.evaluation.frechet import (
+    GaussianStatistics,
+    RunningMoments,
+    covariance_factor,
+    frechet_distance,
+)
+from drifting_jax.files import write_npz
+
+# What moments are of, and the names that they have in a file: ours first, then others'.
+_MOMENTS = {
+    "inception": (("mu", "sigma"), ("ref_mu", "ref_sigma")),
+    "spatial": (("mu_s", "sigma_s"),),
+    "dinov2": (("mu_dinov2", "sigma_dinov2"),),
+}
+_FEATURES = {"inception": "features", "dinov2": "features_dinov2"}
+_SYMMETRY = 1e-6  # of the largest entry of a covariance
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Real images as figures see them.
+
+    Attributes:
+      moments: of "inception", "spatial", "dinov2", those that are known.
+      features: [m, d] float32 of "inception", "dinov2": some of the images, drawn at random.
+      protocol: how it was made, in words by name.
+      images: path of an .npz file whose images are part of it and were not measured yet.
+    """
+
+    moments: Mapping[str, GaussianStatistics]
+    features: Mapping[str, np.ndarray]
+    protocol: Mapping[str, str]
+    images: Path | None = None
+    _factors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+
+    def distance(self, kind: str, samples: GaussianStatistics) -> float:
+        """Fréchet distance of samples from one kind of moments, whose factor is kept.
+
+        Raises:
+          ValueError: as `frechet_distance`.
+        """
+        moments = self.moments[kind]
+        if kind not in self._factors:
+            self._factors[kind] = covariance_factor(moments.covariance)
+        return frechet_distance(samples, moments, factor_of_b=self._factors[kind])
+
+
+def measure(store: FeatureStore, protocol: Mapping[str, str], *, keep: int) -> Reference:
+    """The reference of measured images.
+
+    Args:
+      store: holds "inception", "spatial", "dinov2" or some of them.
+      protocol: how they were measured.
+      keep: features that are kept of each kind, drawn at random.
+
+    Raises:
+      UserError: fewer than two images, or features that are not finite.
+    """
+    if len(store.usable) < 2:
+        raise UserError(f"a reference is of two images or more; found {len(store.usable)}")
+    moments = {name: moments_of(store, name) for name in _MOMENTS if name in store}
+    features = {name: store.take(name, keep) for name in _FEATURES if name in store}
+    return Reference(moments, features, protocol)
+
+
+def moments_of(store: FeatureStore, name: str) -> GaussianStatistics:
+    """Mean and covariance of one kind of features, streamed from the disk in float64.
+
+    Raises:
+      UserError: too few, or not finite.
+    """
+    found = RunningMoments(store.width(name))
+    try:
+        for block in store.blocks(name):
+            found.update(block)
+        return found.statistics()
+    except ValueError as error:
+        raise UserError(f"the {name} features cannot be summed: {error}") from None
+
+
+def check_weights(found: Reference, extractors: Sequence[Extractor]) -> None:
+    """Makes sure that a reference was not made with other weights, where it says with which.
+
+    Raises:
+      UserError: it was, or it has another number of features.
+    """
+    for extractor in extractors:
+        name = extractor.name
+        theirs = found.protocol.get(f"{name} weights", "")
+        if theirs and theirs != f"sha256 {extractor.digest}":
+            raise UserError(
+                f"the reference was made with other weights of {name} ({theirs}) than these "
+                f"(sha256 {extractor.digest}): make it anew, or give those with --{name}"
+            )
+        width = len(found.moments[name].mean) if name in found.moments else extractor.num_features
+        if width != extractor.num_features:
+            raise UserError(
+                f"the reference's {name} statistics have {width} features, the network "
+                f"{extractor.num_features}: they are of another network"
+            )
+
+
+def write_reference(path: Path, reference: Reference) -> None:
+    """Writes a reference for `read_reference`, whole or not at all."""
+    arrays = {"protocol": np.array(json.dumps(dict(reference.protocol)))}
+    for name, statistics in reference.moments.items():
+        mean, covariance = _MOMENTS[name][0]
+        arrays |= {mean: statistics.mean, covariance: statistics.covariance}
+    arrays |= {_FEATURES[name]: features for name, features in reference.features.items()}
+    write_npz(path, arrays)
+
+
+def read_reference(path: Path) -> Reference:
+    """Reads a file of ours or of others.
+
+    Raises:
+      UserError: it is no such file, is damaged, holds nothing that is known, or numbers that are
+        not finite or no covariance.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = set(file.files)
+            arrays = {name: file[name] for name in names - {"arr_0", "arr_1"}}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no .npz file of statistics that can be read: {error}") from None
+    moments = {}
+    for kind, spellings in _MOMENTS.items():
+        for mean, covariance in spellings:
+            if {mean, covariance} <= names and kind not in moments:
+                moments[kind] = _checked(path, mean, arrays[mean], covariance, arrays[covariance])
+    features = {kind: arrays[name] for kind, name in _FEATURES.items() if name in names}
+    for kind, found in features.items():
+        if found.ndim != 2 or not np.isfinite(found).all():
+            raise UserError(f"{path}: {_FEATURES[kind]} must be a matrix of finite numbers")
+    if not moments and "arr_0" not in names:
+        raise UserError(
+            f"{path} holds no statistics: expected mu and sigma, ref_mu and ref_sigma, or images "
+            f"arr_0; found {', '.join(sorted(names)) or 'nothing'}"
+        )
+    made = {"statistics": f"of {path}; how they were made is not in the file"}
+    if "protocol" in names:
+        made = json.loads(str(arrays["protocol"]))
+    return Reference(moments, features, made, path if "arr_0" in names else None)
+
+
+def _checked(
+    path: Path, mean_name: str, mean: np.ndarray, name: str, covariance: np.ndarray
+) -> GaussianStatistics:
+    mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise UserError(
+            f"{path}: expected {mean_name} [d] and {name} [d, d]; found {list(mean.shape)} and "
+            f"{list(covariance.shape)}"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{path}: {mean_name} or {name} holds numbers that are not finite")
+    if np.abs(covariance - covariance.T).max() > _SYMMETRY * np.abs(covariance).max():
+        raise UserError(f"{path}: {name} is not symmetric, so it is no covariance")
+    return GaussianStatistics(mean, covariance)
