@@ -69,14 +69,8 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     """
     if jax.process_index() == 0:
         _make_folder(workdir)
-        if (workdir / "config.json").exists():
-            if _has_begun(workdir):
-                check_resume(load_config(workdir), config)
-        elif any(p.name not in _OURS for p in workdir.iterdir()):
-            raise UserError(
-                f"{workdir} holds files but no config.json, so it is no run's directory: choose "
-                "another --workdir or empty it"
-            )
+        if (workdir / "config.json").exists() and _has_begun(workdir):
+            check_resume(load_config(workdir), config)
         save_config(workdir, config)
     if jax.process_count() > 1:
         # The others look only now: a network disk remembers for a while what was not there.
@@ -97,6 +91,12 @@ def _make_folder(workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir must be a directory; {workdir} is a file")
     workdir.mkdir(parents=True, exist_ok=True)
+    known = (workdir / "config.json").exists()
+    if not known and any(p.name not in _OURS for p in workdir.iterdir()):
+        raise UserError(
+            f"{workdir} holds files but no config.json, so it is no run's directory: choose "
+            "another --workdir or empty it"
+        )
 
 
 def _has_begun(workdir: Path) -> bool:

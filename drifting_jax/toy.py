@@ -38,9 +38,12 @@ _SEEDS = 5  # the sliced Wasserstein distance is the median over this many draws
 
 @flax.struct.dataclass
 class ToyMetrics:
-    """`losses.drifting_loss` on the points themselves, with the norm of its gradient."""
+    """`losses.drifting_loss` on the points themselves, with the norm of its gradient.
 
-    step: jax.Array
+    `updates` counts those before this step.
+    """
+
+    updates: jax.Array
     loss: jax.Array
     gradient_norm: jax.Array
     statistics: losses.DriftingStatistics

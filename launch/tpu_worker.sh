@@ -137,7 +137,7 @@ case $worker_command in
     if ! running; then
       echo "$(hostname): nothing runs"
     elif [[ $worker_command == kill ]]; then
-      kill -KILL -- "-$(<"$state/group")" # the session that setsid made, data workers included
+      kill -KILL -- "-$(<"$state/group")" # the group that setsid made, data workers included
     elif [[ ! -f $state/stopping ]]; then # main.py takes a second SIGTERM as "at once, unsaved"
       kill -TERM "$(<"$state/pid")"
       touch "$state/stopping"

@@ -19,6 +19,9 @@ def test_the_catalogue_has_its_names_in_order():
 @pytest.mark.parametrize("name", NAMES)
 def test_each_says_what_it_is_and_where_it_comes_from(name):
     info = FIGURES[name]
-    assert info.name == name and info.better in ("lower", "higher")
+    assert info.name.replace(" ", "_").replace("-", "_").lower() == name and info.better in (
+        "lower",
+        "higher",
+    )
     assert re.search(r"arXiv \d{4}\.\d{5}$", info.source)
     assert "\n" not in info.definition and len(info.definition) > 60

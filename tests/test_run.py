@@ -191,7 +191,7 @@ def test_a_complete_run_says_so(finished, capsys):
     out = capsys.readouterr().out
     assert f"the run in {finished.workdir} is complete" in out and "--config.train.num_steps" in out
     after = {p: p.stat().st_mtime_ns for p in finished.workdir.rglob("*") if p.is_file()}
-    assert {p.name for p in before if after[p] != before[p]} <= {"config.json"}
+    assert {p.name for p in before if after[p] != before[p]} <= {"config.json", ".lock"}
 
 
 @pytest.mark.slow
@@ -345,7 +345,7 @@ def test_figures_of_another_seed_stand_in_a_file_of_their_own(finished, capsys):
     loaded = loading.load_run(finished.workdir, ema_decay=0.99)
     found = evaluate_small.evaluate_run(loaded, **settings)
     assert {(record["alpha"], record["seed"]) for record in found} == {(1.0, 3)}
-    assert "fd_classifier" in (finished.workdir / "report_seed_3_ema_0.99.html").read_text()
+    assert "FD of the classifier" in (finished.workdir / "report_seed_3_ema_0.99.html").read_text()
     assert evaluate_small.evaluate_run(loaded, **settings) is None
     record = json.loads((finished.workdir / "evaluation_seed_3_ema_0.99.json").read_text())
     assert (record["seed"], record["ema_decay"]) == (3, 0.99)

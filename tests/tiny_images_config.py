@@ -14,6 +14,7 @@ def get_config():
     config.encoder.train.num_steps = 12
     config.encoder.train.classifier_steps = 4
     config.queue.allow_repeats = True
+    config.eval.every = 0
     config.train.num_steps = 30
     config.train.labels_per_step = 3
     config.train.save_every = 7
