@@ -50,7 +50,7 @@ def scattered(shapes, seed):
 
 
 def run(kind, mesh, steps):
-    """State after some steps and the curves on the way: {path: array}."""
+    """State and metrics of the first step, the last state, and all curves: {path: array}."""
     c, source = config(kind), SimpleNamespace(image_shape=SHAPES[kind], num_classes=CLASSES)
     init, place = train.state_maker(c, source, mesh)
     state = distributed.init_sharded(init, shardings=place)
@@ -82,9 +82,11 @@ def run(kind, mesh, steps):
         batch = distributed.global_batch(mesh, {"image": image[mine], "label": label[mine]})
         state, queue, metrics = jitted(state, queue, frozen, batch)
         curves.append(distributed.fetch(metrics))
+        if number == 0:
+            first = {"state": distributed.fetch(state), "metrics": curves[0]}
     curves = jax.tree.map(lambda *x: np.stack(x), *curves)
     found = jax.tree_util.tree_leaves_with_path(
-        {"state": distributed.fetch(state), "metrics": curves}
+        {"first": first, "last": {"state": distributed.fetch(state), "metrics": curves}}
     )
     return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 
