@@ -12,26 +12,22 @@ import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 
 from drifting_jax import distributed
 from drifting_jax.agreement import first_line, on_all_processes
-from drifting_jax.checksums import leaf_path, named_checksums, named_leaves
+from drifting_jax.checkpoint_items import CHECKSUMS, Tree, arrays_only, read_step
+from drifting_jax.checksums import named_checksums
 from drifting_jax.errors import UserError
 from drifting_jax.orbax_settings import use_barriers_that_time_out
 
-Tree = Any
-
 # How long processes wait for each other in a save, and a failing one for the save under way.
 _BARRIER_SECONDS, _LAST_SAVE_SECONDS = 300, 20.0
-_CHECKSUMS = "checksums"  # the item that holds the checksums of all others
 # What running out of memory raises: it says nothing about the files.
 _NOT_DAMAGE = (UserError, MemoryError, jax.errors.JaxRuntimeError)
 
@@ -111,7 +107,7 @@ class Checkpoints:
         """
         if self._read_only:
             raise RuntimeError(f"{self._directory} was opened to be read, not to save step {step}")
-        items = {name: _arrays(name, tree) for name, tree in items.items()}
+        items = {name: arrays_only(name, tree) for name, tree in items.items()}
         self.wait()
         try:
             if on_all_processes(self._start, step, items):
@@ -126,7 +122,7 @@ class Checkpoints:
             return False
         sums = {name: named_checksums(tree) for name, tree in items.items()}
         arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        arguments[_CHECKSUMS] = ocp.args.JsonSave(sums)
+        arguments[CHECKSUMS] = ocp.args.JsonSave(sums)
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,
@@ -182,11 +178,11 @@ class Checkpoints:
           ValueError: A template has no sharding.
         """
         self.wait()
-        templates = {name: _arrays(name, tree) for name, tree in templates.items()}
+        templates = {name: arrays_only(name, tree) for name, tree in templates.items()}
         reasons: dict[int, str] = {}
         for step in reversed(self._agreed_steps()):
             try:
-                items = self._read_checked(step, templates, padded)
+                items = read_step(self._directory / str(step), templates, padded)
             except _NOT_DAMAGE:
                 raise
             except Exception as error:  # a damaged file can raise anything
@@ -215,14 +211,14 @@ class Checkpoints:
           ValueError: A template has no sharding.
         """
         self.wait()
-        templates = {name: _arrays(name, tree) for name, tree in templates.items()}
+        templates = {name: arrays_only(name, tree) for name, tree in templates.items()}
         if step not in (steps := self.steps()):
             raise UserError(
                 f"{self._directory} has no checkpoint of step {step}; "
                 f"there are {', '.join(map(str, steps)) or 'none'}"
             )
         try:
-            return self._read_checked(step, templates)
+            return read_step(self._directory / str(step), templates)
         except _NOT_DAMAGE:
             raise
         except Exception as error:
@@ -301,47 +297,6 @@ class Checkpoints:
                 f"from step {self._newest}"
             ) from None
 
-    def _read_checked(
-        self, step: int, templates: Mapping[str, Tree], padded: Collection[str] = ()
-    ) -> dict[str, Tree]:
-        """The items of a step on all processes, or an error on all."""
-        items = on_all_processes(self._read, step, templates, padded)
-        on_all_processes(_verify, items)
-        return {name: items[name] for name in templates}
-
-    def _read(
-        self, step: int, templates: Mapping[str, Tree], padded: Collection[str]
-    ) -> dict[str, Tree]:
-        # The handlers and not the manager: its restore ends with a barrier, at which the others
-        # would wait for a process that could not read its part.
-        directory = epath.Path(self._directory / str(step))
-        handler = ocp.StandardCheckpointHandler()
-        items = {_CHECKSUMS: ocp.JsonCheckpointHandler().restore(directory / _CHECKSUMS)}
-        for name, template in templates.items():
-            self._check_fits(step, name, template, padded=name in padded)
-            arguments = ocp.args.StandardRestore(template, strict=name not in padded)
-            items[name] = handler.restore(directory / name, args=arguments)
-        return items
-
-    def _check_fits(self, step: int, name: str, template: Tree, *, padded: bool) -> None:
-        """Compares names, shapes and dtypes: Orbax would cast without a word."""
-        handler = ocp.StandardCheckpointHandler()
-        saved = named_leaves(handler.metadata(epath.Path(self._directory / str(step) / name)).tree)
-        wanted = named_leaves(template)
-        where = f"{name!r} of the checkpoint {self._directory / str(step)}"
-        advice = "use the config it was saved with, or another --workdir"
-        for path in sorted(saved.keys() ^ wanted.keys()):
-            here, there = ("has", "lacks") if path in saved else ("lacks", "has")
-            raise UserError(f"{where} {here} {path}, which this run {there}; {advice}")
-        for path, leaf in wanted.items():
-            stored, first = saved[path], int(padded)
-            same = tuple(stored.shape)[first:] == leaf.shape[first:]
-            if not same or len(stored.shape) != leaf.ndim or stored.dtype != leaf.dtype:
-                raise UserError(
-                    f"{where} holds {path} as {stored.dtype}{list(stored.shape)}; "
-                    f"this run needs {leaf.dtype}{list(leaf.shape)}; {advice}"
-                )
-
     def _set_damaged_aside(self) -> None:
         if not self._damaged:
             return
@@ -355,37 +310,3 @@ class Checkpoints:
         multihost_utils.sync_global_devices("drifting_jax: damaged checkpoints moved")
         self._close_manager()  # its list of steps is no longer right
         self._damaged = []
-
-
-def _verify(restored: Mapping[str, Tree]) -> None:
-    """Compares the checksums of restored items with those saved beside them."""
-    for name, tree in restored.items():
-        if name == _CHECKSUMS:
-            continue
-        for path, found in named_checksums(tree).items():
-            if found != restored[_CHECKSUMS][name][path]:
-                raise OSError(f"the bits of {name}/{path} are not those that were saved")
-
-
-def _arrays(name: str, tree: Tree) -> Tree:
-    """The tree with numbers as NumPy arrays.
-
-    Raises:
-      ValueError: It cannot be saved or restored as it is.
-    """
-    if name == _CHECKSUMS:
-        raise ValueError(f"an item cannot be called {name!r}: the name is taken")
-    if not jax.tree.leaves(tree):
-        raise ValueError(f"the item {name!r} holds no array: leave it out")
-
-    def array(path, leaf):
-        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-            return np.asarray(leaf)
-        where = f"{name}/{leaf_path(path)}"
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise ValueError(f"{where} is a PRNG key: derive it from the seed and the step instead")
-        if leaf.sharding is None:
-            raise ValueError(f"the template of {where} has no sharding: say where it shall lie")
-        return leaf
-
-    return jax.tree_util.tree_map_with_path(array, tree)

@@ -10,7 +10,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from drifting_jax.config import flat, unknown_field
+from drifting_jax.config_checks import flat, unknown_field
 from drifting_jax.errors import Busy, UserError
 from drifting_jax.orbax_settings import quiet_orbax
 

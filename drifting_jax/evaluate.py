@@ -88,9 +88,10 @@ def _measure(values: Any, tools: Tools) -> None:
         return
     check_flags(values, given[0])
     out = _folder(values)
+    ready = _ready(values, tools, out)  # what is refused leaves no folder
     out.mkdir(parents=True, exist_ok=True)
     with locked(out) if tools.speaks else contextlib.nullcontext():
-        _measure_images(values, tools, out)
+        _measure_images(values, tools, ready)
 
 
 def _folder(values: Any) -> Path:
@@ -107,38 +108,65 @@ def _generator(values: Any) -> Generator | None:
     return load_generator(values.weights, vae=values.vae) if values.weights else None
 
 
-def _measure_images(values: Any, tools: Tools, out: Path) -> None:
-    """Loads, measures what is not measured yet, and writes the page."""
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """All that is read before anything is made: subjects, their generator, the bench, notes."""
+
+    subjects: Sequence[Subject]
+    generator: Generator | None
+    bench: Bench
+    notes: Sequence[str]
+
+
+def _ready(values: Any, tools: Tools, out: Path) -> _Ready:
     generator = _generator(values)
     extractors, notes = _same_extractors(values)
     bench = _bench(values, tools, extractors, out)
     if values.reference:
         found = reference.read_reference(Path(values.reference))
         reference.check_weights(found, extractors)
-        found = evaluate_images.complete_reference(bench, found)
-        if found is None:
-            return
         bench = dataclasses.replace(bench, reference=found)
-    subjects = _subjects(values, generator)
+    return _Ready(_subjects(values, generator), generator, bench, notes)
+
+
+def _measure_images(values: Any, tools: Tools, ready: _Ready) -> None:
+    """Measures what is not measured yet, and writes the page."""
+    bench, subjects = ready.bench, ready.subjects
+    if bench.reference is not None:
+        complete = evaluate_images.complete_reference(bench, bench.reference)
+        if complete is None:
+            return
+        bench = dataclasses.replace(bench, reference=complete)
     found = evaluate_images.measure_all(bench, subjects)
     if found is None:
         return
+    protocol = _protocol(bench, subjects)
     pictures = evaluate_pages.class_grids(subjects)
-    neighbors, told = _neighbors(values, bench, subjects, generator)
+    neighbors, told = _neighbors(values, bench, subjects, ready.generator)
     if tools.speaks:
         records, further = found
         table = evaluate_pages.write_report(
             bench,
             records,
-            [*notes, *further, *told],
+            [*ready.notes, *further, *told, *_other_sizes(protocol)],
             name=values.workdir or values.weights or values.images,
-            protocol=_protocol(bench, subjects),
+            protocol=protocol,
             pictures=pictures,
             neighbors=neighbors,
         )
-        print(f"{table}\n\nreport: {out / evaluate_pages.REPORT_FILE}")
+        print(f"{table}\n\nreport: {bench.out / evaluate_pages.REPORT_FILE}")
         if not values.keep_features:
-            shutil.rmtree(out / "reference", ignore_errors=True)
+            shutil.rmtree(bench.out / "reference", ignore_errors=True)
+
+
+def _other_sizes(protocol: dict[str, str]) -> list[str]:
+    """A note where samples and reference are of different sizes."""
+    if not (theirs := protocol.get("reference: image size")):
+        return []
+    return [
+        f"the images are {protocol['image size']}, those of the reference {theirs}: published "
+        "figures compare images of one size"
+    ]
 
 
 def _same_extractors(values: Any) -> tuple[list[Extractor], list[str]]:
@@ -167,7 +195,7 @@ def _extractors(values: Any) -> tuple[list[Extractor], list[str]]:
             if values.figures or values.dinov2:
                 raise
             notes.append(f"{_OF_DINOV2} and nearest training images were left out: {error}")
-    return found, notes
+    return found, [*notes, *(extractor.doubt for extractor in found if extractor.doubt)]
 
 
 def _bench(values: Any, tools: Tools, extractors: Sequence[Extractor], out: Path) -> Bench:
@@ -248,9 +276,9 @@ def _make_reference(values: Any, tools: Tools) -> None:
     path = Path(values.out)
     extractors, notes = _same_extractors(values)
     folder = path.with_suffix(".parts")
-    folder.mkdir(parents=True, exist_ok=True)
     bench = _bench(values, tools, extractors, folder)
     images = open_images(values.images, split=values.split, size=values.image_size)
+    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) if tools.speaks else contextlib.nullcontext():
         found = evaluate_images.measure_reference(bench, images, keep=values.keep)
         if found is None or not tools.speaks:

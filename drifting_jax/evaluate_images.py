@@ -284,7 +284,11 @@ def complete_reference(bench: Bench, found: Reference) -> Reference | None:
     if made is None:
         return None
     return dataclasses.replace(
-        found, moments={**made.moments, **found.moments}, features=made.features, images=None
+        found,
+        moments={**made.moments, **found.moments},
+        features=made.features,
+        protocol={**made.protocol, **found.protocol},
+        images=None,
     )
 
 

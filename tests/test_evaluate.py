@@ -61,6 +61,7 @@ def test_images_against_a_reference(command, tmp_path, capsys):
     given = ("--images=samples.npz", "--reference=ref.npz", "--out=out", "--figures=fid,recall")
     assert command(*given) == 0
     printed = capsys.readouterr().out
+    assert "those of the reference" not in printed
     assert "FID ↓" in printed and "Recall ↑" in printed and "report: out/report.html" in printed
     page = (tmp_path / "out" / "report.html").read_text()
     assert "50 images of samples.npz" in page and "60 images of" in page and "sha256" in page
@@ -142,9 +143,16 @@ def test_what_dinov2_would_give_is_left_out_without_it(command, tmp_path, monkey
         (("--workdir=nothing",), "nothing"),
     ],
 )
-def test_mistakes_are_one_line(command, words, told):
+def test_mistakes_are_one_line(command, tmp_path, words, told):
     with pytest.raises(UserError, match=told):
         command(*words)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "samples.npz"}
+
+
+def test_images_of_another_size_than_the_reference_are_told_of(command, capsys):
+    command("reference", "--images=data", "--image_size=6", "--out=ref.npz")
+    command("--images=samples.npz", "--reference=ref.npz", "--out=out", "--figures=fid")
+    assert "note: the images are 8x8, those of the reference 6x6" in capsys.readouterr().out
 
 
 def test_a_reference_of_other_weights_is_refused(command, monkeypatch):

@@ -167,3 +167,13 @@ def test_published_files_are_found_in_the_folder(tmp_path, monkeypatch, file):
     extractor = load_extractor("inception")
     assert extractor.resize == "TF1 bilinear to 299x299, not rounded"
     assert (extractor.variables["params"]["fc_bias"] >= 1).all()
+    assert "its SHA-256 begins with" in extractor.doubt and "not 6726825d" in extractor.doubt
+
+
+def test_a_file_named_by_its_bits_is_not_doubted(tmp_path):
+    path = tmp_path / "weights.pth"
+    inception_weights.write_file(path)
+    named = path.rename(
+        tmp_path / f"inception-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"
+    )
+    assert load_extractor("inception", str(named)).doubt == ""

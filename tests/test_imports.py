@@ -73,6 +73,7 @@ LAYERS = {
     "input and output": {
         "defaults",
         "config",
+        "config_checks",
         "checksums",
         "weights.mapping",
         "weights.convnext",
@@ -99,6 +100,7 @@ LAYERS = {
         "evaluation.reference",
         "evaluation.evaluator",
         "checkpoint",
+        "checkpoint_items",
         "metrics",
         "interruption",
         "compiled",

@@ -910,18 +910,32 @@ def local(tmp_path):
     without = ("XLA_FLAGS", "JAX_PLATFORMS", *OF_LAUNCHERS)
     environment = {k: v for k, v in os.environ.items() if k not in without}
     environment["XDG_CACHE_HOME"] = "/cache"
+    started = []
 
     def start(*arguments, **more):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [LAUNCH / "local.sh", f"--python={python}", *arguments],
             env=environment | {"CUDA_VISIBLE_DEVICES": ""} | more,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_signals,
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        if process.poll() is None:  # a failed test; the processes below it end with it
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def heed_signals():
+    """Undoes nohup, under which the tests may run: what is ignored cannot be trapped."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def test_local_starts_processes_of_simulated_devices(local):

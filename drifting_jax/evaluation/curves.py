@@ -92,6 +92,7 @@ def _is_finite(row: Row, figure: str) -> bool:
 def _style(axes: Any, colours: Mapping[str, str]) -> None:
     axes.set_facecolor(colours["paper"])
     axes.tick_params(labelsize=11, colors=colours["soft"], labelcolor=colours["ink"])
+    axes.ticklabel_format(useOffset=False)
     axes.grid(alpha=0.2, color=colours["soft"], lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(colours["soft"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Extractor:
       apply: (variables, images [b, h, w, 3] or [b, h, w, 1] uint8) -> {"features": [b, d] float32},
         from Inception also "logits" [b, 1008], without the bias, and "spatial" [b, 2023]. To be
         jitted by the caller. Raises ValueError for images of another shape or dtype.
+      doubt: why the weights may not be the published ones, in words, or "".
     """
 
     name: str
@@ -58,6 +60,7 @@ class Extractor:
     resize: str
     variables: PyTree
     apply: Callable[[PyTree, jax.Array], dict[str, jax.Array]]
+    doubt: str = ""
 
 
 def load_extractor(name: str, weights: str = "", *, flag: str = "--weights") -> Extractor:
@@ -76,8 +79,10 @@ def load_extractor(name: str, weights: str = "", *, flag: str = "--weights") -> 
     """
     if name not in _FILES:
         raise UserError(f"the extractors are {', '.join(_FILES)}; found {name!r}")
-    network = load_network(weights or _find(name, flag), kind=name)
-    return inception_extractor(network) if name == "inception" else dinov2_extractor(network)
+    path = weights or _find(name, flag)
+    network = load_network(path, kind=name)
+    found = inception_extractor(network) if name == "inception" else dinov2_extractor(network)
+    return dataclasses.replace(found, doubt=_doubt(Path(path)))
 
 
 def _find(name: str, flag: str) -> Path:
@@ -90,6 +95,21 @@ def _find(name: str, flag: str) -> Path:
     raise UserError(
         f"there is no {' or '.join(_FILES[name])} in {folder}: download "
         f"{_ADDRESSES[name]}{_FILES[name][0]} into that folder, or give the file with {flag}"
+    )
+
+
+def _doubt(path: Path) -> str:
+    """Words where a file's name ends in its SHA-256, as torch.hub's do, and that is another."""
+    said = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    if not said or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    if found == said[1]:
+        return ""
+    return (
+        f"{path} is not the published file: its SHA-256 begins with {found}, not {said[1]}; "
+        "compare figures with none but those of this file"
     )
 
 
