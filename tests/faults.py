@@ -124,7 +124,6 @@ class Start:
         self,
         workdir: Path,
         *,
-        cache: Path,
         processes: int = 1,
         devices: int = 1,
         flags: Sequence[str] = FLAGS,
@@ -133,7 +132,6 @@ class Start:
 
         Args:
           workdir: of the run; what is printed goes to files beside it.
-          cache: of compiled programs.
           processes: of the run.
           devices: simulated ones of each process.
           flags: of main.py.
@@ -143,8 +141,6 @@ class Start:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
             "--xla_backend_optimization_level=0",
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         }
         together = [()] * processes
         if processes > 1:
@@ -248,9 +244,7 @@ class Start:
         return "\n".join(self.printed(i)[-2000:] for i in range(len(self.logs)))
 
 
-def survive(
-    workdir: Path, kills: Sequence[Kill], *, processes: int = 1, cache: Path
-) -> Iterator[Told]:
+def survive(workdir: Path, kills: Sequence[Kill], *, processes: int = 1) -> Iterator[Told]:
     """Runs to the end through kills, and tells of each once it is known where the run went on.
 
     A run that was quicker than the last kills is spared them.
@@ -260,7 +254,7 @@ def survive(
     """
     before: Told | None = None
     for kill in [*kills, None]:
-        with Start(workdir, cache=cache, processes=processes) as start:
+        with Start(workdir, processes=processes) as start:
             told = None
             if kill is None:
                 start.finish()

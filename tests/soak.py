@@ -8,6 +8,7 @@ was killed differs from one that was not in any bit, did not go on, or not all k
 
 import argparse
 import itertools
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,15 +20,15 @@ import faults
 
 def soak(folder: Path, *, kills: int, processes: int, seed: int) -> tuple[int, list[str]]:
     """Kills runs until as many kills took place; returns how many, and what differs."""
-    cache, whole = folder / "cache", folder / f"whole{processes}"
-    with faults.Start(whole, cache=cache, processes=processes) as start:
+    whole = folder / f"whole{processes}"
+    with faults.Start(whole, processes=processes) as start:
         start.finish()
     done, wrong = 0, []
     for life in itertools.count():
         draw = seed + 1000 * processes + life
         planned = faults.plan(kills - done, processes=processes, seed=draw)
         workdir, before = folder / f"killed{processes}_{life}", done
-        for told in faults.survive(workdir, planned, processes=processes, cache=cache):
+        for told in faults.survive(workdir, planned, processes=processes):
             done += 1
             print(f"{done} of {kills}: {told}", flush=True)
         wrong += faults.differences(workdir, whole)
@@ -46,6 +47,8 @@ def main() -> int:
     layouts = [int(number) for number in given.processes.split(",")]
     done, wrong = 0, []
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         for i, processes in enumerate(layouts):
             kills = len(range(i, given.kills, len(layouts)))
             if not kills:

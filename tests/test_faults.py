@@ -23,23 +23,18 @@ KILLS, SEED = 3, 7
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def whole(cache, tmp_path_factory):
+def whole(tmp_path_factory):
     """A run that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    with faults.Start(workdir, cache=cache) as start:
+    with faults.Start(workdir) as start:
         start.finish()
     return workdir
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(whole, cache, tmp_path):
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
     kills = faults.plan(KILLS, processes=1, seed=SEED)
-    told = list(faults.survive(tmp_path / "killed", kills, cache=cache))
+    told = list(faults.survive(tmp_path / "killed", kills))
     print(*told, sep="\n")
     assert len(told) == KILLS
     assert not faults.differences(tmp_path / "killed", whole)

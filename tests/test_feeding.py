@@ -239,13 +239,11 @@ def test_images_of_tensorflow_datasets(images, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def start(images, tmp_path_factory):
+def start(images):
     """Starts main.py on the tiny config of images."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
     def started(workdir, *arguments):

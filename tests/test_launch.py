@@ -1031,7 +1031,6 @@ def test_two_real_processes_stop_at_sigterm_and_go_on(tmp_path):
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
     }
 
     def start():

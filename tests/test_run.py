@@ -96,17 +96,13 @@ def read_checkpoint(directory: Path, at: int, tmp_path: Path) -> dict[str, np.nd
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
-    """Starts main.py on the tiny config; the processes share their compiled programs."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
+def launch():
+    """Starts main.py on the tiny config."""
     started = []
 
     def launched(workdir: Path, *arguments: str) -> subprocess.Popen:
         flags = (f"--config={CONFIG}", f"--workdir={workdir}", *arguments)
-        started.append(start("main.py", *flags, env=cache))
+        started.append(start("main.py", *flags))
         return started[-1]
 
     yield launched
