@@ -150,9 +150,9 @@ def test_mistakes_are_one_line(command, tmp_path, words, told):
 
 
 def test_images_of_another_size_than_the_reference_are_told_of(command, capsys):
-    command("reference", "--images=data", "--image_size=6", "--out=ref.npz")
+    command("reference", "--images=data", "--image_size=12", "--out=ref.npz")
     command("--images=samples.npz", "--reference=ref.npz", "--out=out", "--figures=fid")
-    assert "note: the images are 8x8, those of the reference 6x6" in capsys.readouterr().out
+    assert "note: the images are 8x8, those of the reference 12x12" in capsys.readouterr().out
 
 
 def test_a_reference_of_other_weights_is_refused(command, monkeypatch):

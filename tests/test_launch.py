@@ -914,13 +914,13 @@ def local(tmp_path):
 
     def start(*arguments, **more):
         process = subprocess.Popen(
-            [LAUNCH / "local.sh", f"--python={python}", *arguments],
+            # Under nohup signals are ignored, and what is ignored cannot be trapped.
+            ["env", "--default-signal", LAUNCH / "local.sh", f"--python={python}", *arguments],
             env=environment | {"CUDA_VISIBLE_DEVICES": ""} | more,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=heed_signals,
         )
         started.append(process)
         return process
@@ -930,12 +930,6 @@ def local(tmp_path):
         if process.poll() is None:  # a failed test; the processes below it end with it
             process.terminate()
             process.wait(timeout=20)
-
-
-def heed_signals():
-    """Undoes nohup, under which the tests may run: what is ignored cannot be trapped."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def test_local_starts_processes_of_simulated_devices(local):

@@ -50,8 +50,8 @@ def test_mistakes_are_one_line_and_status_two(tmp_path):
             "main.py", f"--config={CONFIG}", "--workdir=/proc/none",
         ),
         "make the rows 8, or the samples per row 8": (
-            "main.py", f"--config={CONFIG}", f"--workdir={nowhere}", "--config.mesh.data=8",
-            "--config.train.generated_per_label=3",
+            "main.py", f"--config={CONFIG}", f"--workdir={tmp_path / 'rows'}",
+            "--config.mesh.data=8", "--config.train.generated_per_label=3",
         ),
         "flags alone; found 'stray'": ("main.py", f"--config={CONFIG}", "stray"),
         f"{nowhere} holds no run": sampling,
