@@ -256,10 +256,11 @@ def _neighbors(neighbors: Neighbors | None) -> str:
     if neighbors is None or not len(neighbors.samples):
         return ""
     n, k = neighbors.nearest.shape[:2]
+    words = html.escape(neighbors.words[:1].upper() + neighbors.words[1:])
     groups = "".join(_neighbor_row(neighbors, i) for i in range(n))
     return (
         "<section><h2>Nearest training images</h2>"
-        f"<p>{html.escape(neighbors.words)} Left each sample, then its {k} nearest, with the "
+        f"<p>{words} Left each sample, then its {k} nearest, with the "
         f'distance beneath.</p><div class="neighbors" style="--tiles:{k + 1}">{groups}</div>'
         "</section>\n"
     )
