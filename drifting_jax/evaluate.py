@@ -39,6 +39,7 @@ from drifting_jax.evaluate_flags import (
 )
 from drifting_jax.evaluate_images import Bench, Subject
 from drifting_jax.evaluation import evaluator, reference
+from drifting_jax.evaluation.array_images import ArrayImages
 from drifting_jax.evaluation.extractors import Extractor, load_extractor
 from drifting_jax.evaluation.image_set import digest_of
 from drifting_jax.evaluation.image_sets import open_images
@@ -125,8 +126,15 @@ def _ready(values: Any, tools: Tools, out: Path) -> _Ready:
     if values.reference:
         found = reference.read_reference(Path(values.reference))
         reference.check_weights(found, extractors)
+        if found.images is not None:
+            evaluate_images.check_count(ArrayImages(found.images))
         bench = dataclasses.replace(bench, reference=found)
-    return _Ready(_subjects(values, generator), generator, bench, notes)
+    if generator is not None:
+        generator.check_makes_pixels()
+    subjects = _subjects(values, generator)
+    for subject in subjects:
+        evaluate_images.check_count(subject.images)
+    return _Ready(subjects, generator, bench, notes)
 
 
 def _measure_images(values: Any, tools: Tools, ready: _Ready) -> None:
@@ -278,6 +286,7 @@ def _make_reference(values: Any, tools: Tools) -> None:
     folder = path.with_suffix(".parts")
     bench = _bench(values, tools, extractors, folder)
     images = open_images(values.images, split=values.split, size=values.image_size)
+    evaluate_images.check_count(images)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) if tools.speaks else contextlib.nullcontext():
         found = evaluate_images.measure_reference(bench, images, keep=values.keep)

@@ -181,7 +181,7 @@ def measure(
     Raises:
       UserError: see `evaluator`.
     """
-    _check_count(subject.images)
+    check_count(subject.images)
     store = open_store(bench, subject.images)
     if not fill_store(bench, subject.images, store):
         return None
@@ -256,7 +256,8 @@ def fill_store(bench: Bench, images: ImageSet, store: FeatureStore | None) -> bo
         )
 
 
-def _check_count(images: ImageSet) -> None:
+def check_count(images: ImageSet) -> None:
+    """Raises UserError where there are too few images for figures."""
     if len(images) < 2:
         raise UserError(f"figures are of two images or more; found {images.words}")
 
@@ -283,11 +284,16 @@ def complete_reference(bench: Bench, found: Reference) -> Reference | None:
     made = measure_reference(apart, images, keep=len(images))
     if made is None:
         return None
+    if found.moments:  # of more images than the file holds
+        protocol = {k: words for k, words in made.protocol.items() if k == "image size"}
+        protocol |= found.protocol
+    else:
+        protocol = made.protocol
     return dataclasses.replace(
         found,
         moments={**made.moments, **found.moments},
         features=made.features,
-        protocol={**made.protocol, **found.protocol},
+        protocol=protocol,
         images=None,
     )
 
@@ -301,7 +307,7 @@ def measure_reference(bench: Bench, images: ImageSet, *, keep: int) -> Reference
     Raises:
       UserError: too few images, or too many that cannot be measured.
     """
-    _check_count(images)
+    check_count(images)
     store = open_store(bench, images)
     if not fill_store(bench, images, store):
         return None

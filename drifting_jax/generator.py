@@ -62,6 +62,14 @@ class Generator:
             )
         return found.images
 
+    def check_makes_pixels(self) -> None:
+        """Raises UserError where the generator makes latents and nothing decodes them."""
+        if not self.makes_pixels:
+            raise UserError(
+                "the generator makes latents: say what decodes them to pixels with --vae, or "
+                "config.vae.path"
+            )
+
     def batches(
         self,
         labels: np.ndarray,
@@ -74,13 +82,9 @@ class Generator:
         """The same on the devices, as `sampling.sample_in_batches`, finite or not.
 
         Raises:
-          UserError: the generator makes latents and nothing decodes them.
+          UserError: as `check_makes_pixels`.
         """
-        if not self.makes_pixels:
-            raise UserError(
-                "the generator makes latents: say what decodes them to pixels with --vae, or "
-                "config.vae.path"
-            )
+        self.check_makes_pixels()
         return sampling.sample_in_batches(
             self.sampler,
             self.params,

@@ -83,6 +83,8 @@ def _image_monitor(config: ConfigDict, workdir: Path, tools: Tools) -> Monitor:
     extractors = [
         load_extractor("inception", config.eval.inception, flag="--config.eval.inception")
     ]
+    if extractors[0].doubt and tools.speaks:
+        logging.warning(extractors[0].doubt)
     reference = read_reference(Path(config.eval.reference))
     check_weights(reference, extractors)
     if "inception" not in reference.moments:

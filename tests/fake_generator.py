@@ -20,6 +20,9 @@ class FakeGenerator:
     ema_decay: float = 0.9
     params: object = dataclasses.field(default_factory=lambda: {"w": np.ones(3)})
 
+    def check_makes_pixels(self):
+        pass
+
     def batches(self, labels, indices, *, seed, cfg_scale, batch_size):
         def sampler(params, key, labels, indices, scale):
             noise = jax.vmap(

@@ -141,6 +141,8 @@ class Start:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
             "--xla_backend_optimization_level=0",
             "JAX_PLATFORMS": "cpu",
+            # Apart from those that are not killed: an entry may be left half-written.
+            "JAX_COMPILATION_CACHE_DIR": f"{os.environ['JAX_COMPILATION_CACHE_DIR']}/killed",
         }
         together = [()] * processes
         if processes > 1:

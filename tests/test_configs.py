@@ -39,9 +39,6 @@ SMALL = {
     "train.generated_per_label": 2,
     "train.positives_per_label": 2,
     "train.unconditional_per_label": 2,
-    "eval.samples_per_class": 2,
-    "eval.cfg_scales": (1.0,),
-    "eval.k": 1,
 }
 
 

@@ -1,5 +1,6 @@
 """The command that measures images: what it asks for, what it leaves, and how it goes on."""
 
+import dataclasses
 import functools
 import json
 
@@ -147,6 +148,36 @@ def test_mistakes_are_one_line(command, tmp_path, words, told):
     with pytest.raises(UserError, match=told):
         command(*words)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "samples.npz"}
+
+
+def test_what_is_refused_leaves_nothing(command, tmp_path, monkeypatch):
+    np.savez(tmp_path / "one.npz", arr_0=pixels(1, 1))
+    np.savez(tmp_path / "float.npz", arr_0=np.zeros((4, 8, 8, 3)))
+    before = {path.name for path in tmp_path.iterdir()}
+    for words, told in (
+        (("--images=one.npz",), "two images or more"),
+        (("--images=samples.npz", "--reference=one.npz"), "two images or more"),
+        (("--images=samples.npz", "--reference=float.npz"), "of uint8; found float64"),
+        (("reference", "--images=one.npz", "--out=r.npz"), "two images or more"),
+        (("reference", "--images=none", "--out=r.npz"), "none"),
+    ):
+        with pytest.raises(UserError, match=told):
+            command(*words)
+
+    def refuse(self):
+        raise UserError("the generator makes latents")
+
+    monkeypatch.setattr(FakeGenerator, "check_makes_pixels", refuse)
+    with pytest.raises(UserError, match="makes latents"):
+        command("--weights=w", "--num_samples=30")
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_weights_that_are_doubted_are_told_of(command, monkeypatch, capsys):
+    doubted = dataclasses.replace(make_extractor("inception"), doubt="another file")
+    monkeypatch.setattr(evaluate, "load_extractor", lambda *_, **__: doubted)
+    command("--images=samples.npz", "--out=out", "--figures=inception_score")
+    assert "note: another file" in capsys.readouterr().out
 
 
 def test_images_of_another_size_than_the_reference_are_told_of(command, capsys):

@@ -170,10 +170,6 @@ def test_published_files_are_found_in_the_folder(tmp_path, monkeypatch, file):
     assert "its SHA-256 begins with" in extractor.doubt and "not 6726825d" in extractor.doubt
 
 
-def test_a_file_named_by_its_bits_is_not_doubted(tmp_path):
-    path = tmp_path / "weights.pth"
-    inception_weights.write_file(path)
-    named = path.rename(
-        tmp_path / f"inception-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"
-    )
-    assert load_extractor("inception", str(named)).doubt == ""
+def test_files_of_other_names_are_not_doubted(tmp_path):
+    inception_weights.write_file(tmp_path / "mine-20240101.pth")
+    assert load_extractor("inception", str(tmp_path / "mine-20240101.pth")).doubt == ""

@@ -46,16 +46,15 @@ def config(**changes):
     return resolve(found)
 
 
-def start(*arguments: str, env: dict[str, str] | None = None, **options) -> subprocess.Popen:
+def start(*arguments: str) -> subprocess.Popen:
     """A Python process in the repository, on one device."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | (env or {}),
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 

@@ -106,8 +106,8 @@ def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "steps"), [("collapsed", 2000), ("attraction_only", 500)])
-def test_q_reaches_the_target_and_with_attraction_alone_never(tmp_path, variant, steps):
-    """The run that ships, compiled as users have it: from one mode to both, or not."""
+def test_q_reaches_the_target_and_with_attraction_alone_stays(tmp_path, variant, steps):
+    """The config that ships, compiled as users have it: from one mode to both, or not."""
     workdir = f"--workdir={tmp_path / 'toy'}"
     config = f"--config=configs/toy2d.py:{variant}"
     subprocess.run(

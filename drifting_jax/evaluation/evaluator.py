@@ -253,7 +253,7 @@ def _manifold(
 
 
 def protocol_of_features(extractors: Sequence[Extractor], images: ImageSet) -> dict[str, str]:
-    """How features are made, in words by name; all processes call it."""
+    """How features are made, in words by name; of generated images all processes call it."""
     height, width = images.pick([0]).shape[1:3]
     found = {"images": images.words, "image size": f"{height}x{width}"}
     for extractor in extractors:
@@ -265,7 +265,7 @@ def protocol_of_features(extractors: Sequence[Extractor], images: ImageSet) -> d
 def protocol_of(
     extractors: Sequence[Extractor], settings: Settings, images: ImageSet
 ) -> dict[str, str]:
-    """How figures are made, in words by name, for a report; all processes call it."""
+    """How figures are made, in words by name, for a report; see `protocol_of_features`."""
     found = protocol_of_features(extractors, images)
     wanted = set(settings.figures)
     if "inception_score" in wanted:

@@ -82,7 +82,7 @@ def load_extractor(name: str, weights: str = "", *, flag: str = "--weights") -> 
     path = weights or _find(name, flag)
     network = load_network(path, kind=name)
     found = inception_extractor(network) if name == "inception" else dinov2_extractor(network)
-    return dataclasses.replace(found, doubt=_doubt(Path(path)))
+    return dataclasses.replace(found, doubt=_doubt(name, Path(path)))
 
 
 def _find(name: str, flag: str) -> Path:
@@ -98,10 +98,10 @@ def _find(name: str, flag: str) -> Path:
     )
 
 
-def _doubt(path: Path) -> str:
-    """Words where a file's name ends in its SHA-256, as torch.hub's do, and that is another."""
+def _doubt(name: str, path: Path) -> str:
+    """Words where a file has a published name, which ends in its SHA-256, and is another."""
     said = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
-    if not said or not path.is_file():
+    if path.name not in _FILES[name] or not said or not path.is_file():
         return ""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()[:8]
