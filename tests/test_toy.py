@@ -105,13 +105,12 @@ def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "steps"), [("collapsed", 2000), ("attraction_only", 500)])
-def test_q_reaches_the_target_and_with_attraction_alone_stays(tmp_path, variant, steps):
-    """The config that ships, compiled as users have it: from one mode to both, or not."""
-    workdir = f"--workdir={tmp_path / 'toy'}"
-    config = f"--config=configs/toy2d.py:{variant}"
+@pytest.mark.parametrize("variant", ["collapsed", "attraction_only"])
+def test_q_reaches_the_target_and_with_attraction_alone_never(tmp_path, variant):
+    """The run that ships, compiled as users have it: from one mode to both, or not."""
+    config, workdir = f"--config=configs/toy2d.py:{variant}", f"--workdir={tmp_path / 'toy'}"
     subprocess.run(
-        [sys.executable, "main.py", config, f"--config.train.num_steps={steps}", workdir],
+        [sys.executable, "main.py", config, workdir],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": ""},
         check=True,
