@@ -7,11 +7,20 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from drifting_jax.errors import Busy, Passing, UserError
+
 _TOLD_BYTES, _WAITED = 300, "DEADLINE_EXCEEDED"
+_KINDS = {kind.__name__: kind for kind in (UserError, Passing, Busy)}
 
 
 def on_all_processes(action: Callable[..., Any], *arguments: Any) -> Any:
-    """Does what every process must do; where it fails on one it fails on all, so none waits."""
+    """Does what every process must do; where it fails on one it fails on all, so none waits.
+
+    Raises:
+      Exception: what `action` raised on this process.
+      UserError: another process met a mistake of a person's; `Passing` and `Busy` likewise.
+      OSError: `action` failed on another process otherwise.
+    """
     result, error = None, None
     try:
         result = action(*arguments)
@@ -26,10 +35,21 @@ def on_all_processes(action: Callable[..., Any], *arguments: Any) -> Any:
         if failed and (error is None or _WAITED in str(error)):
             # One that only waited for another tells less.
             first = next((x for x in failed if _WAITED not in x[1]), failed[0])
-            error = OSError("process {}: {}".format(*first))
+            kind, _, reason = first[1].partition(": ")
+            if kind in _KINDS:
+                error = _KINDS[kind](f"process {first[0]}: {reason}")
+            else:
+                error = OSError("process {}: {}".format(*first))
     if error is not None:
         raise error
     return result
+
+
+def largest(value: int) -> int:
+    """The largest of the numbers that all processes give; all of them must call it."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def first_line(error: BaseException) -> str:

@@ -20,16 +20,21 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from drifting_jax import distributed
-from drifting_jax.agreement import first_line, on_all_processes
-from drifting_jax.checkpoint_items import CHECKSUMS, Tree, arrays_only, read_step
+from drifting_jax.agreement import first_line, largest, on_all_processes
+from drifting_jax.checkpoint_items import (
+    CHECKSUMS,
+    NOT_DAMAGE,
+    Tree,
+    arrays_only,
+    may_pass,
+    read_step,
+)
 from drifting_jax.checksums import named_checksums
-from drifting_jax.errors import UserError
+from drifting_jax.errors import Passing, UserError
 from drifting_jax.orbax_settings import use_barriers_that_time_out
 
 # How long processes wait for each other in a save, and a failing one for the save under way.
 _BARRIER_SECONDS, _LAST_SAVE_SECONDS = 300, 20.0
-# What running out of memory raises: it says nothing about the files.
-_NOT_DAMAGE = (UserError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 class Checkpoints:
@@ -102,7 +107,7 @@ class Checkpoints:
 
         Raises:
           ValueError: An item holds a PRNG key or no array, or has a reserved name.
-          UserError: `max_failures` saves in a row have failed.
+          Passing: `max_failures` saves in a row have failed.
           RuntimeError: this is read-only.
         """
         if self._read_only:
@@ -110,6 +115,7 @@ class Checkpoints:
         items = {name: arrays_only(name, tree) for name, tree in items.items()}
         self.wait()
         try:
+            on_all_processes(self._set_damaged_aside)
             if on_all_processes(self._start, step, items):
                 self._pending = step
         except Exception as error:
@@ -117,7 +123,6 @@ class Checkpoints:
 
     def _start(self, step: int, items: Mapping[str, Tree]) -> bool:
         """Starts a save on this process; whether the step was not there yet."""
-        self._set_damaged_aside()
         if step in self.steps():
             return False
         sums = {name: named_checksums(tree) for name, tree in items.items()}
@@ -145,7 +150,7 @@ class Checkpoints:
         """Waits for the save under way; returns whether the last save is whole on disk.
 
         Raises:
-          UserError: `max_failures` saves in a row have failed.
+          Passing: `max_failures` saves in a row have failed.
         """
         if self._pending is not None:
             step, self._pending = self._pending, None
@@ -161,7 +166,8 @@ class Checkpoints:
     ) -> tuple[int, dict[str, Tree]] | None:
         """Restores the newest step that can be read, onto any mesh.
 
-        A damaged step is left for the one before, with a warning.
+        A damaged step, or one that cannot be read for half a minute, is left for the one before,
+        with a warning. Steps that whoever writes the directory deletes meanwhile do not count.
 
         Args:
           templates: The items wanted, each a tree of `jax.ShapeDtypeStruct` with shardings, of JAX
@@ -173,41 +179,47 @@ class Checkpoints:
           The step and its items, or None if there is no step.
 
         Raises:
-          UserError: An array differs from its template in name, shape or dtype, or there are steps
-            and none can be read.
+          UserError: An array differs from its template in name, shape or dtype, or all steps are
+            damaged.
+          Passing: None can be read, and the disk may be to blame.
           ValueError: A template has no sharding.
         """
         self.wait()
         templates = {name: arrays_only(name, tree) for name, tree in templates.items()}
         reasons: dict[int, str] = {}
-        for step in reversed(self._agreed_steps()):
+        passing = False
+        while untried := [step for step in self._agreed_steps() if step not in reasons]:
+            step = untried[-1]
             try:
                 items = read_step(self._directory / str(step), templates, padded)
-            except _NOT_DAMAGE:
-                raise
             except Exception as error:  # a damaged file can raise anything
-                reasons[step] = first_line(error)
+                if largest(isinstance(error, NOT_DAMAGE)):
+                    raise
+                reasons[step], passing = first_line(error), passing or may_pass(error)
                 logging.warning(
                     f"THE CHECKPOINT OF STEP {step} IS DAMAGED ({reasons[step]}); "
                     f"trying the one before: {self._directory / str(step)}"
                 )
                 continue
-            self._damaged += reasons
+            self._damaged += [step for step in self._agreed_steps() if step in reasons]
             self._newest = step
             return step, items
-        if reasons:
-            listed = "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
-            raise UserError(
-                f"no checkpoint in {self._directory} can be read ({listed}); "
-                "delete the directory to start from the first step"
-            )
-        return None
+        # Steps that are gone were deleted by whoever writes here.
+        left = {step: reasons[step] for step in self._agreed_steps() if step in reasons}
+        if not left:
+            return None
+        listed = "; ".join(f"step {step}: {reason}" for step, reason in left.items())
+        found = f"no checkpoint in {self._directory} can be read ({listed})"
+        if largest(passing):
+            raise Passing(f"{found}; give the same command again when the disk answers")
+        raise UserError(f"{found}; move the directory elsewhere to start from the first step")
 
     def restore_step(self, step: int, templates: Mapping[str, Tree]) -> dict[str, Tree]:
         """Restores the items of one step, as `restore_latest`.
 
         Raises:
           UserError: There is no such step, it is damaged, or it differs from a template.
+          Passing: It cannot be read, and the disk may be to blame.
           ValueError: A template has no sharding.
         """
         self.wait()
@@ -219,12 +231,14 @@ class Checkpoints:
             )
         try:
             return read_step(self._directory / str(step), templates)
-        except _NOT_DAMAGE:
+        except NOT_DAMAGE:
             raise
         except Exception as error:
+            passing = may_pass(error)
             others = ", ".join(str(other) for other in steps if other != step)
-            raise UserError(
-                f"the checkpoint {self._directory / str(step)} is damaged ({first_line(error)}); "
+            raise (Passing if passing else UserError)(
+                f"the checkpoint {self._directory / str(step)} "
+                f"{'cannot be read' if passing else 'is damaged'} ({first_line(error)}); "
                 f"other steps: {others or 'none'}"
             ) from None
 
@@ -291,22 +305,22 @@ class Checkpoints:
         )
         self._close_manager()
         if self._failures >= self._max_failures:
-            raise UserError(
+            raise Passing(
                 f"{self._failures} checkpoints in a row could not be saved in {self._directory} "
                 f"({first_line(error)}); make room and run the same command again: it goes on "
                 f"from step {self._newest}"
             ) from None
 
     def _set_damaged_aside(self) -> None:
+        """Moves them on process 0; what the others know of the directory is forgotten."""
         if not self._damaged:
             return
         if jax.process_index() == 0:
-            for step in self._damaged:
+            for step in set(self._damaged) & set(self._found()):
                 target = self._directory / "damaged" / str(step)
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(exist_ok=True)
                 os.replace(self._directory / str(step), target)
                 logging.warning("Moved the damaged checkpoint of step %d to %s", step, target)
-        multihost_utils.sync_global_devices("drifting_jax: damaged checkpoints moved")
         self._close_manager()  # its list of steps is no longer right
         self._damaged = []

@@ -1,5 +1,8 @@
 """The items of one checkpoint: what they may hold, and reading them with every check."""
 
+import errno
+import re
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,21 +10,32 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
-from drifting_jax.agreement import on_all_processes
+from drifting_jax.agreement import first_line, largest, on_all_processes
 from drifting_jax.checksums import leaf_path, named_checksums, named_leaves
 from drifting_jax.errors import UserError
 
 Tree = Any
 
 CHECKSUMS = "checksums"  # the item that holds the checksums of all others
+# What running out of memory raises: it says nothing about the files.
+NOT_DAMAGE = (UserError, MemoryError, jax.errors.JaxRuntimeError)
+# What a disk or a network says that may answer the next time, and until then.
+_PASSING = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT,
+            errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN,
+            errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EMFILE,
+            errno.ENFILE)  # fmt: skip
+_PAUSES_SECONDS = (1.0, 5.0, 15.0)
 
 
 def read_step(
     directory: Path, templates: Mapping[str, Tree], padded: Collection[str] = ()
 ) -> dict[str, Tree]:
     """Reads the items of a step on all processes, or raises on all.
+
+    What a disk or a network answers that may be well in a moment is asked again, three times.
 
     Args:
       directory: The step's.
@@ -31,9 +45,25 @@ def read_step(
       UserError: An array differs from its template in name, shape or dtype.
       Exception: Of any kind, where a file is damaged.
     """
-    items = on_all_processes(_read, directory, templates, padded)
-    on_all_processes(_verify, items)
-    return {name: items[name] for name in templates}
+    for pause in (*_PAUSES_SECONDS, None):
+        try:
+            items = on_all_processes(_read, directory, templates, padded)
+            on_all_processes(_verify, items)
+            return {name: items[name] for name in templates}
+        except Exception as error:
+            if not largest(may_pass(error)) or pause is None:
+                raise
+            logging.warning(f"{directory}: {first_line(error)}; reading again in {pause:g} s")
+        time.sleep(pause)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether an error of reading says that the disk failed, and nothing of what lies there."""
+    if isinstance(error, NOT_DAMAGE):
+        return False
+    # TensorStore tells the number in words, and so does what another process has told.
+    told = re.search(r"(?:Errno|OS error) (\d+)", str(error))
+    return getattr(error, "errno", None) in _PASSING or bool(told and int(told[1]) in _PASSING)
 
 
 def _read(

@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from drifting_jax.config_checks import flat, unknown_field
-from drifting_jax.errors import Busy, UserError
+from drifting_jax.errors import Passing, UserError
 from drifting_jax.orbax_settings import quiet_orbax
 
 
@@ -97,7 +97,7 @@ def exit_status(error: UserError | OSError) -> int:
 
     A disk or a network that fails may be well again when a launcher starts the run anew.
     """
-    if isinstance(error, Busy):
+    if isinstance(error, Passing):
         return 1
     mistakes = (UserError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
                 PermissionError, FileExistsError)  # fmt: skip

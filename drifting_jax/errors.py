@@ -5,5 +5,9 @@ class UserError(ValueError):
     """A mistake in a config, a path or an argument: what was expected, what found, what to do."""
 
 
-class Busy(UserError):
-    """Another process has what this one needs; the same command may go well later."""
+class Passing(UserError):
+    """What may be over when the same command is given again, such as a full disk."""
+
+
+class Busy(Passing):
+    """Another process has what this one needs."""

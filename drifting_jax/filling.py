@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from absl import logging
 
 from drifting_jax import feeding, sample_queue
 from drifting_jax.config import ConfigDict
@@ -40,6 +41,8 @@ def fill(
     with progress_bar(room, description="queue", enabled=speaks) as bar:
         for taken in range(-(-len(source) // batch_size)):
             if stopped(taken):
+                if speaks:
+                    logging.warning("Stopped before the queue was full: its filling begins anew")
                 return None
             if taken % 16 == 0:
                 filled = np.asarray(queue.by_class.filled)[: queue.num_classes]

@@ -17,9 +17,10 @@ _SAME_SIGNAL_SECONDS = 1.0
 class Interruption:
     """Context in which SIGTERM and SIGINT set a flag that the loop reads between steps.
 
-    A second signal ends the process at once with status 128 + its number; the checkpoints already
-    written stay whole. Launchers repeat to their children what the terminal has sent them already,
-    so a signal within a second of the first counts as the same. Outside the main thread, where
+    A SIGINT after that ends the process at once with status 130; the checkpoints already written
+    stay whole. Launchers repeat to their children what the terminal has sent them already, so one
+    within a second of the first signal counts as the same. A SIGTERM after the first signal changes
+    nothing: schedulers send several, and a save under way must live. Outside the main thread, where
     Python takes no signals, the context does nothing. In a run of many processes each has its own
     flag: the loop must let them agree on the step at which to stop.
     """
@@ -72,11 +73,13 @@ class Interruption:
         if self._received is None:
             self._received, self._received_at = signal.Signals(number), time.monotonic()
             _say(
-                f"{name}: {self._soon}, or the next that the processes agree on; once more to stop "
-                "at once"
+                f"{name}: {self._soon}, or the next that the processes agree on; Ctrl-C (SIGINT) "
+                "from now on stops at once"
             )
-        elif time.monotonic() - self._received_at > _SAME_SIGNAL_SECONDS:
-            _say(f"{name} again: stopping at once, without saving")
+        elif number == signal.SIGINT and (
+            time.monotonic() - self._received_at > _SAME_SIGNAL_SECONDS
+        ):
+            _say(f"{name}: stopping at once, without saving")
             os._exit(128 + number)  # sys.exit would wait for the threads that still write
 
 

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from drifting_jax import distributed
 from drifting_jax.checkpoint import Checkpoints
-from drifting_jax.errors import UserError
+from drifting_jax.errors import Passing, UserError
 from drifting_jax.interruption import Interruption
 from drifting_jax.metrics import MetricWriter, progress_bar
 from drifting_jax.state import TrainState
@@ -209,7 +209,7 @@ def run_stage(
 
 def _require_saved(checkpoints: Checkpoints) -> None:
     if not checkpoints.wait():
-        raise UserError(
+        raise Passing(
             "the last checkpoint could not be saved (see the error above): make room and run the "
             f"same command again; it goes on from step {max(checkpoints.steps(), default=0)}"
         )

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
-from drifting_jax import pictures, toy, train, train_mae
+from drifting_jax import distributed, pictures, toy, train, train_mae
+from drifting_jax.agreement import on_all_processes
 from drifting_jax.config import ConfigDict, check_resume, load_config, save_config
 from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.errors import UserError
@@ -38,13 +38,10 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
       UserError: the workdir belongs to another run or config, or the task cannot go on.
     """
     speaks = jax.process_index() == 0
-    if speaks:
-        _make_folder(workdir)
     with contextlib.ExitStack() as stack:
-        # Before anything is written: a second start must not change the files of the first.
-        stack.enter_context(locked(workdir) if speaks else contextlib.nullcontext())
+        on_all_processes(_enter, workdir, stack)
         open_workdir(config, workdir)
-        if _is_complete(config, workdir):
+        if distributed.from_first_process(_is_complete(config, workdir)):
             _say(speaks, _complete_message(config, workdir))
             return 0
         writer = stack.enter_context(MetricWriter(workdir, enabled=speaks))
@@ -61,28 +58,41 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
     return 0
 
 
+def _enter(workdir: Path, stack: contextlib.ExitStack) -> None:
+    """Locks the workdir before anything is written: a second start must not change its files."""
+    if jax.process_index() == 0:
+        _make_folder(workdir)
+        stack.enter_context(locked(workdir))
+
+
 def open_workdir(config: ConfigDict, workdir: Path) -> None:
     """Makes the workdir with its config.json, or checks that it belongs to this config.
 
     Raises:
       UserError: it was trained with another config, or holds files that are no run's.
     """
+    on_all_processes(_write_config, config, workdir)
+    # The others look only now: a network disk remembers for a while what was not there.
+    on_all_processes(_see_config, workdir)
+
+
+def _write_config(config: ConfigDict, workdir: Path) -> None:
     if jax.process_index() == 0:
         _make_folder(workdir)
         if (workdir / "config.json").exists() and _has_begun(workdir):
             check_resume(load_config(workdir), config)
         save_config(workdir, config)
-    if jax.process_count() > 1:
-        # The others look only now: a network disk remembers for a while what was not there.
-        multihost_utils.sync_global_devices("drifting_jax: workdir written")
-        until = time.monotonic() + _SHARED_DISK_SECONDS
-        while not (workdir / "config.json").exists():
-            if time.monotonic() > until:
-                raise UserError(
-                    f"process {jax.process_index()} does not see the {workdir} that process 0 "
-                    "wrote: --workdir must be on a disk that all processes share"
-                )
-            time.sleep(1.0)
+
+
+def _see_config(workdir: Path) -> None:
+    until = time.monotonic() + _SHARED_DISK_SECONDS
+    while not (workdir / "config.json").exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"process {jax.process_index()} does not see the {workdir} that process 0 "
+                "wrote: --workdir must be on a disk that all processes share"
+            )
+        time.sleep(1.0)
 
 
 def _make_folder(workdir: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, onto any mesh, and never silently wrong."""
 
+import errno
 import logging
 import os
 import resource
@@ -19,8 +20,9 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from drifting_jax import checkpoint, checkpoint_items
 from drifting_jax.checkpoint import Checkpoints
-from drifting_jax.errors import UserError
+from drifting_jax.errors import Passing, UserError
 
 # Where a file is damaged or does not fit, Orbax leaves coroutines and threads behind that failed.
 pytestmark = [
@@ -244,6 +246,102 @@ def test_no_step_that_can_be_read_is_an_error_and_moves_nothing(tmp_path):
         assert checkpoints.steps() == [5]
 
 
+@pytest.fixture
+def reads(monkeypatch):
+    """Reads that fail: a list of errors, the first of which the next read raises; None = none."""
+    errors, read = [], checkpoint_items._read
+
+    def failing(*arguments):
+        if error := errors.pop(0) if errors else None:
+            raise error
+        return read(*arguments)
+
+    monkeypatch.setattr(checkpoint_items, "_read", failing)
+    monkeypatch.setattr(checkpoint_items, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    return errors
+
+
+_STALE = OSError(errno.ESTALE, "Stale file handle")
+_IN_WORDS = ValueError("INTERNAL: Error reading file: [OS error 5: EIO Input/output error]")
+
+
+@pytest.mark.parametrize(
+    ("failures", "step", "damaged"),
+    [
+        ([_STALE, _IN_WORDS, None], 2, False),  # the disk answers again
+        ([_STALE, _STALE, _STALE, _STALE, None], 1, True),  # for this step it never does
+        ([ValueError("no such chunk"), None], 1, True),
+    ],
+)
+def test_a_disk_that_fails_for_a_moment_damages_nothing(tmp_path, reads, failures, step, damaged):
+    template = {"state": {"x": jnp.zeros(3)}}
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for i in (1, 2):
+            checkpoints.save(i, {"state": {"x": jnp.ones(3)}})
+        checkpoints.wait()
+        reads += failures
+        assert checkpoints.restore_latest(template)[0] == step
+        checkpoints.save(3, {"state": {"x": jnp.ones(3)}})
+    assert (tmp_path / "damaged" / "2").is_dir() == damaged
+
+
+def test_a_disk_that_does_not_answer_is_no_mistake_of_the_user(tmp_path, reads):
+    template = {"state": {"x": jnp.zeros(3)}}
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for i in (1, 2):
+            checkpoints.save(i, {"state": {"x": jnp.ones(3)}})
+        checkpoints.wait()
+        reads += [_STALE] * 8
+        with pytest.raises(Passing, match="when the disk answers"):
+            checkpoints.restore_latest(template)
+        reads += [_STALE] * 4
+        with pytest.raises(Passing, match=r"2 cannot be read .*; other steps: 1"):
+            checkpoints.restore_step(2, template)
+        assert checkpoints.restore_latest(template)[0] == 2
+
+
+def test_steps_that_are_deleted_while_they_are_read_do_not_count(tmp_path, monkeypatch):
+    """A run goes on, and somebody samples from its newest step meanwhile."""
+    template = {"state": {"x": jnp.zeros(3)}}
+    read, gone = checkpoint_items._read, []
+
+    def deleted(directory, *arguments):
+        if not gone:
+            gone.append(directory)
+            writer.save(3, {"state": {"x": jnp.ones(3)}})
+            writer.wait()
+        return read(directory, *arguments)
+
+    with Checkpoints(tmp_path, keep=1) as writer:
+        writer.save(2, {"state": {"x": jnp.ones(3)}})
+        writer.wait()
+        monkeypatch.setattr(checkpoint_items, "_read", deleted)
+        reader = Checkpoints(tmp_path, keep=1, read_only=True)
+        assert reader.restore_latest(template)[0] == 3
+    assert gone == [tmp_path / "2"]
+
+
+def test_damage_that_cannot_be_set_aside_is_a_failed_save(tmp_path, messages, monkeypatch):
+    template = {"state": {"x": jnp.zeros(3)}}
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for i in (1, 2):
+            checkpoints.save(i, {"state": {"x": jnp.ones(3)}})
+        checkpoints.wait()
+        os.remove(tmp_path / "2" / "state" / "manifest.ocdbt")
+        assert checkpoints.restore_latest(template)[0] == 1
+        with monkeypatch.context() as patch:
+
+            def full(*arguments):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(checkpoint.os, "replace", full)
+            checkpoints.save(2, {"state": {"x": jnp.ones(3)}})
+        assert any("STEP 2 WAS NOT SAVED" in m and "No space left" in m for m in messages)
+        checkpoints.save(2, {"state": {"x": jnp.ones(3)}})
+        assert checkpoints.wait()
+        assert checkpoints.restore_latest(template)[0] == 2
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -331,6 +429,7 @@ def test_files_that_do_not_fit_are_a_failed_save(tmp_path, messages, small_files
 _SAVES_FOREVER = """
 import sys
 import jax.numpy as jnp
+from drifting_jax import checkpoint, checkpoint_items
 from drifting_jax.checkpoint import Checkpoints
 
 checkpoints = Checkpoints(sys.argv[1], keep=2)

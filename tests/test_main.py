@@ -11,7 +11,7 @@ import pytest
 from drifting_jax import lock, run
 from drifting_jax.command_line import exit_status
 from drifting_jax.config import base_config, default_workdir, resolve
-from drifting_jax.errors import Busy, UserError
+from drifting_jax.errors import Busy, Passing, UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "tests/tiny_config.py"
@@ -79,6 +79,7 @@ def test_workdirs_are_named_after_configs():
         (UserError("a mistake"), 2),
         (FileNotFoundError("no file"), 2),
         (Busy("locked"), 1),
+        (Passing("three saves have failed"), 1),
         (OSError(errno.ENOSPC, "no space"), 1),
         (TimeoutError("no answer"), 1),
     ],
