@@ -73,13 +73,14 @@ require() {
   done
 }
 
-# require_number LEAST NAME…: these options are whole numbers.
+# require_number LEAST NAME…: these options are whole numbers; a zero in front makes none octal.
 require_number() {
   local least=$1 option
   for option in "${@:2}"; do
     if [[ ! ${!option} =~ ^[0-9]{1,9}$ ]] || ((10#${!option} < least)); then
       fail "expected --$option to be a whole number of at least $least, found '${!option}'"
     fi
+    printf -v "$option" '%d' "$((10#${!option}))"
   done
 }
 

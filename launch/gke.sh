@@ -67,6 +67,11 @@ json() {
   printf '"%s"' "$text"
 }
 
+# literal WORD: as `json`, for args and env, in which Kubernetes replaces $(NAME), and $$ by $.
+literal() {
+  json "${1//\$/\$\$}"
+}
+
 accelerators="tpu-v4-podslice tpu-v5-lite-podslice tpu-v5p-slice tpu-v6e-slice"
 
 check_apply() {
@@ -138,10 +143,10 @@ manifest() {
   fi
   lines 14 "containers:"
   lines 16 "- name: train" "  image: $(json "$image")" '  command: ["python", "-u", "main.py"]' "  args:"
-  for flag in "${main_flags[@]}"; do lines 20 "- $(json "$flag")"; done
+  for flag in "${main_flags[@]}"; do lines 20 "- $(literal "$flag")"; done
   lines 18 "env:"
   for variable in "${variables[@]}"; do
-    lines 20 "- name: ${variable%%=*}" "  value: $(json "${variable#*=}")"
+    lines 20 "- name: ${variable%%=*}" "  value: $(literal "${variable#*=}")"
   done
   lines 18 "resources:" "  limits:" "    google.com/tpu: $chips_per_host"
   lines 18 "volumeMounts:" "  - name: shared" "    mountPath: $(json "$mount")" \

@@ -104,8 +104,20 @@ case $status in
     ended="stopped and saved"
     ;;
 esac
-# scancel says SIGTERM too, and whoever cancels a job does not want it back.
-if [[ $("${ask[@]}") != *JobState=RUNNING* ]]; then
+
+# again COMMAND…: until it goes well, for half a minute: a controller may be busy, or restart.
+again() {
+  local pause
+  for pause in 1 4 10 15; do
+    if "$@"; then return; fi
+    sleep "$pause"
+  done
+  "$@"
+}
+
+# scancel says SIGTERM too, and whoever cancels a job does not want it back. Where nobody can tell,
+# the run is worth more.
+if answer=$(again "${ask[@]}") && [[ $answer != *JobState=RUNNING* ]]; then
   rm -f "$failures"
   note "$ended; cancelled or out of time, so it is not queued again"
   exit "$status"
@@ -124,5 +136,5 @@ if ((status != 75)); then
   ended+=", failure $((count + 1)) of at most $max_failures"
 fi
 note "$ended: queueing job $job again"
-"${requeue[@]}"
+again "${requeue[@]}" || note "job $job could not be queued again: submit the same command"
 exit "$status"

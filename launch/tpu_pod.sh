@@ -21,7 +21,8 @@
 #   --spot                         create, resume: cheaper, and may be pre-empted at any time
 #   --gcloud_flags="FLAGS"         create, resume: more of gcloud's flags, such as --reserved
 #   --repo=URL --ref=COMMIT        setup, resume: code to clone; without --repo, the commit (default
-#                                  HEAD) of this repository is sent. run, where setup had them
+#                                  HEAD) of this repository is sent. run, where setup had them.
+#                                  resume wants the number of a commit with --repo: branches move
 #   --bucket=NAME                  setup, resume: a bucket to mount, with gcsfuse
 #   --nfs=HOST:/SHARE              setup, resume: or a share of an NFS server (Filestore)
 #   --mount=DIRECTORY              where; default: /mnt/shared
@@ -33,7 +34,8 @@
 #   --wait=S                       stop, delete: seconds that main.py has to end (default 600)
 #   --now                          stop, delete: without a save
 #   --max_failures=N               resume: crashes, failed set-ups and slices that do not answer,
-#                                  after which it tries again (default 10)
+#                                  after which it tries again (default 10); counted anew when the
+#                                  run was seen to run in 20 looks
 #   --delete_at_end                resume: give the slice back when the run is done or has failed
 #   --dry_run                      print the commands, run none
 #
@@ -70,6 +72,8 @@ require_number 0 poll wait max_failures
 [[ ! $bucket || ! $nfs ]] || fail "expected one of --bucket and --nfs, found both"
 [[ $bucket != gs://* ]] || fail "expected the bare name of a bucket, found '$bucket'"
 [[ $ref != -* ]] || fail "expected --ref to name a commit, found '$ref'"
+[[ $command != resume || ! $repo || $ref =~ ^[0-9a-f]{7,40}$ ]] ||
+  fail "expected --ref to be the number of a commit, so that the run goes on with the same code after a pre-emption, found '$ref'"
 case $command in
   run | resume)
     require_config
@@ -100,9 +104,10 @@ where=("--zone=$zone")
 if [[ $project ]]; then where+=("--project=$project"); fi
 read -ra more_of_create <<<"$gcloud_flags"
 read -ra more_of_ssh <<<"$ssh_flags"
-tar=${TMPDIR:-/tmp}/drifting_jax-$name.tar.gz
+cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/drifting_jax
 worker_script="bash drifting_jax/launch/tpu_worker.sh"
 looks_in_vain=10 # at workers of a slice that is ready, after which resume takes them for lost
+looks_well=20    # at a run that runs, after which resume forgets its failures
 
 # on_workers WHICH REMOTE_COMMAND
 on_workers() {
@@ -131,7 +136,7 @@ describe() {
     answer=$3
   elif said=$({ answer=$("${ask[@]}") && echo "$answer" >&3; } 2>&1 3>"$answers"); then
     answer=$(<"$answers")
-  elif [[ ${said,,} == *not_found* || ${said,,} == *"not found"* ]]; then
+  elif [[ $said == *NOT_FOUND* ]]; then # gcloud's word; a proxy's 404 has others
     answer=missing
   else
     note "${said##*$'\n'}"
@@ -266,27 +271,41 @@ check_committed() {
   fail "expected all files to be committed, found $names: commit it, or give --ref=HEAD to run without"
 }
 
-# The commit is packed once: a run that is set up again goes on with the code that it began with.
-pack() {
+# choose_commit: sets `commit`, once: a run that is set up again goes on with the code that it began
+# with.
+choose_commit() {
+  commit=${ref:-HEAD}
   [[ ! $repo ]] || return 0
   require_tool git "install it, or give --repo"
   if repository_answers; then
     check_ref
     [[ $ref ]] || check_committed
+    commit=$(git -C "$root" rev-parse "$commit^{commit}")
   elif [[ ! $dry_run ]]; then
     fail "expected a git repository with a commit, found none in $root: give --repo=URL"
   fi
-  call git -C "$root" archive --format=tar.gz "--output=$tar" "${ref:-HEAD}"
+}
+
+# pack: the commit as a file, `tar`, that is whole or not there.
+pack() {
+  tar=$cache/$commit.tar.gz
+  if [[ $dry_run ]]; then
+    quoted git -C "$root" archive --format=tar.gz "--output=$tar" "$commit"
+  elif [[ ! -f $tar ]]; then
+    mkdir -p "$cache"
+    git -C "$root" archive --format=tar.gz "--output=$tar.$$" "$commit" && mv "$tar.$$" "$tar"
+  fi
 }
 
 set_up() {
   local get remove worker_flags=("--mount=$mount")
   if [[ $bucket ]]; then worker_flags=("--bucket=$bucket" "${worker_flags[@]}"); fi
   if [[ $nfs ]]; then worker_flags=("--nfs=$nfs" "${worker_flags[@]}"); fi
-  remove="{ flock --nonblock drifting_run/lock rm -rf drifting_jax || { echo 'error: a run goes on here: stop it first' >&2; exit 1; }; }"
+  remove="{ flock --timeout 5 drifting_run/lock rm -rf drifting_jax || { echo 'error: a run goes on here: stop it first' >&2; exit 1; }; }"
   if [[ $repo ]]; then
-    get="git clone --quiet $(quoted "$repo") drifting_jax && git -C drifting_jax checkout --quiet $(quoted "${ref:-HEAD}")"
+    get="git clone --quiet $(quoted "$repo") drifting_jax && git -C drifting_jax checkout --quiet $(quoted "$commit")"
   else
+    pack || return
     call gcloud compute tpus tpu-vm scp "$tar" "$name:drifting_jax.tar.gz" "${where[@]}" \
       --worker=all ${more_of_ssh[@]+"${more_of_ssh[@]}"} || return
     get="mkdir drifting_jax && tar -xzf drifting_jax.tar.gz -C drifting_jax"
@@ -358,14 +377,19 @@ one_turn() {
       ;;
     lost) delete_slice || note "could not delete $name, trying again" ;;
   esac
-  if [[ $slice != ready && $slice != unknown ]]; then in_vain=0; fi
+  if [[ $slice != ready && $slice != unknown ]]; then in_vain=0 well=0; fi
   [[ $slice == ready ]] || return 0
   look_at_run
   if [[ ! $followed ]]; then follow; fi
   if [[ $run != ending ]]; then endings=0; fi
   if [[ $run != unknown ]]; then in_vain=0; fi
+  if [[ $run != unknown && $run != running ]]; then well=0; fi
   case $run in
-    running) return ;;
+    running)
+      well=$((well + 1))
+      if ((well >= looks_well)); then failures=0; fi
+      return
+      ;;
     unknown)
       # One worker that is gone for good is enough for that, and gcloud may call the slice ready for
       # ever: it costs, and the others wait.
@@ -402,11 +426,16 @@ answers=$(mktemp)
 trap 'rm -f "$answers"' EXIT
 case $command in
   create)
-    request_slice || fail "gcloud could not ask for the slice (its own message is above)" 1
+    if ! request_slice; then
+      look_at_slice
+      [[ $slice == waiting || $slice == ready ]] ||
+        fail "gcloud could not ask for the slice (its own message is above)" 1
+      note "$name was asked for before, maybe of another type: waiting for that one"
+    fi
     wait_for_slice
     ;;
   setup)
-    pack
+    choose_commit
     [[ $bucket$nfs ]] ||
       note "no shared disk is mounted: checkpoints will be lost with the slice; --bucket or --nfs mounts one"
     set_up || fail "the set-up failed on a worker (its own message is above): mend it and call setup again" 1
@@ -429,12 +458,13 @@ case $command in
       look_at_slice
       [[ $slice != unknown ]] ||
         fail "expected gcloud to tell whether a run goes on, found that it cannot (its own message is above); --now deletes all the same" 1
+      if [[ $slice == missing ]]; then note "there is no slice" && exit 0; fi
       if [[ $slice == ready ]]; then stop_run; fi
     fi
     delete_slice || fail "gcloud could not delete $name (its own message is above): it still costs" 1
     ;;
   resume)
-    pack
+    choose_commit
     if [[ $dry_run ]]; then
       echo "# every $poll seconds:"
       look_at_slice
@@ -448,7 +478,7 @@ case $command in
       start_run
       exit 0
     fi
-    failures=0 endings=0 in_vain=0 followed=''
+    failures=0 endings=0 in_vain=0 well=0 followed=''
     while :; do
       one_turn
       sleep "$poll"

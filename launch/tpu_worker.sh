@@ -20,8 +20,9 @@ state=$HOME/drifting_run
 mkdir -p "$state"
 
 # The lock is held by the processes of a run and falls with the last of them, reboots included.
+# Shared, so that one who asks does not look like a run to another who does.
 running() {
-  ! flock --nonblock "$state/lock" true
+  ! flock --shared --nonblock "$state/lock" true
 }
 
 install_packages() {
@@ -32,9 +33,17 @@ install_packages() {
   uv pip install --quiet --python "$environment/bin/python" --editable "${root}[tpu]"
 }
 
-# A new machine installs updates by itself, and holds the lock meanwhile.
+# A new machine updates itself, and holds apt's locks meanwhile: that of the lists too, for which
+# apt's own option does not wait.
 apt() {
-  sudo apt-get -o DPkg::Lock::Timeout=600 --quiet --quiet "$@"
+  local said deadline=$((SECONDS + 600))
+  until said=$(sudo apt-get -o DPkg::Lock::Timeout=600 --quiet --quiet "$@" 2>&1); do
+    if [[ $said != */lock* ]] || ((SECONDS >= deadline)); then
+      printf '%s\n' "$said" >&2
+      return 1
+    fi
+    sleep 5
+  done
 }
 
 install_gcsfuse() {
@@ -55,6 +64,12 @@ mounted() {
 mount_shared() {
   local source=${bucket:-$nfs} found probe
   found=$(mounted || true)
+  if [[ $found == "$source" ]] && ! timeout 60 ls "$mount" >/dev/null; then
+    # Its gcsfuse, or the way to its server, is gone. Nothing runs here during a set-up.
+    note "$source at $mount does not answer: mounting it again"
+    sudo umount --lazy "$mount"
+    found=''
+  fi
   if [[ ! $found ]]; then
     sudo mkdir -p "$mount"
     if [[ $bucket ]]; then
@@ -65,6 +80,7 @@ mount_shared() {
       gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 \
         --metadata-cache-negative-ttl-secs=0 "$bucket" "$mount"
     else
+      apt update
       apt install --yes nfs-common
       sudo mount -t nfs "$nfs" "$mount"
     fi
@@ -107,7 +123,7 @@ case $worker_command in
     elif [[ $(main_flag workdir) == "${mount%/}"/* ]]; then
       fail "expected a disk at $mount on $(hostname), found none mounted: checkpoints would be lost with the slice; call setup with --bucket or --nfs"
     fi
-    rm -f "$state/status" "$state/pid" "$state/stopping"
+    rm -f "$state/status" "$state/pid"
     command_line >"$state/command"
     printf '\n%s %s\n' "$(date --utc +%FT%TZ)" "$(<"$state/command")" >>"$state/log"
     if ((${#variables[@]})); then export "${variables[@]}"; fi
@@ -138,9 +154,8 @@ case $worker_command in
       echo "$(hostname): nothing runs"
     elif [[ $worker_command == kill ]]; then
       kill -KILL -- "-$(<"$state/group")" # the group that setsid made, data workers included
-    elif [[ ! -f $state/stopping ]]; then # main.py takes a second SIGTERM as "at once, unsaved"
+    else
       kill -TERM "$(<"$state/pid")"
-      touch "$state/stopping"
     fi
     ;;
   *) fail "expected setup, start, status, logs, stop or kill, found '$worker_command'" ;;

@@ -30,7 +30,7 @@ with open(cloud / "calls", "a") as file:
     file.write(json.dumps([name, *arguments]) + "\\n")
 refused = cloud / "refused"
 if refused.exists() and refused.read_text() in " ".join(arguments):
-    sys.exit("ERROR: the stand-in was told to refuse this")
+    sys.exit(os.environ.get("REFUSAL", "ERROR: the stand-in was told to refuse this"))
 """
 
 # A project with one slice of two workers: folders in which commands are really run.
@@ -276,12 +276,14 @@ STATUS = ssh(
 
 def set_up(cloud, mount):
     """The calls of a set-up."""
-    tar = f"{cloud.environment['TMPDIR']}/drifting_jax-pod.tar.gz"
+    command = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(command, cwd=cloud.repository, capture_output=True, text=True)
+    tar = f"{cloud.environment['XDG_CACHE_HOME']}/drifting_jax/{head.stdout.strip()}.tar.gz"
     return [
         ["gcloud", "compute", "tpus", "tpu-vm", "scp", tar, "pod:drifting_jax.tar.gz", *WHERE,
          "--worker=all"],
         ssh(
-            "mkdir -p drifting_run && { flock --nonblock drifting_run/lock rm -rf drifting_jax || "
+            "mkdir -p drifting_run && { flock --timeout 5 drifting_run/lock rm -rf drifting_jax || "
             "{ echo 'error: a run goes on here: stop it first' >&2; exit 1; }; } && "
             "mkdir drifting_jax && tar -xzf drifting_jax.tar.gz -C drifting_jax"
         ),
@@ -436,8 +438,7 @@ def running(cloud):
     return cloud
 
 
-def test_tpu_pod_stop_waits_and_asks_once(running):
-    """main.py takes a second SIGTERM as an order to end at once, unsaved."""
+def test_tpu_pod_stop_waits(running):
     deaf = running.folder / "worker1/deaf"
     deaf.touch()
     stop = ("tpu_pod.sh", "stop", *SLICE, "--poll=0", "--wait=3")
@@ -447,7 +448,7 @@ def test_tpu_pod_stop_waits_and_asks_once(running):
     calls = running.calls()
     assert calls.count(ssh(f"{WORKER} stop")) == 3 and DELETE not in calls
     logs = [(running.folder / f"worker{i}/drifting_run/log").read_text() for i in range(2)]
-    assert [log.count("asked") for log in logs] == [1, 1]
+    assert [log.count("asked") for log in logs] == [1, 3]
     result = running.run(*stop, "--now")
     assert result.returncode == 0 and "goes on from its last save" in result.stderr, result
     assert ssh(f"{WORKER} kill") in running.calls()
@@ -492,7 +493,8 @@ def test_tpu_pod_delete_of_a_slice_that_was_never_set_up(cloud):
     cloud.calls()
     assert cloud.run("tpu_pod.sh", "delete", *SLICE).returncode == 0
     assert cloud.calls() == [*DESCRIBE, STATUS, DELETE]
-    assert cloud.run("tpu_pod.sh", "delete", *SLICE).returncode == 1  # as gcloud says
+    gone = cloud.run("tpu_pod.sh", "delete", *SLICE)
+    assert gone.returncode == 0 and "there is no slice" in gone.stderr
 
 
 def test_tpu_pod_resume_replaces_a_slice_whose_workers_do_not_answer(cloud):
@@ -569,15 +571,92 @@ def test_tpu_pod_resume_starts_again_when_some_workers_are_left_waiting(cloud):
     assert ssh(f"{WORKER} kill") in cloud.calls()
 
 
-def test_tpu_pod_does_nothing_where_gcloud_cannot_tell(cloud):
+def test_tpu_pod_create_waits_for_what_was_asked_for_before(cloud):
+    for asked_before in (False, True):
+        cloud.set("refused", "queued-resources create" if asked_before else "nothing")
+        result = cloud.run("tpu_pod.sh", "create", *SLICE, *TYPE)
+        assert result.returncode == 0, result
+        assert ("asked for before" in result.stderr) == asked_before
+    assert DELETE not in cloud.calls()
+
+
+def test_tpu_pod_resume_counts_failures_anew_after_running_well(cloud):
+    resume = ("resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", "--max_failures=1", *cloud.flags)
+    cloud.set("plan", "nothing 1 " + "nothing " * 21 + "1 nothing 0 ")
+    result = cloud.run("tpu_pod.sh", *resume)
+    assert result.returncode == 0, result
+    assert result.stderr.count("trying again (1 of at most 1 times)") == 2
+
+
+def test_tpu_pod_packs_the_commit_again_where_the_file_is_gone(cloud):
+    resume = ("resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", *cloud.flags)
+    cloud.set("plan", "nothing preempted nothing 0 ")
+    packed = Path(set_up(cloud, "")[0][5])
+    sent = cloud.folder / "sent"
+    (cloud.folder.parent / "bin/tar").write_text(
+        f'#!/usr/bin/env bash\nrm -f {packed}\necho >> {sent}\nexec {shutil.which("tar")} "$@"'
+    )
+    (cloud.folder.parent / "bin/tar").chmod(0o755)
+    result = cloud.run("tpu_pod.sh", *resume)
+    assert result.returncode == 0, result
+    assert sent.read_text() == "\n" * 4  # two workers, twice
+
+
+def test_tpu_pod_mounts_a_disk_again_that_does_not_answer(cloud, tmp_path):
+    for name, text in {
+        "umount": RECORD + '(pathlib.Path.home() / "mounted").unlink()\n',
+        "ls": "#!/usr/bin/env bash\n[[ -f $HOME/mounted_again ]] || exit 2",
+    }.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    assert cloud.run("tpu_pod.sh", "create", *SLICE, *TYPE).returncode == 0
+    for again in (False, True):
+        cloud.calls()
+        result = cloud.run("tpu_pod.sh", "setup", *SLICE, *cloud.disk)
+        assert result.returncode == 0, result
+        names = [call[0] for call in cloud.calls() if call[0] != "gcloud"]
+        assert names == (["umount", "gcsfuse"] * 2 if again else ["gcsfuse"] * 2)
+
+
+def test_tpu_pod_waits_for_the_locks_of_apt(cloud, tmp_path):
+    """A new machine updates itself while it is set up."""
+    busy = (
+        'once = pathlib.Path.home() / "-".join(arguments[-2:])\n'
+        "if not once.exists():\n"
+        "    once.touch()\n"
+        '    sys.exit("E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7")\n'
+    )
+    for name, text in {
+        "apt-get": RECORD + busy,
+        "mount": RECORD + '(pathlib.Path.home() / "mounted").write_text(arguments[2])\n',
+        "sleep": "#!/usr/bin/env bash",
+    }.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    assert cloud.run("tpu_pod.sh", "create", *SLICE, *TYPE).returncode == 0
+    result = cloud.run("tpu_pod.sh", "setup", *SLICE, "--nfs=h:/s", cloud.disk[1])
+    assert result.returncode == 0, result
+    asked = [call[-1] for call in cloud.calls() if call[0] == "apt-get"]
+    assert asked == ["update", "update", "nfs-common", "nfs-common"] * 2
+
+    cloud.set("refused", "update")
+    result = cloud.run("tpu_pod.sh", "setup", *SLICE, "--nfs=other:/s", f"--mount={tmp_path}/other")
+    assert result.returncode == 1 and "set-up failed on a worker" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "refusal", ["ERROR: (gcloud) no network", "ERROR: (gcloud) proxy answered 404 Not Found"]
+)
+@pytest.mark.parametrize("kind", ["queued-resources", "tpu-vm"])
+def test_tpu_pod_does_nothing_where_gcloud_cannot_tell(cloud, kind, refusal):
     """A laptop without a network must not delete a slice that runs."""
     assert cloud.run("tpu_pod.sh", "create", *SLICE, *TYPE).returncode == 0
     cloud.calls()
-    cloud.set("refused", "queued-resources describe")
+    cloud.set("refused", f"{kind} describe")
     resume = ["resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", *cloud.flags]
     process = subprocess.Popen(
         [cloud.repository / "launch/tpu_pod.sh", *resume],
-        env=cloud.environment,
+        env=cloud.environment | {"REFUSAL": refusal},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -585,8 +664,8 @@ def test_tpu_pod_does_nothing_where_gcloud_cannot_tell(cloud):
     process.terminate()
     _, said = process.communicate(timeout=10)
     calls = cloud.calls()
-    assert len(calls) > 1 and all(call == DESCRIBE[0] for call in calls)
-    assert "told to refuse" in said and said.count("slice: unknown") == 1
+    assert len(calls) > 1 and all(call in DESCRIBE for call in calls)
+    assert refusal in said and said.count("slice: unknown") == 1
 
 
 def test_tpu_pod_says_what_gcloud_refused(cloud):
@@ -665,6 +744,7 @@ def test_tpu_pod_sends_committed_code_only(cloud, dry_run):
         (("resume", *SLICE, *TYPE, "--", CONFIG, "--workdir=/a"), ("--bucket and --nfs", "lost")),
         (("stop", *SLICE, "--wait=long"), ("--wait", "'long'")),
         (("resume", *SLICE, *TYPE, "--poll=soon", "--", CONFIG), ("--poll", "soon")),
+        (("resume", *SLICE, *TYPE, "--repo=u", "--ref=main", "--", CONFIG), ("commit", "'main'")),
     ],
 )
 def test_tpu_pod_mistakes(cloud, arguments, parts):
@@ -690,12 +770,12 @@ def test_a_missing_tool_is_named(tmp_path, script, tool, arguments):
 
 
 GKE = ("--name=run1", "--image=i:1", "--accelerator=tpu-v6e-slice", "--topology=4x4")
-GKE_FLAGS = ("--", CONFIG, "--workdir=/mnt/shared/a", '--config.data.path=/d "x" \\')
+GKE_FLAGS = ("--", CONFIG, "--workdir=/mnt/shared/a", '--config.data.path=/d "x" \\ $(A) $$B')
 
 
 def test_gke_applies_a_job_set(cloud):
     options = (*GKE, "--bucket=b", "--spot", "--service_account=s", "--namespace=team")
-    options += ("--env=A=b c", "--env=LIBTPU_INIT_ARGS=")
+    options += ("--env=A=b c$d", "--env=LIBTPU_INIT_ARGS=")
     told = cloud.run("gke.sh", "apply", *options, "--dry_run", *GKE_FLAGS)
     assert told.returncode == 0 and cloud.calls() == []
     result = cloud.run("gke.sh", "apply", *options, *GKE_FLAGS)
@@ -727,11 +807,13 @@ def test_gke_applies_a_job_set(cloud):
     }
     [container] = pod["containers"]
     assert container["command"] == ["python", "-u", "main.py"]
-    assert container["args"] == list(GKE_FLAGS[1:])
+    # Kubernetes makes $ of $$, and of $(A) the value of A.
+    assert [flag.replace("$$", "$") for flag in container["args"]] == list(GKE_FLAGS[1:])
+    assert "\\ $$(A) $$$$B" in container["args"][-1]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     cache = {"JAX_COMPILATION_CACHE_DIR": "/mnt/shared/.jax_cache"}
-    assert variables == {"A": "b c", "LIBTPU_INIT_ARGS": ""} | cache
+    assert variables == {"A": "b c$$d", "LIBTPU_INIT_ARGS": ""} | cache
     assert told.stderr == ""  # its label is a known one
     volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
     places = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
@@ -842,6 +924,20 @@ def test_slurm_queues_a_run_again_unless_it_was_cancelled(cloud, state, again, s
     calls = [call for call in cloud.calls() if call[0] == "scontrol"]
     requeue = [["scontrol", "requeue", "7"]] if again else []
     assert calls == [["scontrol", "show", "job", "7", "--oneliner"], *requeue]
+
+
+@pytest.mark.parametrize("refused", ["show", "requeue"])
+def test_slurm_asks_a_controller_again_that_does_not_answer(cloud, tmp_path, refused):
+    (tmp_path / "bin/sleep").write_text("#!/usr/bin/env bash")
+    (tmp_path / "bin/sleep").chmod(0o755)
+    cloud.set("refused", refused)
+    result = submit(cloud, CONFIG, status=75)
+    assert result.returncode == 75, result
+    verbs = [call[1] for call in cloud.calls() if call[0] == "scontrol"]
+    assert verbs == (
+        ["show"] * 5 + ["requeue"] if refused == "show" else ["show"] + ["requeue"] * 5
+    )
+    assert ("submit the same command" in result.stderr) == (refused == "requeue")
 
 
 def test_slurm_gives_up_after_failures_in_a_row(cloud):
@@ -1027,9 +1123,9 @@ def test_two_real_processes_stop_at_sigterm_and_go_on(tmp_path):
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
 
-    def start():
+    def start(*more):
         return subprocess.Popen(
-            command,
+            [*command, *more],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -1052,3 +1148,9 @@ def test_two_real_processes_stop_at_sigterm_and_go_on(tmp_path):
     assert "4 cpu device(s)" in output and "[0] done in" in output
     steps = [record["step"] for record in read_metrics(tmp_path / "run", stage="encoder")]
     assert steps == list(range(10, 101, 10))
+
+    process = start("--config.encoder.train.batch_size=32")
+    output, _ = process.communicate(timeout=120)
+    errors = [line for line in output.splitlines() if "error:" in line]
+    assert process.returncode == 2 and len(errors) == 2, output  # both end, and say why
+    assert all("batch_size" in line for line in errors) and "process 0: " in output
