@@ -246,6 +246,7 @@ def worker(path: str) -> None:
         np.savez(path, **history(distributed.make_mesh(4, 2)))
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_numbers_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

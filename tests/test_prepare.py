@@ -156,6 +156,7 @@ def test_a_failing_disk_is_not_written_down_as_unreadable_images(images, tmp_pat
     assert shards.info["unreadable"] == 0
 
 
+@pytest.mark.slow
 def test_one_prepare_at_a_time_and_one_set_of_weights(images, latents):
     command = [sys.executable, "-m", "drifting_jax.prepare", "shards", f"--source={images}",
                f"--out={latents}"]  # fmt: skip
