@@ -44,7 +44,7 @@ def main(_) -> None:
                 devices = dry_run.devices_of(topology)
             if len(devices) == 128 and config.train.labels_per_step == 64:
                 with config.unlocked():
-                    config.mesh.data = 2  # 64 rows of 64 samples split over 2 x 64
+                    config.mesh.data = 64  # two devices a row
             program = dry_run.program(config, build.make_mesh(config, devices=devices))
             held = {k: dry_run.bytes_per_device(v) / 2**30 for k, v in program.arguments.items()}
             listed = ", ".join(f"{k} {v:.2f}" for k, v in held.items())

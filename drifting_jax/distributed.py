@@ -110,8 +110,11 @@ def row_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
 
 
 def _other_mesh(rows: int, per_row: int, n: int) -> str:
-    """The mesh of n devices that rows and samples would split over, in words."""
-    for data in range(1, n + 1):
+    """The mesh of n devices that rows and samples would split over, in words.
+
+    The one that splits rows furthest: the devices that share a row each hold all its features.
+    """
+    for data in range(n, 0, -1):
         if n % data == 0 and rows % data == 0 and per_row % (n // data) == 0:
             return f"; or make the mesh data={data} x fsdp={n // data}"
     return ""

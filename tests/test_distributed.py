@@ -50,6 +50,8 @@ def test_row_sharding():
         error.value
     )
     assert "the rows 12 and the samples per row 4 or 6" in str(error.value)
+    with pytest.raises(ValueError, match="or make the mesh data=4 x fsdp=2"):
+        distributed.row_sharding(distributed.make_mesh(1, 8), 4, 4)
     for rows, per_row in ((8, 5), (16, 5), (3, 8), (12, 4), (12, 6)):
         sharding(rows, per_row)
 
