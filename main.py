@@ -2,13 +2,15 @@
 
 Fields of the config are changed with --config.section.field=value, the directory of the run with
 --workdir. Exit status: 0 done, 2 a mistake in the command or the data, 75 stopped by SIGTERM and
-130 by Ctrl-C, both after a save; 1 any other failure, after which the same command may go well.
+130 by Ctrl-C, both after a save (a second Ctrl-C does without); 1 any other failure, after which
+the same command may go well.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         config = resolve(_CONFIG.value)
         if _TOPOLOGY.value and not _DRY_RUN.value:
             raise UserError("--topology goes with --dry_run")
-        if _DRY_RUN.value:
+        if _TOPOLOGY.value:  # whose devices are not those of these processes
             print(dry_run.dry_run(config, topology=_TOPOLOGY.value))
             return 0
         processes.initialize(
@@ -54,6 +56,11 @@ def main(argv: Sequence[str]) -> int:
             process_id=_PROCESS_ID.value,
             heartbeat_timeout_seconds=_HEARTBEAT.value,
         )
+        if _DRY_RUN.value:
+            report = dry_run.dry_run(config)
+            if jax.process_index() == 0:
+                print(report)
+            return 0
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(path)
         return run.run(config, workdir=workdir)

@@ -166,7 +166,7 @@ class Checkpoints:
     ) -> tuple[int, dict[str, Tree]] | None:
         """Restores the newest step that can be read, onto any mesh.
 
-        A damaged step, or one that cannot be read for half a minute, is left for the one before,
+        A damaged step, or one that cannot be read for twenty seconds, is left for the one before,
         with a warning. Steps that whoever writes the directory deletes meanwhile do not count.
 
         Args:
@@ -197,8 +197,8 @@ class Checkpoints:
                     raise
                 reasons[step], passing = first_line(error), passing or may_pass(error)
                 logging.warning(
-                    f"THE CHECKPOINT OF STEP {step} IS DAMAGED ({reasons[step]}); "
-                    f"trying the one before: {self._directory / str(step)}"
+                    f"THE CHECKPOINT OF STEP {step} IS DAMAGED ({reasons[step]}): "
+                    f"{self._directory / str(step)}; looking for one before"
                 )
                 continue
             self._damaged += [step for step in self._agreed_steps() if step in reasons]

@@ -198,7 +198,7 @@ def count_flops(config: ConfigDict, microbatches: int) -> float:
         one_by_one.model.scan = False
         one_by_one.encoder.train.microbatches = 1
         one_by_one.train.microbatches = times
-    on_one = distributed.make_mesh(1, 1, devices=jax.local_devices(backend="cpu"))
+    on_one = distributed.make_mesh(1, 1, devices=jax.local_devices(backend="cpu")[:1])
     return times * program(one_by_one, on_one).lower().cost_analysis()["flops"]
 
 
@@ -215,7 +215,9 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
     try:
         from jax.experimental import topologies
 
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        # JAX shows the two cores of such a chip as one device, where it is asked for no other way.
+        fused = {"chip_config_name": "megacore"} if topology.startswith(("v4:", "v5p:")) else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **fused).devices
     except Exception as error:  # whatever libtpu raises for a name it does not know
         reason = str(error).strip().partition("\n")[0][:200]
         raise UserError(
@@ -269,9 +271,7 @@ def _capacity(mesh: Mesh) -> int:
     """Bytes of the memory of a mesh's devices; 0 where nothing tells."""
     device = mesh.devices.flat[0]
     if device.device_kind in _MEMORY:
-        # Of slices that are not there, v4 and v5p count cores, two of which share a chip's memory.
-        cores = {getattr(device, "core_on_chip", 0) for device in mesh.devices.flat}
-        return _MEMORY[device.device_kind] * 2**30 // len(cores)
+        return _MEMORY[device.device_kind] * 2**30
     if device.platform != "gpu":
         return 0
     return (device.memory_stats() or {}).get("bytes_limit", 0)

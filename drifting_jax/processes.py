@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -17,6 +18,11 @@ from drifting_jax.errors import Busy, UserError
 HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's own
 
 _WAIT_AFTER_FAILURE_SECONDS = 10.0
+_VARIABLES = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
 _METADATA_TRIES, _METADATA_PAUSE_SECONDS = 6, 5.0
 
 
@@ -40,15 +46,18 @@ def initialize(
         heartbeat_timeout_seconds: without a sign of life from a process after which the others end.
 
     Raises:
-        UserError: some of the three are known, others not and nothing tells them.
+        UserError: some of the three are known, others not and nothing tells them, or one is none.
     """
     if jax.distributed.is_initialized():
         return
     env = os.environ
     count = env.get("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     index = env.get("JAX_PROCESS_ID") if process_id is None else process_id
+    address = coordinator_address or env.get("JAX_COORDINATOR_ADDRESS")
+    if address and not re.fullmatch(r"(.+):(\d{1,5})", address):  # JAX would crash
+        raise UserError(f"expected --coordinator=HOST:PORT of process 0, found {address!r}")
     told = {
-        "coordinator_address": coordinator_address or env.get("JAX_COORDINATOR_ADDRESS"),
+        "coordinator": address,
         "num_processes": None if count is None else int(count),
         "process_id": None if index is None else int(index),
     }
@@ -61,6 +70,7 @@ def initialize(
         return
     if not missing or _launched_as_several(env):
         previous = signal.getsignal(signal.SIGTERM)
+        told["coordinator_address"] = told.pop("coordinator")
         jax.distributed.initialize(**told, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
         if threading.current_thread() is threading.main_thread():
             # JAX takes the signal for a notice that nobody here reads: a run that is only starting
@@ -69,8 +79,8 @@ def initialize(
     elif len(missing) < len(told):
         raise UserError(
             f"expected {', '.join(told)} for a run of several processes, found no "
-            f"{' and no '.join(missing)}; set {', '.join(f'JAX_{x.upper()}' for x in missing)} or "
-            "the flags of these names"
+            f"{' and no '.join(missing)}; give {', '.join(f'--{x}' for x in missing)} or set "
+            f"{', '.join(_VARIABLES[x] for x in missing)}"
         )
 
 

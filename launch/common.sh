@@ -39,6 +39,7 @@ parse_options() {
       --) main_flags=("${@:2}") && return ;;
       --help | -h) usage && exit 0 ;;
       --?*=*)
+        [[ $switches != *" $option "* ]] || fail "expected --$option without a value, found '$1'"
         [[ $valued == *" $option "* ]] || unknown "$1" "$valued$switches"
         if [[ $option != env ]]; then
           printf -v "$option" '%s' "${1#*=}"
@@ -146,9 +147,10 @@ call() {
 }
 
 # wait_for PID: the exit status of a child, however often a trapped signal interrupts the waiting.
+# Of a child that was killed, bash would print the command.
 wait_for() {
   while kill -0 "$1" 2>/dev/null; do
-    wait "$1" || true
+    wait "$1" 2>/dev/null || true
   done
-  wait "$1"
+  wait "$1" 2>/dev/null
 }

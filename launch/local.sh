@@ -17,7 +17,7 @@
 # Each line of output begins with the number of its process. When a process fails, the others are
 # ended. Ctrl-C and SIGTERM are passed on: the run saves and stops; the same command goes on. The
 # exit status is that of the first process that failed or stopped: 0 done, 2 a mistake in the
-# command, 75 stopped by SIGTERM and 130 by Ctrl-C, both after a save.
+# command, 75 stopped by SIGTERM and 130 by Ctrl-C, both after a save (a second Ctrl-C does without).
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -145,7 +145,10 @@ while ((${#alive[@]})); do
       if ((asked == 0)); then pass_on TERM; fi
     fi
   done
-  if [[ $deadline ]] && ((SECONDS >= deadline)); then kill_all; fi
+  if [[ $deadline ]] && ((SECONDS >= deadline && ${#alive[@]})); then
+    note "processes ${!alive[*]} did not end within --grace=$grace seconds: killing them, unsaved"
+    kill_all
+  fi
   pause 0.2
 done
 for pid in "${printers[@]}"; do

@@ -70,13 +70,16 @@ require_number 0 poll wait max_failures
 [[ $worker =~ ^([0-9]+|all)$ ]] || fail "expected --worker to be a number or all, found '$worker'"
 [[ $mount == /?* ]] || fail "expected --mount to begin with /, found '$mount'"
 [[ ! $bucket || ! $nfs ]] || fail "expected one of --bucket and --nfs, found both"
-[[ $bucket != gs://* ]] || fail "expected the bare name of a bucket, found '$bucket'"
+[[ $bucket != */* ]] || fail "expected the bare name of a bucket, found '$bucket'"
+[[ ! $nfs || $nfs == ?*:/* ]] || fail "expected --nfs=HOST:/SHARE, found '$nfs'"
 [[ $ref != -* ]] || fail "expected --ref to name a commit, found '$ref'"
 [[ $command != resume || ! $repo || $ref =~ ^[0-9a-f]{7,40}$ ]] ||
   fail "expected --ref to be the number of a commit, so that the run goes on with the same code after a pre-emption, found '$ref'"
 case $command in
   run | resume)
     require_config
+    [[ " ${main_flags[*]} " != *" --dry_run"* ]] ||
+      fail "expected a run, found main.py's --dry_run, which needs no slice: python main.py --dry_run --topology=…"
     [[ $command == run || $bucket || $nfs ]] ||
       fail "expected one of --bucket and --nfs, found neither: checkpoints would be lost with the slice"
     if [[ $bucket$nfs ]]; then require_shared_workdir "$mount"; else require_shared_workdir ''; fi

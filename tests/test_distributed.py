@@ -170,8 +170,18 @@ def test_several_processes_are_told(started, monkeypatch):
     processes.initialize(heartbeat_timeout_seconds=30)
     assert started == [told, told, told | {"process_id": 1}, told | {"lost": 30}]
     monkeypatch.delenv("JAX_PROCESS_ID")
-    with pytest.raises(ValueError, match="found no process_id; set JAX_PROCESS_ID or"):
+    with pytest.raises(
+        ValueError, match="found no process_id; give --process_id or set JAX_PROCESS_ID"
+    ):
         processes.initialize()
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:abc", ":1"])
+def test_an_address_without_a_port_is_a_mistake(started, address):
+    """JAX would crash with it."""
+    with pytest.raises(ValueError, match=f"expected --coordinator=HOST:PORT .*{address}"):
+        processes.initialize(coordinator_address=address, num_processes=2, process_id=0)
+    assert not started
 
 
 @pytest.mark.parametrize(

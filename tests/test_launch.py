@@ -726,6 +726,10 @@ def test_tpu_pod_sends_committed_code_only(cloud, dry_run):
         (("create", "--name=My_pod", "--zone=z"), ("My_pod",)),
         (("create", *SLICE, "--accelerator_type=v5e-64"), ("=v5litepod-64", "'v5e-64'")),
         (("setup", *SLICE, "--bucket=gs://b"), ("bare name", "gs://b")),
+        (("setup", *SLICE, "--bucket=b/folder"), ("bare name", "b/folder")),
+        (("setup", *SLICE, "--nfs=1.2.3.4"), ("--nfs=HOST:/SHARE", "1.2.3.4")),
+        (("create", *SLICE, "--spot=yes"), ("--spot without a value", "'--spot=yes'")),
+        (("run", *SLICE, "--", CONFIG, "--workdir=/a/b", "--dry_run"), ("needs no slice",)),
         (("setup", *SLICE, "--bucket=b", "--nfs=h:/s"), ("one of --bucket and --nfs",)),
         (("logs", *SLICE, "--worker=first"), ("number or all", "first")),
         (("run", *SLICE), ("--config=FILE after --",)),
@@ -1072,8 +1076,11 @@ def test_local_ends_the_others_when_one_fails(local, status, end):
 def test_local_kills_what_does_not_end(local):
     process = local("--devices=1", "--grace=1", "--", CONFIG, "--end=1:3", "--deaf")
     began = time.monotonic()
-    process.communicate(timeout=20)
+    _, err = process.communicate(timeout=20)
     assert process.returncode == 3 and time.monotonic() - began < 10
+    first, last = err.splitlines()  # and nothing that bash says of killed children
+    assert first == "process 1 ended with status 3"
+    assert last == "processes 0 did not end within --grace=1 seconds: killing them, unsaved"
 
 
 @pytest.mark.parametrize(
@@ -1148,6 +1155,10 @@ def test_two_real_processes_stop_at_sigterm_and_go_on(tmp_path):
     assert "4 cpu device(s)" in output and "[0] done in" in output
     steps = [record["step"] for record in read_metrics(tmp_path / "run", stage="encoder")]
     assert steps == list(range(10, 101, 10))
+
+    process = start("--dry_run")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and output.count("a step on 4 cpu") == 1, output
 
     process = start("--config.encoder.train.batch_size=32")
     output, _ = process.communicate(timeout=120)
