@@ -133,24 +133,28 @@ class Cloud:
     def __init__(self, folder, stand_ins, committed):
         self.folder = folder / "cloud"
         self.repository = folder / "repository"
-        binaries = folder / "bin"
+        self.binaries = folder / "bin"
         shutil.copytree(committed, self.repository)
-        for path in (self.folder, binaries):
+        for path in (self.folder, self.binaries):
             path.mkdir()
-        for name, text in stand_ins.items():
-            (binaries / name).write_text(text)
-            (binaries / name).chmod(0o755)
+        self.stand_in(stand_ins)
         mount = folder / "shared"
         self.disk = ("--bucket=b", f"--mount={mount}")
         self.flags = ("--", CONFIG, f"--workdir={mount}/run")
         outside = {k: v for k, v in os.environ.items() if k not in OF_LAUNCHERS}
         self.environment = {
             **outside,
-            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "PATH": f"{self.binaries}:{os.environ['PATH']}",
             "CLOUD": str(self.folder),
             "TMPDIR": str(folder),
             "XDG_CACHE_HOME": str(folder / "cache"),
         }
+
+    def stand_in(self, programs):
+        """Puts programs, given as name: text, before all others on the PATH."""
+        for name, text in programs.items():
+            (self.binaries / name).write_text(text)
+            (self.binaries / name).chmod(0o755)
 
     def run(self, script, *arguments, **environment):
         return subprocess.run(
@@ -593,22 +597,21 @@ def test_tpu_pod_packs_the_commit_again_where_the_file_is_gone(cloud):
     cloud.set("plan", "nothing preempted nothing 0 ")
     packed = Path(set_up(cloud, "")[0][5])
     sent = cloud.folder / "sent"
-    (cloud.folder.parent / "bin/tar").write_text(
+    removing = (
         f'#!/usr/bin/env bash\nrm -f {packed}\necho >> {sent}\nexec {shutil.which("tar")} "$@"'
     )
-    (cloud.folder.parent / "bin/tar").chmod(0o755)
+    cloud.stand_in({"tar": removing})
     result = cloud.run("tpu_pod.sh", *resume)
     assert result.returncode == 0, result
     assert sent.read_text() == "\n" * 4  # two workers, twice
 
 
-def test_tpu_pod_mounts_a_disk_again_that_does_not_answer(cloud, tmp_path):
-    for name, text in {
+def test_tpu_pod_mounts_a_disk_again_that_does_not_answer(cloud):
+    programs = {
         "umount": RECORD + '(pathlib.Path.home() / "mounted").unlink()\n',
         "ls": "#!/usr/bin/env bash\n[[ -f $HOME/mounted_again ]] || exit 2",
-    }.items():
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+    }
+    cloud.stand_in(programs)
     assert cloud.run("tpu_pod.sh", "create", *SLICE, *TYPE).returncode == 0
     for again in (False, True):
         cloud.calls()
@@ -626,13 +629,12 @@ def test_tpu_pod_waits_for_the_locks_of_apt(cloud, tmp_path):
         "    once.touch()\n"
         '    sys.exit("E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7")\n'
     )
-    for name, text in {
+    programs = {
         "apt-get": RECORD + busy,
         "mount": RECORD + '(pathlib.Path.home() / "mounted").write_text(arguments[2])\n',
         "sleep": "#!/usr/bin/env bash",
-    }.items():
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+    }
+    cloud.stand_in(programs)
     assert cloud.run("tpu_pod.sh", "create", *SLICE, *TYPE).returncode == 0
     result = cloud.run("tpu_pod.sh", "setup", *SLICE, "--nfs=h:/s", cloud.disk[1])
     assert result.returncode == 0, result
@@ -931,9 +933,8 @@ def test_slurm_queues_a_run_again_unless_it_was_cancelled(cloud, state, again, s
 
 
 @pytest.mark.parametrize("refused", ["show", "requeue"])
-def test_slurm_asks_a_controller_again_that_does_not_answer(cloud, tmp_path, refused):
-    (tmp_path / "bin/sleep").write_text("#!/usr/bin/env bash")
-    (tmp_path / "bin/sleep").chmod(0o755)
+def test_slurm_asks_a_controller_again_that_does_not_answer(cloud, refused):
+    cloud.stand_in({"sleep": "#!/usr/bin/env bash"})
     cloud.set("refused", refused)
     result = submit(cloud, CONFIG, status=75)
     assert result.returncode == 75, result
