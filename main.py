@@ -14,11 +14,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from drifting_jax import dry_run, processes, run
-from drifting_jax.command_line import exit_status, parse_flags
+from drifting_jax.commands.command_line import exit_status, parse_flags
 from drifting_jax.config import default_workdir, resolve
+from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
-from drifting_jax.orbax_settings import quiet_orbax
+from drifting_jax.training import dry_run, run
+from drifting_jax.workdir.orbax_settings import quiet_orbax
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, with :variant.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; default: runs/<config>.")

@@ -65,7 +65,7 @@ def make_ours(tensors):
     import jax
     import numpy as np
 
-    from drifting_jax.evaluation.extractors import inception_extractor
+    from drifting_jax.evaluation.features.extractors import inception_extractor
     from drifting_jax.weights import inception
     from drifting_jax.weights.networks import Network
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drifting_jax.feature_losses import feature_drifting_loss
-from drifting_jax.losses import drifting_loss
+from drifting_jax.method.feature_losses import feature_drifting_loss
+from drifting_jax.method.losses import drifting_loss
 
 ROUNDS = 15
 C, G, P, U = 10, 32, 64, 8

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from drifting_jax import distributed, sample_queue
-from drifting_jax.compiled import collectives
-from drifting_jax.dry_run import bytes_per_device, devices_of
+from drifting_jax.distributed import meshes
+from drifting_jax.distributed.collectives import collectives
+from drifting_jax.steps import sample_queue
+from drifting_jax.training.dry_run import bytes_per_device, devices_of
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:8x8", "A TPU slice.")
 SHAPE, CLASSES, PER_CLASS, ANY = (256, 256, 3), 1000, 128, 1000
@@ -32,11 +33,11 @@ def moved(program, devices: int) -> tuple[float, float]:
 
 def main(_) -> None:
     """Compiles and prints."""
-    mesh = distributed.make_mesh(1, -1, devices=devices_of(TOPOLOGY.value))
+    mesh = meshes.make_mesh(1, -1, devices=devices_of(TOPOLOGY.value))
     queue = sample_queue.template(
         CLASSES, per_class=PER_CLASS, unconditional=ANY, shape=SHAPE, dtype=jnp.uint8, mesh=mesh
     )
-    everywhere, rows = distributed.replicated(mesh), distributed.batch_sharding(mesh)
+    everywhere, rows = meshes.replicated(mesh), meshes.batch_sharding(mesh)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=everywhere)
     labels = jax.ShapeDtypeStruct((ROWS,), jnp.int32, sharding=everywhere)
     batch = (

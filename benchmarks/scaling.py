@@ -15,8 +15,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # stand fo
 import jax
 from absl import app
 
-from drifting_jax import build, dry_run
 from drifting_jax.config import file_beside, resolve
+from drifting_jax.training import build, dry_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = (

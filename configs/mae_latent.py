@@ -8,7 +8,7 @@ its optimizer and average the wide one takes 43 GB, so it is split over all devi
 """
 
 from drifting_jax.config import base_config, check_variant
-from drifting_jax.defaults import FSDP_RULES, PAPER_ENCODER
+from drifting_jax.config.defaults import FSDP_RULES, PAPER_ENCODER
 
 WIDTHS = ("640", "256")
 

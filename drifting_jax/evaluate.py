@@ -22,13 +22,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from drifting_jax import distributed, evaluate_images, evaluate_pages, evaluate_small, processes
-from drifting_jax.agreement import on_all_processes
-from drifting_jax.command_line import exit_status, run_program
-from drifting_jax.config import load_config
-from drifting_jax.data.sources import SMALL_SOURCES
-from drifting_jax.errors import UserError
-from drifting_jax.evaluate_flags import (
+from drifting_jax.commands.command_line import exit_status, run_program
+from drifting_jax.commands.evaluate_flags import (
     REFERENCE,
     SMALL,
     SUBJECTS,
@@ -37,17 +32,22 @@ from drifting_jax.evaluate_flags import (
     numbers,
     settings_of,
 )
-from drifting_jax.evaluate_images import Bench, Subject
-from drifting_jax.evaluation import evaluator, reference
-from drifting_jax.evaluation.array_images import ArrayImages
-from drifting_jax.evaluation.extractors import Extractor, load_extractor
-from drifting_jax.evaluation.image_set import digest_of
-from drifting_jax.evaluation.image_sets import open_images
-from drifting_jax.generator import Generator, Run
-from drifting_jax.interruption import Interruption
-from drifting_jax.loading import load_generator, load_run
-from drifting_jax.lock import locked
-from drifting_jax.loop import Tools
+from drifting_jax.config import load_config
+from drifting_jax.data.sources import SMALL_SOURCES
+from drifting_jax.distributed import meshes, processes
+from drifting_jax.distributed.agreement import on_all_processes
+from drifting_jax.errors import UserError
+from drifting_jax.evaluation import evaluator, measurement, pages, reference, small_runs
+from drifting_jax.evaluation.features.array_images import ArrayImages
+from drifting_jax.evaluation.features.extractors import Extractor, load_extractor
+from drifting_jax.evaluation.features.image_set import digest_of
+from drifting_jax.evaluation.features.image_sets import open_images
+from drifting_jax.evaluation.measurement import Bench, Subject
+from drifting_jax.steps.generator import Generator, Run
+from drifting_jax.training.loop import Tools
+from drifting_jax.training.restore import load_generator, load_run
+from drifting_jax.workdir.interruption import Interruption
+from drifting_jax.workdir.lock import locked
 
 _OF_DINOV2 = "fd_dinov2"
 
@@ -127,13 +127,13 @@ def _ready(values: Any, tools: Tools, out: Path) -> _Ready:
         found = reference.read_reference(Path(values.reference))
         reference.check_weights(found, extractors)
         if found.images is not None:
-            evaluate_images.check_count(ArrayImages(found.images))
+            measurement.check_count(ArrayImages(found.images))
         bench = dataclasses.replace(bench, reference=found)
     if generator is not None:
         generator.check_makes_pixels()
     subjects = _subjects(values, generator)
     for subject in subjects:
-        evaluate_images.check_count(subject.images)
+        measurement.check_count(subject.images)
     return _Ready(subjects, generator, bench, notes)
 
 
@@ -141,19 +141,19 @@ def _measure_images(values: Any, tools: Tools, ready: _Ready) -> None:
     """Measures what is not measured yet, and writes the page."""
     bench, subjects = ready.bench, ready.subjects
     if bench.reference is not None:
-        complete = evaluate_images.complete_reference(bench, bench.reference)
+        complete = measurement.complete_reference(bench, bench.reference)
         if complete is None:
             return
         bench = dataclasses.replace(bench, reference=complete)
-    found = evaluate_images.measure_all(bench, subjects)
+    found = measurement.measure_all(bench, subjects)
     if found is None:
         return
     protocol = _protocol(bench, subjects)
-    pictures = evaluate_pages.class_grids(subjects)
+    pictures = pages.class_grids(subjects)
     neighbors, told = _neighbors(values, bench, subjects, ready.generator)
     if tools.speaks:
         records, further = found
-        table = evaluate_pages.write_report(
+        table = pages.write_report(
             bench,
             records,
             [*ready.notes, *further, *told, *_other_sizes(protocol)],
@@ -162,7 +162,7 @@ def _measure_images(values: Any, tools: Tools, ready: _Ready) -> None:
             pictures=pictures,
             neighbors=neighbors,
         )
-        print(f"{table}\n\nreport: {bench.out / evaluate_pages.REPORT_FILE}")
+        print(f"{table}\n\nreport: {bench.out / pages.REPORT_FILE}")
         if not values.keep_features:
             shutil.rmtree(bench.out / "reference", ignore_errors=True)
 
@@ -186,7 +186,7 @@ def _same_extractors(values: Any) -> tuple[list[Extractor], list[str]]:
         if first != digest:
             raise UserError("the processes have other weights: put the same files on all machines")
 
-    on_all_processes(compare, distributed.from_first_process(digest))
+    on_all_processes(compare, meshes.from_first_process(digest))
     return found
 
 
@@ -207,7 +207,7 @@ def _extractors(values: Any) -> tuple[list[Extractor], list[str]]:
 
 
 def _bench(values: Any, tools: Tools, extractors: Sequence[Extractor], out: Path) -> Bench:
-    mesh = distributed.make_mesh()
+    mesh = meshes.make_mesh()
     return Bench(
         out=out,
         extractors=extractors,
@@ -226,7 +226,7 @@ def _subjects(values: Any, generator: Generator | None) -> list[Subject]:
         images = open_images(values.images, split=values.split, size=values.image_size)
         return [Subject(images, {"alpha": None, "seed": None})]
     config = generator.config if isinstance(generator, Run) else None
-    return evaluate_images.generated_subjects(
+    return measurement.generated_subjects(
         generator,
         count=values.num_samples,
         cfg_scales=numbers(values.cfg_scales, float, "cfg_scales")
@@ -271,7 +271,7 @@ def _neighbors(values: Any, bench: Bench, subjects: Sequence[Subject], generator
     if not folder or (config and config.data.latent and not values.training_images):
         return None, ["nearest training images were left out: no --training_images"]
     try:
-        near = evaluate_pages.nearest_training_images(bench, subjects[0], found[0], Path(folder))
+        near = pages.nearest_training_images(bench, subjects[0], found[0], Path(folder))
         return near, [] if near else ["nearest training images were left out: stopped"]
     except UserError as error:
         return None, [f"nearest training images were left out: {error}"]
@@ -286,10 +286,10 @@ def _make_reference(values: Any, tools: Tools) -> None:
     folder = path.with_suffix(".parts")
     bench = _bench(values, tools, extractors, folder)
     images = open_images(values.images, split=values.split, size=values.image_size)
-    evaluate_images.check_count(images)
+    measurement.check_count(images)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) if tools.speaks else contextlib.nullcontext():
-        found = evaluate_images.measure_reference(bench, images, keep=values.keep)
+        found = measurement.measure_reference(bench, images, keep=values.keep)
         if found is None or not tools.speaks:
             return
         reference.write_reference(path, found)
@@ -307,7 +307,7 @@ def _measure_small(values: Any, tools: Tools) -> None:
     run = load_run(workdir, ema_decay=values.ema_decay, step=values.step)
     scales = numbers(values.cfg_scales, float, "cfg_scales") or list(run.config.eval.cfg_scales)
     seeds = numbers(values.seeds, int, "seeds") or [run.config.seed]
-    found = evaluate_small.evaluate_run(
+    found = small_runs.evaluate_run(
         run,
         workdir=workdir,
         seeds=seeds,
@@ -317,8 +317,8 @@ def _measure_small(values: Any, tools: Tools) -> None:
     )
     if found is not None and tools.speaks:
         for seed in seeds:
-            print(f"figures: {evaluate_small.figures_path(run, workdir, seed, scales)}")
-        print(f"report: {evaluate_small.page_path(run, workdir, seeds, scales)}")
+            print(f"figures: {small_runs.figures_path(run, workdir, seed, scales)}")
+        print(f"report: {small_runs.page_path(run, workdir, seeds, scales)}")
 
 
 def cli() -> None:

@@ -21,23 +21,23 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from drifting_jax import processes
-from drifting_jax.command_line import run_program
-from drifting_jax.data import transforms
-from drifting_jax.data.imagenet import Records, open_records
-from drifting_jax.data.shards import ShardRecords, ShardWriter, read_info
-from drifting_jax.errors import UserError
-from drifting_jax.lock import locked
-from drifting_jax.metrics import progress_bar
-from drifting_jax.packing import (
+from drifting_jax.commands.command_line import run_program
+from drifting_jax.commands.packing import (
     UNREADABLE,
     Views,
-    fingerprint,
     latent_records,
     shard_records,
     write_shards,
 )
+from drifting_jax.data import transforms
+from drifting_jax.data.imagenet import Records, open_records
+from drifting_jax.data.shards import ShardRecords, ShardWriter, read_info
+from drifting_jax.digests import fingerprint
+from drifting_jax.distributed import processes
+from drifting_jax.errors import UserError
 from drifting_jax.weights.networks import load_network
+from drifting_jax.workdir.lock import locked
+from drifting_jax.workdir.metrics import progress_bar
 
 
 def define_flags() -> None:

@@ -6,25 +6,20 @@ Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c]
 labels, class-major), or a `.png` grid with the classes one after another.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
-from drifting_jax.command_line import run_program
+from drifting_jax.commands.command_line import run_program
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.imagenet import aliases, title
 from drifting_jax.errors import UserError
-from drifting_jax.loading import load_generator, load_run
-from drifting_jax.metrics import image_grid, save_png
-from drifting_jax.sampling import class_major
-
-_MOST_COLUMNS = 36
-_LEAST_GRID_PIXELS = 400
+from drifting_jax.steps.sampling import class_major
+from drifting_jax.training.restore import load_generator, load_run
+from drifting_jax.workdir.sample_files import check_out, write_samples
 
 
 def define_flags() -> None:
@@ -76,30 +71,6 @@ def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
     if repeated:
         raise UserError(f"--classes names class {repeated[0]} more than once: {text!r}")
     return found
-
-
-def write_samples(path: Path, images: np.ndarray, labels: np.ndarray, *, per_class: int) -> None:
-    """Writes images [n, h, w, c] uint8 and labels [n], whole or not at all.
-
-    Raises:
-      UserError: the file's ending is neither .npz nor .png, or its folder does not exist.
-    """
-    check_out(path)
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    if path.suffix == ".npz":
-        np.savez_compressed(partial, arr_0=images, arr_1=labels)
-    else:
-        columns = max(n for n in range(1, _MOST_COLUMNS + 1) if per_class % n == 0)
-        save_png(partial, image_grid(images, columns, least=_LEAST_GRID_PIXELS))
-    os.replace(partial, path)
-
-
-def check_out(path: Path) -> None:
-    """Makes sure that `write_samples` will be able to write, before anything is computed."""
-    if path.suffix not in (".npz", ".png"):
-        raise UserError(f"--out must end in .npz or .png; found {path}")
-    if not path.parent.is_dir():
-        raise UserError(f"the folder of --out does not exist: {path.parent}")
 
 
 def main(_: Sequence[str]) -> None:

@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent / "helpers")]
 
-import faults
+import faults  # noqa: E402
 
 
 def soak(folder: Path, *, kills: int, processes: int, seed: int) -> tuple[int, list[str]]:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import psutil
 from absl import app
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
 from imagenet_like import write_imagenet_like
 
 from drifting_jax.data import pipeline

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax import distributed
+from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.extractors import Extractor
-from drifting_jax.evaluation.feature_store import FeatureStore
-from drifting_jax.evaluation.image_set import ImageSet
-from drifting_jax.evaluation.inception_score import TORCH_FIDELITY, inception_score
-from drifting_jax.evaluation.kid import kernel_distance
-from drifting_jax.evaluation.neighbors import manifold_figures
+from drifting_jax.evaluation.features.extractors import Extractor
+from drifting_jax.evaluation.features.feature_store import FeatureStore
+from drifting_jax.evaluation.features.image_set import ImageSet
+from drifting_jax.evaluation.metrics.inception_score import TORCH_FIDELITY, inception_score
+from drifting_jax.evaluation.metrics.kid import kernel_distance
+from drifting_jax.evaluation.metrics.neighbors import manifold_figures
 from drifting_jax.evaluation.reference import Reference, moments_of
 
 # What each figure is made of, as `FeatureStore` names it, and whether of the reference moments or
@@ -102,17 +102,17 @@ def extract(
     Returns:
       Whether all is done; if not, `stopped` said so.
     """
-    place = distributed.replicated(mesh)
+    place = meshes.replicated(mesh)
     variables = {e.name: jax.device_put(e.variables, place) for e in extractors}
     chosen = tuple(extractors), frozenset(kinds)
-    start = distributed.from_first_process(0 if store is None else store.done)
+    start = meshes.from_first_process(0 if store is None else store.done)
     report(start)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     flushed = time.monotonic()
     if start >= len(images):
         return True
     for batch in images.batches(mesh, start=start, batch_size=batch_size):
-        found = distributed.fetch(_features(*chosen, variables, batch.images))
+        found = meshes.fetch(_features(*chosen, variables, batch.images))
         if store is not None:
             store.append(found, batch.usable)
             if time.monotonic() - flushed > _FLUSH_SECONDS:

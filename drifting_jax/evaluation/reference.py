@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.extractors import Extractor
-from drifting_jax.evaluation.feature_store import FeatureStore
-from drifting_jax.evaluation.frechet import (
+from drifting_jax.evaluation.features.extractors import Extractor
+from drifting_jax.evaluation.features.feature_store import FeatureStore
+from drifting_jax.evaluation.metrics.frechet import (
     GaussianStatistics,
     RunningMoments,
     covariance_factor,

@@ -1,0 +1,1 @@
+"""What the commands share: flags, errors in a line, and the work of `prepare`."""

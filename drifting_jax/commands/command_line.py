@@ -1,0 +1,124 @@
+"""Command lines: flags parsed so that a mistake is one line on stderr and exit status 2."""
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from drifting_jax.config.checks import flat, unknown_field
+from drifting_jax.errors import Passing, UserError
+from drifting_jax.workdir.orbax_settings import quiet_orbax
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; for `absl.app.run(main, flags_parser=parse_flags)`.
+
+    A mistake (no such field, flag or file, a value of a wrong type) is one line on stderr and exit
+    status 2, where ml_collections alone would show a traceback.
+    """
+    try:
+        _check_overrides(list(argv))
+        return flags.FLAGS(list(argv))
+    except (UserError, flags.Error) as error:
+        _end(error)
+
+
+def _reason(error: Exception, argv: list[str]) -> Exception:
+    """A mistake in the command, or a bug in the config file, whose traceback is wanted."""
+    given = next((x.partition("=")[2] for x in argv if x.lstrip("-").startswith("config=")), "")
+    path, _, variant = given.partition(":")
+    if variant and "positional argument" in str(error):
+        return UserError(f"{path} has no variants; found {variant!r}")
+    return RuntimeError(str(error))
+
+
+def _check_overrides(argv: list[str]) -> None:
+    """Loads the file of --config by itself and looks up every --config.field given."""
+    override = re.compile(r"--?(?:no)?config\.([^=]+)")
+    alone = flags.FlagValues()
+    kept = [argument for argument in argv if not override.match(argument)]
+    holder = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=kept)
+    try:
+        alone(kept, known_only=True)
+    except flags.Error as error:
+        own, inner = None, error.__context__
+        while inner is not None:  # ml_collections wraps what get_config() raised
+            own, inner = inner if isinstance(inner, UserError) else own, inner.__context__
+        raise own or _reason(error, kept) from None
+    if holder.value is None:  # asked for help, or forgotten
+        return
+    if not isinstance(holder.value, ConfigDict):
+        path = Path(alone["config"].config_filename.partition(":")[0])
+        others = ", ".join(sorted(str(other) for other in path.parent.glob("*.py"))) or "none"
+        raise UserError(f"--config={path} is not a file that can be read; found there: {others}")
+    fields = flat(holder.value)
+    for argument in argv:
+        found = override.match(argument)
+        if found and found.group(1) not in fields:
+            raise UserError(unknown_field(found.group(1), fields))
+
+
+def run_program(
+    main_function: Callable[[Sequence[str]], int | None],
+    *,
+    words: int = 0,
+    flags_of: str = "",
+) -> None:
+    """Runs a command's main through absl; an error is one line and its `exit_status`.
+
+    Args:
+      main_function: given the program's name and at most `words` words besides flags.
+      words: a command's words, such as a subcommand.
+      flags_of: module that defines the flags, where it is another than the function's.
+    """
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        logging.set_verbosity(logging.WARNING)
+        quiet_orbax()
+        try:
+            return main_function(argv)
+        except (UserError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return exit_status(error)
+
+    module = flags_of or main_function.__module__
+    for flag in flags.FLAGS.get_flags_for_module(module):  # for --help
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(guarded, flags_parser=functools.partial(parse_plain_flags, words=words))
+
+
+def exit_status(error: UserError | OSError) -> int:
+    """2 for a mistake, which the same command would make again; 1 for what may pass.
+
+    A disk or a network that fails may be well again when a launcher starts the run anew.
+    """
+    if isinstance(error, Passing):
+        return 1
+    mistakes = (UserError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
+                PermissionError, FileExistsError)  # fmt: skip
+    return 2 if isinstance(error, mistakes) else 1
+
+
+def parse_plain_flags(argv: Sequence[str], *, words: int = 0) -> list[str]:
+    """absl's parser, with a mistake as one line and exit status 2."""
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        _end(error)
+    if len(rest) > 1 + words:
+        _end(UserError(f"expected flags alone; found {' '.join(rest[1 + words :])!r}"))
+    return rest
+
+
+def _end(error: Exception) -> NoReturn:
+    text = str(error).strip().splitlines()[0]
+    if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
+        text = f"--{missing[1]} is missing"
+    found = re.fullmatch(r"(flag .*): \('(.*)', '.*'\)", text)  # absl shows a tuple for booleans
+    print(f"error: {found[1] + ': ' + found[2] if found else text}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,193 @@
+"""From images to the records of shards and of latents, as `prepare` writes them."""
+
+import dataclasses
+import functools
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drifting_jax.data import transforms
+from drifting_jax.data.imagenet import Records
+from drifting_jax.data.shards import ShardWriter
+from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage
+from drifting_jax.distributed import meshes
+from drifting_jax.errors import UserError
+from drifting_jax.models.vae import VAE
+
+UNREADABLE = b""  # the record of an image that could not be read
+
+
+def cut_record(records: Records, index: int, *, size: int, jpeg_quality: int) -> bytes:
+    """A record of `shards`: the file's bytes, or those of its centre crop of side `size`.
+
+    Raises:
+      UnreadableImage: it is no whole image.
+    """
+    from PIL import Image
+
+    data, _ = records.read(index)
+    if not size:
+        return data
+    crop, buffer = Image.fromarray(transforms.load(data, size)), io.BytesIO()
+    if jpeg_quality:
+        crop.save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
+    else:
+        crop.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """Which views of an image become latents.
+
+    Attributes:
+      size: side of the views in pixels.
+      crop: "center": the crop and its mirror image; "random_resized": `count` random crops, each
+        mirrored with probability one half.
+      count, min_area, seed: of random crops.
+    """
+
+    size: int
+    crop: str
+    count: int
+    min_area: float
+    seed: int
+
+    def of(self, records: Records, index: int) -> np.ndarray:
+        """[count, size, size, 3] uint8, the same every time. Raises UnreadableImage."""
+        data, _ = records.read(index)
+        if self.crop == "center":
+            view = transforms.load(data, self.size)
+            return np.stack([view, view[:, ::-1]])
+        how = Augmentation(crop=self.crop, min_area=self.min_area, flip=True)
+        keys = [np.random.default_rng((self.seed, index, view)) for view in range(self.count)]
+        views = [transforms.load(data, self.size, augmentation=how, rng=key) for key in keys]
+        return np.stack(views)
+
+
+def write_shards(
+    writer: ShardWriter,
+    records: Callable[[Sequence[int]], Iterator[bytes]],
+    *,
+    report: Callable[[int], None],
+    max_unreadable: float = 0.1,
+) -> None:
+    """Writes this process's share of the shards, from wherever they stand.
+
+    Args:
+      writer: open.
+      records: indices -> their records, in order, one after another.
+      report: given the number of records that are done, one after another or many at once.
+      max_unreadable: share of all records; more that are unreadable stop it.
+
+    Raises:
+      UserError: there are too many, or a disk fails.
+    """
+    unreadable, allowed = 0, max_unreadable * writer.count / jax.process_count()
+    for shard in range(jax.process_index(), writer.num_shards, jax.process_count()):
+        indices = writer.range(shard)
+        if writer.is_done(shard):
+            report(len(indices))
+            continue
+        journal = writer.journal(shard)
+        report(len(journal))
+        for data in records(indices[len(journal) :]):
+            unreadable += data == UNREADABLE
+            if unreadable > allowed:
+                raise UserError(
+                    f"{unreadable} images could not be read, more than --max_unreadable="
+                    f"{max_unreadable:g} of all: look at the source, then delete {writer.folder} "
+                    "and begin anew, or allow more"
+                )
+            journal.append(data)
+            report(1)
+        writer.finish(shard, journal)
+
+
+def ahead(function: Callable[[int], Any], indices: Iterable[int], *, threads: int) -> Iterator[Any]:
+    """function(i) for all indices in order, computed by threads some way ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque = deque()
+        for index in indices:
+            pending.append(pool.submit(function, index))
+            if len(pending) > 4 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def shard_records(
+    records: Records, *, size: int, jpeg_quality: int, threads: int
+) -> Callable[[Sequence[int]], Iterator[bytes]]:
+    """What `shards` writes, for `write_shards`."""
+
+    def one(index: int) -> bytes:
+        try:
+            return cut_record(records, index, size=size, jpeg_quality=jpeg_quality)
+        except UnreadableImage as error:
+            _require_disk(records, index, error)
+            return UNREADABLE
+
+    return functools.partial(ahead, one, threads=threads)
+
+
+def _require_disk(records: Records, index: int, error: UnreadableImage) -> None:
+    """A failing disk is no unreadable image: what is written stays so for good."""
+    if isinstance(error, FailedRead):
+        raise UserError(
+            f"cannot read {records.name(index)} ({error}): see to the disk, and run the same "
+            "again; it goes on from here"
+        ) from None
+
+
+def latent_records(
+    records: Records, views: Views, network: Any, *, batch_size: int, threads: int
+) -> Callable[[Sequence[int]], Iterator[bytes]]:
+    """What `latents` writes, for `write_shards`: [views, 2, h, w, 4] float16 of each image."""
+    mesh = meshes.make_mesh(devices=jax.local_devices())
+    rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    variables = jax.device_put(network.variables, everywhere)
+    batch_size *= mesh.size
+
+    @functools.partial(jax.jit, out_shardings=rows)
+    def encode(variables, images: jax.Array) -> jax.Array:
+        b, v = images.shape[:2]
+        pixels = images.reshape(b * v, *images.shape[2:]).astype(jnp.float32) / 127.5 - 1
+        mean, log_variance = network.model.apply(variables, pixels, method=VAE.encode)
+        moments = jnp.stack([mean, jnp.exp(log_variance / 2)], 1).astype(jnp.float16)
+        return moments.reshape(b, v, *moments.shape[1:])
+
+    def one(index: int) -> np.ndarray | None:
+        try:
+            return views.of(records, index)
+        except UnreadableImage as error:
+            _require_disk(records, index, error)
+            return None
+
+    def encoded(found: list[np.ndarray | None]) -> Iterator[bytes]:
+        blank = np.zeros((views.count, views.size, views.size, 3), np.uint8)
+        padded = [blank if x is None else x for x in found]
+        padded += [blank] * (batch_size - len(found))
+        moments = np.asarray(encode(variables, jax.device_put(np.stack(padded), rows)))
+        for image, moment in zip(found, moments, strict=False):
+            if image is not None and not np.isfinite(moment).all():
+                raise UserError("the VAE gave values that are not finite: are these its weights?")
+            yield UNREADABLE if image is None else moment.tobytes()
+
+    def produce(indices: Sequence[int]) -> Iterator[bytes]:
+        waiting: list[np.ndarray | None] = []
+        for image in ahead(one, indices, threads=threads):
+            waiting.append(image)
+            if len(waiting) == batch_size:
+                yield from encoded(waiting)
+                waiting = []
+        if waiting:
+            yield from encoded(waiting)
+
+    return produce

@@ -1,0 +1,1 @@
+"""Devices and processes: meshes, rows of a batch, agreement, collectives."""

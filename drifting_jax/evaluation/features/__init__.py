@@ -1,0 +1,1 @@
+"""Sets of images and the networks that turn them into features."""

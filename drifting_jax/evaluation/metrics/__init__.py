@@ -1,0 +1,1 @@
+"""Metrics: float64, independent of where features come from."""

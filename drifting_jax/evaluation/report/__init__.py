@@ -1,0 +1,1 @@
+"""Tables, curves and the page of an evaluation."""

@@ -1,0 +1,315 @@
+"""A report of an evaluation: one HTML page that needs nothing beside it.
+
+Styles and pictures are inside the page, which runs no scripts and loads nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from drifting_jax.evaluation.report.curves import tradeoff_picture
+from drifting_jax.evaluation.report.page_style import STYLE
+from drifting_jax.evaluation.report.summaries import (
+    FigureInfo,
+    Record,
+    Row,
+    Summary,
+    best_rows,
+    in_order,
+    summarize,
+)
+from drifting_jax.evaluation.report.tables import (
+    Cell,
+    Line,
+    alpha_words,
+    figures_table,
+    html_table,
+    linked,
+    marks_best,
+    number,
+    table_key,
+    table_lines,
+)
+from drifting_jax.files import write_bytes
+
+__all__ = [
+    "FigureInfo",
+    "Neighbors",
+    "Picture",
+    "Record",
+    "Report",
+    "Row",
+    "Summary",
+    "figures_table",
+    "summarize",
+    "tradeoff_picture",
+    "write_report",
+]
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_HEADLINES = 4  # figures in large type
+_PICTURE_SIDE = 640  # pixels: small pictures are shown about this large
+_WIDE = 1000  # pixels from which a picture takes the page's whole width
+_TILE_SIDE = 112  # pixels: a neighbour is shown at most this large
+_DENSITY = 2  # pixels of a screen for one of the page
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image [h,w,1 or 3] uint8 with a heading and what it shows.
+
+    Raises:
+      ValueError: another shape or dtype.
+    """
+
+    title: str
+    caption: str
+    image: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_images(self.image[None], f"the picture {self.title!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbors:
+    """Samples beside the images that are nearest to them.
+
+    Attributes:
+      samples: [n,h,w,1 or 3] uint8.
+      nearest: [n,k,h,w,1 or 3] uint8, nearest first.
+      distances: [n,k].
+      words: what was searched, and in which features.
+
+    Raises:
+      ValueError: shapes that do not fit, or another dtype of images.
+    """
+
+    samples: np.ndarray
+    nearest: np.ndarray
+    distances: np.ndarray
+    words: str
+
+    def __post_init__(self) -> None:
+        _check_images(self.samples, "the samples")
+        n, k = self.nearest.shape[:2]
+        _check_images(self.nearest.reshape(n * k, *self.nearest.shape[2:]), "the neighbours")
+        if n != len(self.samples) or self.distances.shape != (n, k):
+            raise ValueError(
+                "expected samples [n,h,w,c], nearest [n,k,h,w,c] and distances [n,k], found "
+                f"{self.samples.shape}, {self.nearest.shape} and {self.distances.shape}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All that a page shows.
+
+    Attributes:
+      title: heading.
+      protocol: how it was measured, in words by what they settle: "samples", "resize", …
+      records: figures, see `summaries.Record`.
+      info: of every figure in records, by its key; their order is the table's.
+      pictures: class grids and the like, in order.
+      neighbors: nearest training images, or None.
+      notes: exclusions, warnings, what could not be computed and why.
+    """
+
+    title: str
+    protocol: Mapping[str, str]
+    records: Sequence[Record]
+    info: Mapping[str, FigureInfo]
+    pictures: Sequence[Picture]
+    neighbors: Neighbors | None
+    notes: Sequence[str]
+
+
+def write_report(path: str | os.PathLike, report: Report, *, curve: tuple[str, str] | None) -> None:
+    """Writes the page as one HTML file, whole or not at all.
+
+    Args:
+      path: of the file; its directory exists.
+      report: see `Report`.
+      curve: keys (x, y) of the trade-off over α to draw; y also chooses the α in the headline,
+        which the first figure of the table does without a curve.
+
+    Raises:
+      ValueError: a figure without its info, or two records of one figure, α and seed.
+    """
+    sections = [
+        _headline(report, curve),
+        _notes(report.notes),
+        _protocol(report.protocol),
+        _figures(report),
+        _curve(report, curve),
+        _pictures(report.pictures),
+        _neighbors(report.neighbors),
+    ]
+    title = html.escape(report.title)
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{title}</title><style>{STYLE}</style></head>\n"
+        f"<body><main><h1>{title}</h1>\n{''.join(sections)}</main></body></html>\n"
+    )
+    write_bytes(path, page.encode())
+
+
+def _headline(report: Report, curve: tuple[str, str] | None) -> str:
+    """The first figures in large type, at the α that is best in one of them."""
+    order = in_order(report.records, report.info)
+    first = [name for name in (curve or ())[::-1] if name in order]
+    order = list(dict.fromkeys([*first, *order]))
+    rows = summarize(report.records)
+    best = best_rows(rows, order[0], report.info[order[0]].better) if order else []
+    if not best:
+        return '<p class="where">No figure came out finite.</p>' if order else ""
+    column = rows.index(best[0])
+    lines = {line.key: line for line in table_lines(report.records, report.info)}
+    having = [name for name in order if lines[name].cells[column] is not None]
+    tiles = "".join(
+        _headline_tile(lines[name], lines[name].cells[column]) for name in having[:_HEADLINES]
+    )
+    where = _where(report.info[order[0]], best[0], len(rows))
+    return f'<p class="where">{where}</p><dl class="tiles">{tiles}</dl>\n'
+
+
+def _headline_tile(line: Line, cell: Cell) -> str:
+    real = f"<span>real {line.floor}</span>" if line.floor else ""
+    return (
+        f'<div class="tile"><dt>{html.escape(line.name)}</dt><dd><b>{cell.value}</b> '
+        f"<small>{cell.deviation}</small>{real}</dd></div>"
+    )
+
+
+def _where(info: FigureInfo, best: Row, count: int) -> str:
+    if best.alpha is None and count == 1:
+        return "The figures"
+    words = f"At {alpha_words(best.alpha)}"
+    return html.escape(f"{words}, the best of {count} by {info.name}" if count > 1 else words)
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    entries = "".join(f"<li>{linked(note)}</li>" for note in notes)
+    return (
+        '<section class="notes" role="note"><h2>Exclusions and warnings</h2>'
+        f"<ul>{entries}</ul></section>\n"
+    )
+
+
+def _figures(report: Report) -> str:
+    if not report.records:
+        return ""
+    key = table_key(report.records)
+    if marks_best(table_lines(report.records, report.info)):
+        key.append("Bold: the best α of a figure.")
+    words = f'<p class="key">{" ".join(key)}</p>' if key else ""
+    table = html_table(report.records, report.info)
+    return f"<section><h2>Figures</h2>{table}{words}</section>\n"
+
+
+def _curve(report: Report, curve: tuple[str, str] | None) -> str:
+    if curve is None:
+        return ""
+    x, y = curve
+    light, dark = (
+        _data_uri(tradeoff_picture(report.records, x=x, y=y, info=report.info, dark=dark))
+        for dark in (False, True)
+    )
+    words = html.escape(f"{report.info[y].name} over {report.info[x].name}")
+    return (
+        f'<section><h2>Trade-off over α</h2><figure class="curve"><picture>'
+        f'<source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="Curve of {words}, a point per α; its values are in the table.">'
+        f"</picture></figure></section>\n"
+    )
+
+
+def _pictures(pictures: Sequence[Picture]) -> str:
+    if not pictures:
+        return ""
+    figures = "".join(map(_picture, pictures))
+    return f'<section><h2>Samples</h2><div class="pictures">{figures}</div></section>\n'
+
+
+def _picture(picture: Picture) -> str:
+    height, width = picture.image.shape[:2]
+    factor = max(1, _PICTURE_SIDE // max(height, width))
+    kind = ' class="wide"' if width >= _WIDE else ""
+    title, caption = html.escape(picture.title), html.escape(picture.caption)
+    image = _image(picture.image, f"{title}: {caption}", factor)
+    return f"<figure{kind}>{image}<figcaption><b>{title}</b> {caption}</figcaption></figure>"
+
+
+def _neighbors(neighbors: Neighbors | None) -> str:
+    if neighbors is None or not len(neighbors.samples):
+        return ""
+    n, k = neighbors.nearest.shape[:2]
+    words = html.escape(neighbors.words[:1].upper() + neighbors.words[1:])
+    groups = "".join(_neighbor_row(neighbors, i) for i in range(n))
+    return (
+        "<section><h2>Nearest training images</h2>"
+        f"<p>{words} Left each sample, then its {k} nearest, with the "
+        f'distance beneath.</p><div class="neighbors" style="--tiles:{k + 1}">{groups}</div>'
+        "</section>\n"
+    )
+
+
+def _neighbor_row(neighbors: Neighbors, i: int) -> str:
+    factor = max(1, -(-_TILE_SIDE // max(neighbors.samples.shape[1:3])))
+    tiles = [(neighbors.samples[i], f"#{i + 1}", f"Sample {i + 1}")]
+    for j, image in enumerate(neighbors.nearest[i]):
+        distance = number(float(neighbors.distances[i, j]))
+        tiles.append((image, distance, f"Neighbour {j + 1} of sample {i + 1}, at {distance}"))
+    return f'<div class="row">{"".join(_tile(*tile, factor) for tile in tiles)}</div>'
+
+
+def _tile(image: np.ndarray, caption: str, alt: str, factor: int) -> str:
+    return f"<figure>{_image(image, alt, factor)}<figcaption>{caption}</figcaption></figure>"
+
+
+def _protocol(protocol: Mapping[str, str]) -> str:
+    if not protocol:
+        return ""
+    entries = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{linked(str(words))}</dd></div>"
+        for name, words in protocol.items()
+    )
+    return f'<section><h2>Protocol</h2><dl class="protocol">{entries}</dl></section>\n'
+
+
+def _image(image: np.ndarray, alt: str, factor: int) -> str:
+    """An <img> `factor` times as large, its alt text escaped by the caller.
+
+    Pixels of an enlarged one are repeated in the file: squares stay even at every zoom.
+    """
+    height, width = (side * factor for side in image.shape[:2])
+    repeats = _DENSITY * factor if factor > 1 else 1
+    pixels = image.repeat(repeats, axis=0).repeat(repeats, axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    return (
+        f'<img src="{_data_uri(buffer.getvalue())}" width="{width}" height="{height}" alt="{alt}">'
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _check_images(images: np.ndarray, words: str) -> None:
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
+        raise ValueError(
+            f"expected {words} as [h,w,1 or 3] uint8, found {images.shape[1:]} {images.dtype}"
+        )

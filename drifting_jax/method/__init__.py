@@ -1,0 +1,1 @@
+"""The paper: fields, losses, features, guidance and encoders, in jax.numpy."""

@@ -1,0 +1,113 @@
+"""Frozen encoders behind one interface: (variables, images [b,h,w,c]) -> {name: [b,t,d]}.
+
+The variables are an argument, never a constant, and gradients reach the images alone (3.4, A.4).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from drifting_jax.method import features
+from drifting_jax.models.convnext import ConvNeXtV2
+from drifting_jax.models.resnet_mae import ResNetMAE
+from drifting_jax.models.vae import VAE
+
+PyTree = Any
+FeatureFunction = Callable[[PyTree, jax.Array], dict[str, jax.Array]]
+
+
+def autoencoder_features(
+    model: ResNetMAE, *, patch_sizes: Sequence[int] = (2, 4), input_rms: bool = True
+) -> FeatureFunction:
+    """Features of the masked autoencoder (A.5).
+
+    Args:
+      model: on pixels in [-1, 1] or latents, whatever it was trained on.
+      patch_sizes: sides of the patches whose means and stds are taken.
+      input_rms: also the per-channel root mean square of the patchified input.
+    """
+
+    def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        maps = model.apply(variables, images, method=ResNetMAE.feature_maps)
+        if not input_rms:
+            del maps["input"]
+        return features.multiscale_features(maps, patch_sizes=patch_sizes)
+
+    return feature_function
+
+
+def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
+    """Features of ConvNeXt-V2 as the paper's pixel generators were trained with.
+
+    Means and stds of every stage, the locations of all stages but the first (its 3,136 locations
+    would cost more than all else), and the pooled output. `last/std` repeats the last stage's std:
+    it counted twice there.
+    """
+    last = f"stage{len(model.depths)}"
+
+    def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        maps = model.apply(variables, images, method=ConvNeXtV2.feature_maps)
+        pooled = features.location_features(maps.pop("pooled"))
+        found = features.multiscale_features(maps, patch_sizes=())
+        del found["stage1"]
+        found["pooled"] = pooled
+        if f"{last}/std" in found:
+            found["last/std"] = found[f"{last}/std"]
+        return found
+
+    return feature_function
+
+
+def map_features(model: nn.Module, *, patch_sizes: Sequence[int] = (2, 4)) -> FeatureFunction:
+    """Locations, means and stds of whatever maps a network's `feature_maps` gives."""
+
+    def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        maps = model.apply(variables, images, method=type(model).feature_maps)
+        return features.multiscale_features(maps, patch_sizes=patch_sizes)
+
+    return feature_function
+
+
+def raw_features(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+    """The sample itself, flattened: a feature function without variables."""
+    del variables
+    return features.raw_features(images)
+
+
+def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunction:
+    """Features of the images that latents decode to; gradients flow through both (A.4).
+
+    The variables are {"vae": …, "encoder": …}, the samples scaled latents [b, h, w, 4].
+    """
+
+    def of_latents(variables: PyTree, latents: jax.Array) -> dict[str, jax.Array]:
+        images = vae.apply(variables["vae"], latents, method=VAE.decode_scaled)
+        return feature_function(variables["encoder"], images)
+
+    return of_latents
+
+
+def compose(functions: Mapping[str, FeatureFunction]) -> FeatureFunction:
+    """All features of several encoders on the same images.
+
+    Args:
+      functions: by name. Their variables are {name: …}; their features are called "name/feature",
+        or as they are where the name is empty.
+
+    Raises:
+      ValueError: two encoders give a feature of one name.
+    """
+
+    def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        found: dict[str, jax.Array] = {}
+        for prefix, function in functions.items():
+            new = function(variables.get(prefix), images)
+            named = {f"{prefix}/{name}" if prefix else name: x for name, x in new.items()}
+            if both := sorted(named.keys() & found.keys()):
+                raise ValueError(f"two encoders give a feature called {both[0]!r}: name them apart")
+            found |= named
+        return found
+
+    return feature_function

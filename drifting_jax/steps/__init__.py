@@ -1,0 +1,1 @@
+"""Pure programs: the training steps, the sampler, the sample queue, the state."""

@@ -1,0 +1,105 @@
+"""A generator ready to sample, whatever it was read from."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from drifting_jax.config import ConfigDict, streams
+from drifting_jax.data.sources import Described
+from drifting_jax.errors import UserError
+from drifting_jax.steps import sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A generator ready to sample.
+
+    Attributes:
+      step: training steps behind it.
+      ema_decay: of the moving average that its parameters are.
+      params: as `sampler` takes them.
+      class_names: in the order of the labels.
+      mesh: all devices at hand.
+      sampler: `sampling.make_sampler`'s.
+      makes_pixels: whether there is a VAE for a generator of latents.
+    """
+
+    step: int
+    ema_decay: float
+    params: Any
+    class_names: Sequence[str]
+    mesh: Mesh
+    sampler: sampling.Sampler
+    makes_pixels: bool
+
+    def sample(
+        self,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        *,
+        seed: int,
+        cfg_scale: float,
+        batch_size: int = 256,
+    ) -> np.ndarray:
+        """Images [n, h, w, c] uint8; image i depends on seed, labels[i], indices[i], cfg_scale.
+
+        Raises:
+          UserError: the generator makes latents and nothing decodes them, or what it makes is not
+            finite.
+        """
+        batches = self.batches(
+            labels, indices, seed=seed, cfg_scale=cfg_scale, batch_size=batch_size
+        )
+        found = sampling.concatenated(batches, len(labels))
+        if not found.finite.all():
+            raise UserError(
+                f"{np.sum(~found.finite)} of {len(labels)} samples are not finite: the weights are "
+                "damaged, or their training diverged"
+            )
+        return found.images
+
+    def check_makes_pixels(self) -> None:
+        """Raises UserError where the generator makes latents and nothing decodes them."""
+        if not self.makes_pixels:
+            raise UserError(
+                "the generator makes latents: say what decodes them to pixels with --vae, or "
+                "config.vae.path"
+            )
+
+    def batches(
+        self,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        *,
+        seed: int,
+        cfg_scale: float,
+        batch_size: int,
+    ) -> Iterator[sampling.Samples]:
+        """The same on the devices, as `sampling.sample_in_batches`, finite or not.
+
+        Raises:
+          UserError: as `check_makes_pixels`.
+        """
+        self.check_makes_pixels()
+        return sampling.sample_in_batches(
+            self.sampler,
+            self.params,
+            jax.random.fold_in(jax.random.key(seed), streams.STREAMS["samples"]),
+            labels,
+            indices,
+            cfg_scale=cfg_scale,
+            batch_size=batch_size,
+            mesh=self.mesh,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Generator):
+    """The generator of one checkpoint of a run, with the run's config and its data's shape."""
+
+    config: ConfigDict
+    described: Described

@@ -1,0 +1,344 @@
+"""Device-resident rings of real samples: a pytree with `init`, `push` and `draw`.
+
+A drifting step compares generated samples with real ones of the same class (positives) and of any
+class (unconditional). Both are drawn from rings that hold the newest samples (A.8): one ring per
+class, its class axis sharded over the whole mesh, and one ring of any class, replicated. The
+per-class ring is never gathered: a push writes on the device that owns the class, a draw moves the
+drawn samples alone, in pieces of bounded size. Numbers do not depend on the mesh.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from drifting_jax.distributed import meshes
+
+
+@flax.struct.dataclass
+class Ring:
+    """One ring (leading shape `[]`) or one per class (leading shape `[classes_padded]`).
+
+    Slots fill from 0 upwards, then the oldest is overwritten: a ring that is not full holds its
+    samples in the slots below `filled`.
+    """
+
+    images: jax.Array  # [..., capacity, *shape], the queue's dtype
+    next_slot: jax.Array  # [...] int32: where the next sample goes
+    filled: jax.Array  # [...] int32: slots that hold a sample
+
+
+@flax.struct.dataclass
+class SampleQueue:
+    """Rings of real samples on a mesh.
+
+    `by_class.images` is `[classes_padded, per_class, *shape]`, sharded on its first axis over both
+    mesh axes; classes are padded with always-empty ones to a multiple of the mesh's size (so a
+    queue moves to another mesh by cutting or zero-padding `by_class` on its first axis). Counters
+    are replicated, so that every device knows each slot without asking, and so is
+    `unconditional.images`, `[unconditional, *shape]`, small and drawn more often than pushed.
+    """
+
+    by_class: Ring
+    unconditional: Ring
+    mesh: Mesh = flax.struct.field(pytree_node=False)
+    num_classes: int = flax.struct.field(pytree_node=False)
+
+
+_SPECS = (Ring(P(meshes.BATCH_AXES), P(), P()), Ring(P(), P(), P()))  # as `init`'s rings
+
+
+def init(
+    num_classes: int,
+    *,
+    per_class: int,
+    unconditional: int,
+    shape: Sequence[int],
+    dtype: jax.typing.DTypeLike,
+    mesh: Mesh,
+) -> SampleQueue:
+    """Empty rings.
+
+    Args:
+        num_classes: labels are `0 … num_classes - 1`.
+        per_class, unconditional: capacities of each class's ring, and of that of any class.
+        shape: of one sample.
+        dtype: of the samples as they are pushed, kept and drawn (uint8 stays uint8).
+        mesh: see `meshes.make_mesh`.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+    sizes = (num_classes, per_class, unconditional, shape, dtype, mesh)
+    rings, shardings = _empty_rings(*sizes)
+    by_class, of_any = jax.jit(rings, out_shardings=shardings)()
+    return SampleQueue(by_class=by_class, unconditional=of_any, mesh=mesh, num_classes=num_classes)
+
+
+def template(
+    num_classes: int,
+    *,
+    per_class: int,
+    unconditional: int,
+    shape: Sequence[int],
+    dtype: jax.typing.DTypeLike,
+    mesh: Mesh,
+) -> SampleQueue:
+    """What `init` would make, as `jax.ShapeDtypeStruct`s with shardings."""
+    sizes = (num_classes, per_class, unconditional, shape, dtype, mesh)
+    rings, shardings = _empty_rings(*sizes)
+    by_class, of_any = meshes.template(rings, shardings=lambda _: shardings)
+    return SampleQueue(by_class=by_class, unconditional=of_any, mesh=mesh, num_classes=num_classes)
+
+
+def _empty_rings(num_classes, per_class, unconditional, shape, dtype, mesh):
+    """A function that makes the rings of a queue, and their shardings."""
+    _require_positive(num_classes=num_classes, per_class=per_class, unconditional=unconditional)
+    padded = -(-num_classes // mesh.size) * mesh.size
+
+    def empty(lead: tuple[int, ...], capacity: int) -> Ring:
+        counter = jnp.zeros(lead, jnp.int32)
+        return Ring(jnp.zeros((*lead, capacity, *shape), dtype), counter, counter)
+
+    def rings() -> tuple[Ring, Ring]:
+        return empty((padded,), per_class), empty((), unconditional)
+
+    return rings, jax.tree.map(functools.partial(NamedSharding, mesh), _SPECS)
+
+
+def _advance(
+    next_slot: jax.Array, filled: jax.Array, labels: jax.Array, capacity: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Slots of pushed samples, one after another, and the counters afterwards.
+
+    Takes counters `[n]` and labels `[b]` in `0 … n`, where `n` stands for "nowhere"; returns
+    `(slots [b], next_slot [n], filled [n])`. With more samples of a label than slots, later ones
+    have the slots of earlier ones.
+    """
+    n, b = next_slot.shape[0], labels.shape[0]
+    order = jnp.argsort(labels, stable=True)
+    grouped = labels[order]
+    rank = jnp.arange(b) - jnp.searchsorted(grouped, grouped)  # among its label, oldest first
+    rank = jnp.zeros(b, jnp.int32).at[order].set(rank.astype(jnp.int32))
+    counts = jnp.zeros(n, jnp.int32).at[labels].add(1, mode="drop")
+    slots = (next_slot[jnp.minimum(labels, n - 1)] + rank) % capacity
+    return slots, (next_slot + counts) % capacity, jnp.minimum(filled + counts, capacity)
+
+
+def _write(images: jax.Array, new: jax.Array, rows: jax.Array, slots: jax.Array) -> jax.Array:
+    """`images[rows, slots] = new`, in order; a row outside of `images` is not written.
+
+    One slice after another: a scatter makes TPUs copy the whole ring into another layout.
+    """
+    n = images.shape[0]
+
+    def one(images: jax.Array, sample: tuple) -> tuple[jax.Array, None]:
+        new, row, slot = sample
+        at = (jnp.clip(row, 0, n - 1), slot, *[0] * new.ndim)
+        old = jax.lax.dynamic_slice(images, at, (1, 1, *new.shape))
+        new = jnp.where((row >= 0) & (row < n), new[None, None], old)
+        return jax.lax.dynamic_update_slice(images, new, at), None
+
+    return jax.lax.scan(one, images, (new, rows, slots))[0]
+
+
+@functools.partial(jax.jit, donate_argnames="queue")
+def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueue:
+    """Adds samples to both rings, in order, overwriting the oldest. Donates the queue.
+
+    Args:
+        queue: its buffers are reused: it must not be read afterwards.
+        images: `[b, *shape]` of the queue's shape and dtype, in any sharding.
+        labels: `[b]` integers. Any mix: of a class with more samples than its ring has slots, the
+            last ones stay. -1, or anything outside `0 … num_classes - 1`, is padding: ignored in
+            both rings.
+
+    Raises:
+        ValueError: a shape or a dtype other than the queue's.
+    """
+    _require_labels(labels)
+    ring = queue.unconditional.images
+    expected = (labels.shape[0], *ring.shape[1:])
+    if images.shape != expected or images.dtype != ring.dtype:
+        raise ValueError(
+            f"expected images {ring.dtype}{expected} for this queue and these labels, found "
+            f"{images.dtype}{images.shape}"
+        )
+    labels = labels.astype(jnp.int32)
+
+    def on_device(by_class: Ring, of_any: Ring, images: jax.Array, labels: jax.Array):
+        padded, local = by_class.filled.shape[0], by_class.images.shape[0]
+        valid = (labels >= 0) & (labels < queue.num_classes)
+        rows = jnp.where(valid, labels, padded)
+        slots, *counters = _advance(
+            by_class.next_slot, by_class.filled, rows, by_class.images.shape[1]
+        )
+        mine = rows - jax.lax.axis_index(meshes.BATCH_AXES) * local
+        by_class = Ring(_write(by_class.images, images, mine, slots), *counters)
+        rows = jnp.where(valid, 0, 1)
+        slots, *counters = _advance(
+            of_any.next_slot[None], of_any.filled[None], rows, of_any.images.shape[0]
+        )
+        written = _write(of_any.images[None], images, rows, slots)
+        return by_class, jax.tree.map(lambda x: x[0], Ring(written, *counters))
+
+    by_class, of_any = jax.shard_map(
+        on_device, mesh=queue.mesh, in_specs=(*_SPECS, P(), P()), out_specs=_SPECS
+    )(queue.by_class, queue.unconditional, images, labels)
+    return queue.replace(by_class=by_class, unconditional=of_any)
+
+
+def _slots(
+    key: jax.Array, rows: jax.Array, filled: jax.Array, capacity: int, count: int
+) -> jax.Array:
+    """Slots `[rows, count]` to draw: each row a random order of its `filled [rows]` slots.
+
+    Past `filled`, the order starts again. Row i depends on `fold_in(key, rows[i])` alone.
+    """
+
+    def one(row: jax.Array, filled: jax.Array) -> jax.Array:
+        scores = jax.random.bits(jax.random.fold_in(key, row), (capacity,), jnp.uint32)
+        empty = jnp.arange(capacity) >= filled
+        # A stable sort keeps filled slots ahead of empty ones even at equal scores.
+        order = jnp.argsort(jnp.where(empty, jnp.uint32(0xFFFFFFFF), scores), stable=True)
+        return order[jnp.arange(count) % jnp.maximum(filled, 1)].astype(jnp.int32)
+
+    return jax.vmap(one)(rows, filled)
+
+
+def _layout(mesh: Mesh, rows: int, count: int) -> tuple[P, tuple[int, int]]:
+    """Spec of drawn samples, and into how many blocks it cuts rows and samples within a row."""
+    try:
+        sharding = meshes.row_sharding(mesh, rows, count)
+    except ValueError:
+        return P(), (1, 1)
+    local = sharding.shard_shape((rows, count))
+    return sharding.spec, (rows // local[0], count // local[1])
+
+
+def _blocks(index: jax.Array, split: tuple[int, int]) -> jax.Array:
+    """`[rows, count]` to `[blocks, rows * count / blocks]`: block i belongs to device i."""
+    (rows, count), (r, g) = index.shape, split
+    return index.reshape(r, rows // r, g, count // g).swapaxes(1, 2).reshape(r * g, -1)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "piece_bytes"))
+def draw(
+    queue: SampleQueue,
+    key: jax.Array,
+    labels: jax.Array,
+    count: int,
+    *,
+    rows: jax.Array | None = None,
+    piece_bytes: int = 2**26,
+) -> jax.Array:
+    """Draws real samples of given classes: without replacement within a row, rows independent.
+
+    Args:
+        key: row i uses `fold_in(key, rows[i])`.
+        labels: `[c]` integers; a class may stand in several rows. Outside
+            `0 … num_classes - 1`, and of an empty class, a row is zeros (see `filling.check`).
+        count: samples per row. Of a class that holds fewer, each is repeated evenly.
+        rows: `[c]` numbers of the rows, where they are some of a larger draw; None for 0 … c-1.
+        piece_bytes: bound on the samples that a device handles at once, one per device at least.
+
+    Returns:
+        `[c, count, *shape]` of the queue's dtype, sharded as `meshes.row_sharding` where it
+        divides, else replicated. The numbers are the same on every mesh.
+
+    Raises:
+        ValueError: labels that are not a vector of integers, or no row or sample asked for.
+    """
+    _require_labels(labels)
+    _require_positive(rows=labels.shape[0], count=count)
+    labels = labels.astype(jnp.int32)
+    numbers = jnp.arange(labels.shape[0]) if rows is None else rows
+    spec, split = _layout(queue.mesh, labels.shape[0], count)
+    num_blocks = math.prod(split)
+
+    def on_device(
+        by_class: Ring, key: jax.Array, labels: jax.Array, numbers: jax.Array
+    ) -> jax.Array:
+        local, capacity, *shape = by_class.images.shape
+        slots = _slots(key, numbers, by_class.filled[labels], capacity, count)
+        own = labels - jax.lax.axis_index(meshes.BATCH_AXES) * local
+        rows = jnp.where((own >= 0) & (own < local), own, local)  # past the end: read as zeros
+        rows = _blocks(jnp.broadcast_to(rows[:, None], slots.shape), split)
+        slots = _blocks(slots, split)
+        size = slots.shape[1]
+        sample_bytes = max(1, math.prod(shape) * by_class.images.dtype.itemsize)
+        piece = max(1, min(size, piece_bytes // (num_blocks * sample_bytes)))
+
+        def move(i: jax.Array, drawn: jax.Array) -> jax.Array:
+            start = jnp.minimum(i * piece, size - piece)  # the last piece may overlap its neighbour
+            at = [jax.lax.dynamic_slice_in_dim(x, start, piece, axis=1) for x in (rows, slots)]
+            mine = by_class.images.at[tuple(at)].get(mode="fill", fill_value=0)
+            # One device owns each class, so a sum over devices is a move.
+            if num_blocks == 1:
+                moved = jax.lax.psum(mine[0], meshes.BATCH_AXES)
+            else:
+                moved = jax.lax.psum_scatter(mine, meshes.BATCH_AXES, scatter_dimension=0)
+            return jax.lax.dynamic_update_slice_in_dim(drawn, moved, start, axis=0)
+
+        drawn = jnp.zeros((size, *shape), by_class.images.dtype)
+        if num_blocks > 1:
+            drawn = jax.lax.pcast(drawn, meshes.BATCH_AXES, to="varying")
+        drawn = jax.lax.fori_loop(0, -(-size // piece), move, drawn)
+        return drawn.reshape(labels.shape[0] // split[0], count // split[1], *shape)
+
+    return jax.shard_map(
+        on_device, mesh=queue.mesh, in_specs=(_SPECS[0], P(), P(), P()), out_specs=spec
+    )(queue.by_class, key, labels, numbers)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def draw_unconditional(
+    queue: SampleQueue, key: jax.Array, rows: jax.Array, count: int
+) -> jax.Array:
+    """Draws real samples of any class: without replacement within a row, rows independent.
+
+    Args:
+        key: row i uses `fold_in(key, rows[i])`; not the key of `draw`, or the choices are related.
+        rows: `[c]` numbers of the class rows.
+        count: samples per row. Where the ring holds fewer, each is repeated evenly.
+
+    Returns:
+        `[c, count, *shape]` of the queue's dtype, sharded and independent of the mesh as
+        `draw`'s; zeros from an empty ring. Nothing moves between devices.
+
+    Raises:
+        ValueError: no row or no sample asked for.
+    """
+    c = rows.shape[0]
+    _require_positive(rows=c, count=count)
+    spec, split = _layout(queue.mesh, c, count)
+
+    def on_device(ring: Ring, key: jax.Array, rows: jax.Array) -> jax.Array:
+        capacity, *shape = ring.images.shape
+        slots = _slots(key, rows, jnp.broadcast_to(ring.filled, (c,)), capacity, count)
+        blocks = _blocks(slots, split)
+        block = 0 if math.prod(split) == 1 else jax.lax.axis_index(meshes.BATCH_AXES)
+        drawn = ring.images[blocks[block]]
+        return drawn.reshape(c // split[0], count // split[1], *shape)
+
+    return jax.shard_map(
+        on_device, mesh=queue.mesh, in_specs=(_SPECS[1], P(), P()), out_specs=spec
+    )(queue.unconditional, key, rows)
+
+
+def _require_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"expected {name} of at least 1, found {value}")
+
+
+def _require_labels(labels: jax.Array) -> None:
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"expected labels [n] of integers, found {labels.dtype}{labels.shape}")

@@ -1,0 +1,128 @@
+"""1-NFE sampling: the generator once, jitted apart from training.
+
+Sample i of a class depends on (seed, class, i, α) alone, never on the batch or the devices it was
+made with.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from drifting_jax.distributed import meshes
+from drifting_jax.models.dit import DiT
+from drifting_jax.models.vae import VAE
+
+Array = Any  # of NumPy or JAX
+
+
+class Samples(NamedTuple):
+    """images [b, h, w, c] uint8; finite [b] bool: whether the generator gave numbers alone."""
+
+    images: Array
+    finite: Array
+
+
+Sampler = Callable[..., Samples]
+
+
+def draw_inputs(key: jax.Array, model: DiT) -> tuple[jax.Array, jax.Array]:
+    """Noise [h, w, c] float32 and style indices [k] int32 of one sample."""
+    noise_key, style_key = jax.random.split(key)
+    shape = (model.image_size, model.image_size, model.in_channels)
+    noise = jax.random.normal(noise_key, shape)
+    styles = jax.random.randint(
+        style_key, (model.num_style_books,), 0, max(model.styles_per_book, 1)
+    )
+    return noise, styles
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+    """[-1, 1] float -> uint8, half to even; what is outside is clipped."""
+    return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def make_sampler(model: DiT, mesh: Mesh, *, vae: VAE | None = None) -> Sampler:
+    """The jitted 1-NFE function.
+
+    Args:
+      model: the generator, of pixels in [-1, 1] or of scaled latents.
+      mesh: devices that share a batch.
+      vae: decodes latents to pixels.
+
+    Returns:
+      sampler(params, key, labels [b] int32, indices [b] int32, cfg_scale []) -> `Samples`, with
+      `key` that of the seed, `indices` the number of each sample within its class, and b a multiple
+      of the mesh's size. With a `vae`, params is {"generator": params, "vae": variables}.
+    """
+    rows = meshes.batch_sharding(mesh)
+
+    def pixels(params, *inputs):
+        if vae is None:
+            return model.apply({"params": params}, *inputs)
+        latents = model.apply({"params": params["generator"]}, *inputs)
+        return vae.apply(params["vae"], latents, method=VAE.decode_scaled)
+
+    @jax.jit
+    def sampler(params, key, labels, indices, cfg_scale):
+        def one(label, index):
+            return draw_inputs(jax.random.fold_in(jax.random.fold_in(key, label), index), model)
+
+        noise, styles = jax.lax.with_sharding_constraint(jax.vmap(one)(labels, indices), rows)
+        scales = jnp.broadcast_to(jnp.float32(cfg_scale), labels.shape)
+        made = pixels(params, noise, labels, styles, scales)
+        return Samples(to_uint8(made), jnp.isfinite(made).all(axis=(1, 2, 3)))
+
+    return sampler
+
+
+def class_major(classes: Sequence[int], per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [n] and indices within each class [n], both int32: all of the first class first."""
+    labels = np.repeat(np.asarray(classes, np.int32), per_class)
+    return labels, np.tile(np.arange(per_class, dtype=np.int32), len(classes))
+
+
+def sample_in_batches(
+    sampler: Sampler,
+    params,
+    key: jax.Array,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    *,
+    cfg_scale: float,
+    batch_size: int,
+    mesh: Mesh,
+) -> Iterator[Samples]:
+    """Yields samples of all labels, in order, on the devices; the last batch is padded.
+
+    Fewer labels than `batch_size` make one batch of their number. A batch is made a multiple of the
+    mesh's size; its last rows are padding where there are more than labels left.
+    """
+    batch_size = -(-max(min(batch_size, len(labels)), 1) // mesh.size) * mesh.size
+    for start in range(0, len(labels), batch_size):
+        part = slice(start, start + batch_size)
+        padding = (0, batch_size - len(labels[part]))
+        yield sampler(
+            params,
+            key,
+            np.pad(labels[part], padding),
+            np.pad(indices[part], padding),
+            np.float32(cfg_scale),
+        )
+
+
+def concatenated(batches: Iterable[Samples], count: int) -> Samples:
+    """Batches on the host, one after another, without the padding: the first `count` samples."""
+    parts = [meshes.fetch(batch) for batch in batches]
+    return Samples(*(np.concatenate(x)[:count] for x in zip(*parts, strict=True)))
+
+
+def sample_all(
+    sampler: Sampler, params, key: jax.Array, labels: np.ndarray, *args, **kwargs
+) -> Samples:
+    """`sample_in_batches`, on the host: `Samples` of all labels."""
+    batches = sample_in_batches(sampler, params, key, labels, *args, **kwargs)
+    return concatenated(batches, len(labels))

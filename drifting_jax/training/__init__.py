@@ -1,0 +1,1 @@
+"""Training programs: assembly, the loop, and the three tasks."""

@@ -1,0 +1,139 @@
+"""Pictures of a run: the raw drift over training; of a toy also the animation and the field."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from drifting_jax.method import fields, losses
+from drifting_jax.method.fields import FieldOptions
+
+_REAL, _GENERATED, _ARROW = "#9aa5b1", "#d1495b", "#22333b"
+_LAST_FRAME_MILLISECONDS = 2500
+_FRAME_MILLISECONDS = 80
+_GRID = 22  # arrows along the longer side
+_LEAST_ASPECT = 0.5
+
+
+def _limits(target: np.ndarray, frames: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Half the sides [2] of a rectangle around 0 that holds the target and where q starts."""
+    first = frames[min(frames)]
+    sides = np.maximum(np.abs(target).max(axis=0), np.abs(first).max(axis=0))
+    return 1.25 * np.maximum(sides, _LEAST_ASPECT * sides.max())
+
+
+def _scatter(axes: Any, points: np.ndarray, colour: str, label: str, limits: np.ndarray) -> None:
+    axes.scatter(*points.T, s=5, c=colour, alpha=0.55, linewidths=0, label=label)
+    (x, y) = limits
+    axes.set(xlim=(-x, x), ylim=(-y, y), aspect="equal", xticks=[], yticks=[])
+
+
+def write_animation(path: Path, frames: Mapping[int, np.ndarray], target: np.ndarray) -> None:
+    """An animated GIF of q drifting to p: {step: points [n, 2]} over target [m, 2]."""
+    limits = _limits(target, frames)
+    height = 4.4 * limits[1] / limits[0] + 0.3
+    images = []
+    for step in sorted(frames):
+        figure = Figure(figsize=(4.4, height), dpi=90, layout="constrained")
+        axes = figure.subplots()
+        _scatter(axes, target, _REAL, "real", limits)
+        _scatter(axes, frames[step], _GENERATED, "generated", limits)
+        outside = float(np.mean(np.any(np.abs(frames[step]) > limits, axis=1)))
+        note = f", {outside:.0%} outside" if outside > 0.005 else ""
+        axes.set_title(f"step {step}{note}", fontsize=11)
+        axes.legend(loc="upper left", fontsize=8, markerscale=2.5, framealpha=0.8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        images.append(Image.open(buffer).convert("RGB").quantize(64))
+    durations = [_FRAME_MILLISECONDS] * (len(images) - 1) + [_LAST_FRAME_MILLISECONDS]
+    images[0].save(
+        path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True
+    )
+
+
+def write_field(
+    path: Path,
+    frames: Mapping[int, np.ndarray],
+    target: np.ndarray,
+    *,
+    temperature: float,
+    affinity_floor: float,
+    options: FieldOptions,
+) -> None:
+    """The field V on a grid, at the start, on the way, and at the end: Algorithm 2 at one τ.
+
+    `temperature` is in units of the mean distance S between the points of each frame and their
+    targets, as in the loss. Arrows are scaled per panel; the title gives the largest.
+    """
+    steps = sorted(frames)
+    chosen = [steps[0], steps[len(steps) // 3], steps[-1]]
+    limits = _limits(target, frames)
+    height = 4 * limits[1] / limits[0] + 0.4
+    figure = Figure(figsize=(12, height), dpi=100, layout="constrained")
+    counts = np.rint(_GRID * limits / limits.max()).astype(int)
+    lines = (np.linspace(-limit, limit, n) for limit, n in zip(limits, counts, strict=True))
+    grid = np.stack(np.meshgrid(*lines), axis=-1).reshape(-1, 2)
+    for axes, step in zip(figure.subplots(1, 3), chosen, strict=True):
+        points = frames[step]
+        sets = losses.make_sets(points[None, :, None], target[None, :, None])
+        scale = losses.distance_sums(losses.distances(sets), sets).distance_scale
+        v = np.asarray(
+            fields.drifting_field(
+                jnp.asarray(grid, jnp.float32),
+                jnp.asarray(target),
+                jnp.asarray(points),
+                temperature=temperature * scale,
+                affinity_floor=affinity_floor,
+                options=options,
+            )
+        )
+        _scatter(axes, target, _REAL, "real", limits)
+        _scatter(axes, points, _GENERATED, "generated", limits)
+        length = np.linalg.norm(v, axis=1, keepdims=True)
+        longest = max(float(length.max()), 1e-12)
+        # Square root of the length: the field spans decades, and its direction matters everywhere.
+        arrows = v / np.maximum(length, 1e-12) * np.sqrt(length / longest)
+        axes.quiver(*grid.T, *arrows.T, color=_ARROW, scale=_GRID, width=0.004, alpha=0.85)
+        axes.set_title(f"step {step}: largest |V| {longest:.2g}", fontsize=10)
+    figure.axes[0].legend(loc="upper left", fontsize=8, markerscale=2.5, framealpha=0.8)
+    figure.savefig(path)
+
+
+def write_drift(
+    path: Path, records: Sequence[Mapping[str, Any]], temperatures: Sequence[float]
+) -> None:
+    """Raw drift per τ and diversity over training, beside the loss, which hardly moves.
+
+    Args:
+      path: PNG file.
+      records: lines of metrics.jsonl of one stage.
+      temperatures: τ of the run.
+    """
+    figure = Figure(figsize=(10, 3.8), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, len(temperatures)))
+    for temperature, colour in zip(temperatures, colours, strict=True):
+        label = f"raw drift², τ = {temperature:g}"
+        left.plot(*_series(records, f"drift/mean/{temperature:g}"), color=colour, label=label)
+    left.plot(*_series(records, "loss"), color=_REAL, ls="--", label="loss")
+    left.set(xlabel="step", yscale="log", ylabel="mean square")
+    right.axhline(1, color=_REAL, lw=0.8)
+    right.plot(*_series(records, "diversity/mean"), color=_GENERATED, label="diversity")
+    highest = max([1.0, *_series(records, "diversity/mean")[1]])
+    right.set(xlabel="step", ylim=(0, 1.1 * highest))
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the lines that have a name."""
+    having = [record for record in records if name in record]
+    return [record["step"] for record in having], [record[name] for record in having]

@@ -1,0 +1,36 @@
+"""Files of samples: `.npz` as evaluation suites read it, or a `.png` grid."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from drifting_jax.errors import UserError
+from drifting_jax.workdir.metrics import image_grid, save_png
+
+_MOST_COLUMNS = 36
+_LEAST_GRID_PIXELS = 400
+
+
+def write_samples(path: Path, images: np.ndarray, labels: np.ndarray, *, per_class: int) -> None:
+    """Writes images [n, h, w, c] uint8 and labels [n], whole or not at all.
+
+    Raises:
+      UserError: the file's ending is neither .npz nor .png, or its folder does not exist.
+    """
+    check_out(path)
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    if path.suffix == ".npz":
+        np.savez_compressed(partial, arr_0=images, arr_1=labels)
+    else:
+        columns = max(n for n in range(1, _MOST_COLUMNS + 1) if per_class % n == 0)
+        save_png(partial, image_grid(images, columns, least=_LEAST_GRID_PIXELS))
+    os.replace(partial, path)
+
+
+def check_out(path: Path) -> None:
+    """Makes sure that `write_samples` will be able to write, before anything is computed."""
+    if path.suffix not in (".npz", ".png"):
+        raise UserError(f"--out must end in .npz or .png; found {path}")
+    if not path.parent.is_dir():
+        raise UserError(f"the folder of --out does not exist: {path.parent}")

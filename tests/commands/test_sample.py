@@ -1,0 +1,106 @@
+"""The sampling program's arguments and files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drifting_jax import sample
+from drifting_jax.errors import UserError
+from drifting_jax.workdir import sample_files
+
+NAMES = ["airplane", "t-shirt", "cat", "8", "dog"]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", [0, 1, 2, 3, 4]),
+        ("0-4", [0, 1, 2, 3, 4]),
+        ("2", [2]),
+        ("2-2", [2]),
+        ("4,0,1-2", [4, 0, 1, 2]),
+        (" 0, 3 ", [0, 3]),
+        ("cat", [2]),
+        ("dog,t-shirt,0", [4, 1, 0]),
+    ],
+)
+def test_classes(text, expected):
+    assert sample.parse_classes(text, NAMES) == expected
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("5", "classes run from 0 to 4; found '5'"),
+        ("3-5", "classes run from 0 to 4; found '3-5'"),
+        ("3-1", "'3-1' runs backwards; write 1-3"),
+        ("-1", "no class is called '-1'"),
+        ("1-", "no class is called '1-'"),
+        ("bird", "no class is called 'bird'; the classes are airplane, t-shirt"),
+        ("0,,1", "no class is called ''"),
+        ("1,0-2", "names class 1 more than once"),
+        ("cat,2", "names class 2 more than once"),
+    ],
+)
+def test_classes_that_do_not_exist(text, message):
+    with pytest.raises(UserError, match=message):
+        sample.parse_classes(text, NAMES)
+
+
+def numbered(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of one grey each, `count` of each of three classes."""
+    images = np.arange(3 * count, dtype=np.uint8).reshape(-1, 1, 1, 1) * np.ones(
+        (4, 4, 1), np.uint8
+    )
+    return images, np.repeat(np.int32([5, 0, 2]), count)
+
+
+def test_npz_is_what_evaluation_suites_read(tmp_path):
+    images, labels = numbered(4)
+    sample_files.write_samples(tmp_path / "x.npz", images, labels, per_class=4)
+    with np.load(tmp_path / "x.npz") as file:
+        assert file.files == ["arr_0", "arr_1"]
+        np.testing.assert_array_equal(file["arr_0"], images)
+        np.testing.assert_array_equal(file["arr_1"], labels)
+        assert (file["arr_0"].dtype, file["arr_1"].dtype) == (np.uint8, np.int32)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
+
+
+@pytest.mark.parametrize("per_class, columns", [(4, 4), (72, 36)])
+def test_png_has_one_class_after_another(tmp_path, per_class, columns):
+    images, labels = numbered(per_class)
+    sample_files.write_samples(tmp_path / "x.png", images, labels, per_class=per_class)
+    picture = np.asarray(Image.open(tmp_path / "x.png"))
+    rows = 3 * per_class // columns
+    assert min(picture.shape) >= 400
+    side = images.shape[1]
+    pixel = picture.shape[0] // (rows * (side + 1) + 1)  # a line of one pixel around each image
+    assert picture.shape == tuple(pixel * (n * (side + 1) + 1) for n in (rows, columns))
+    start, tile = pixel * (1 + side // 2), pixel * (side + 1)
+    centres = picture[start::tile, start::tile]
+    np.testing.assert_array_equal(centres, images[:, 0, 0, 0].reshape(rows, columns))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_a_failed_write_leaves_the_file_before_it(tmp_path, monkeypatch):
+    images, labels = numbered(2)
+    path = tmp_path / "x.npz"
+    sample_files.write_samples(path, images, labels, per_class=2)
+    before = path.read_bytes()
+
+    def full(file, **arrays):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="no space"):
+        sample_files.write_samples(path, images, labels, per_class=2)
+    assert path.read_bytes() == before
+
+
+def test_out_is_checked_before_anything_is_computed(tmp_path):
+    with pytest.raises(UserError, match=r"must end in \.npz or \.png"):
+        sample_files.check_out(tmp_path / "samples.jpg")
+    with pytest.raises(UserError, match="folder of --out does not exist"):
+        sample_files.check_out(tmp_path / "nowhere" / "samples.npz")
+    sample_files.check_out(tmp_path / "samples.npz")

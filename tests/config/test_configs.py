@@ -1,0 +1,88 @@
+"""The shipped configs: each resolves, and those for data sets on disk run, made small."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tfds_files import CIFAR10, write_tfds
+
+from drifting_jax.config import file_beside, resolve
+from drifting_jax.training import build, run
+from drifting_jax.workdir.metrics import read_metrics
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = {
+    "log_every": 1,
+    "mesh.data": 1,
+    "data.num_workers": 0,
+    "encoder.width": 8,
+    "encoder.blocks": (1, 1, 1),
+    "encoder.groups": 4,
+    "encoder.train.num_steps": 2,
+    "encoder.train.classifier_steps": 1,
+    "encoder.train.batch_size": 8,
+    "encoder.train.warmup_steps": 1,
+    "features.patch_sizes": (),
+    "model.width": 16,
+    "model.depth": 1,
+    "model.num_heads": 2,
+    "model.num_context_tokens": 1,
+    "model.num_style_books": 2,
+    "drift.temperatures": (0.2,),
+    "queue.per_class": 2,
+    "queue.unconditional": 8,
+    "queue.push_per_step": 8,
+    "optim.warmup_steps": 1,
+    "train.num_steps": 2,
+    "train.labels_per_step": 2,
+    "train.generated_per_label": 2,
+    "train.positives_per_label": 2,
+    "train.unconditional_per_label": 2,
+    "eval.samples_per_class": 2,
+    "eval.cfg_scales": (1.0,),
+    "eval.k": 1,
+}
+
+
+def load(name):
+    return file_beside(CONFIGS / "any.py", f"{name}.py").get_config()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_resolves(path):
+    assert resolve(load(path.stem)).task in ("toy", "encoder", "generator")
+
+
+@pytest.mark.parametrize(
+    "name, shape", [("digits", (8, 8, 1)), ("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))]
+)
+def test_the_networks_fit_the_images(name, shape):
+    build.check_models(resolve(load(name)), SimpleNamespace(image_shape=shape, num_classes=10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, version, shape, class_names",
+    [
+        ("mnist", "3.0.1", (28, 28, 1), list("0123456789")),
+        ("cifar10", "3.0.2", (32, 32, 3), CIFAR10),
+    ],
+)
+def test_a_data_set_on_disk_is_trained_on(tmp_path, monkeypatch, name, version, shape, class_names):
+    labels = {"train": [*range(10)] * 3, "test": [*range(10)]}
+    described = {"version": version, "shape": shape, "class_names": class_names}
+    write_tfds(tmp_path, name, labels=labels, first=100, **described)
+    config = load(name)
+    config.update_from_flattened_dict(SMALL | {"data.path": str(tmp_path)})
+    workdir = tmp_path / "run"
+    if name == "cifar10":  # whose covariances of 3,072 pixels take half a minute
+        monkeypatch.setattr(run, "evaluate_run", lambda *_, **__: [])
+    assert run.run(resolve(config), workdir=workdir) == 0
+    assert read_metrics(workdir, stage="generator")[-1]["step"] == 2
+    if name == "cifar10":
+        return
+    with np.load(workdir / "samples" / "final.npz") as samples:
+        assert samples["arr_0"].shape == (20, *shape) and samples["arr_0"].dtype == np.uint8
+    assert json.loads((workdir / "evaluation.json").read_text())["step"] == 2

@@ -1,0 +1,216 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+from drifting_jax.data import pipeline
+from drifting_jax.data.pipeline import batches
+from drifting_jax.data.points import PointsSource
+from drifting_jax.data.sources import DigitsSource
+from drifting_jax.data.transforms import Augmentation
+
+ROOT = Path(__file__).parents[2]
+FLIP = Augmentation(flip=True)
+
+
+class Numbered:
+    """Record i is an image whose left column is i and whose right column is 255."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        image = np.array([[[index % 251], [255]]], np.uint8)
+        return {"image": image, "label": np.int32(index)}
+
+
+def take(source, count, **options):
+    with batches(source, **options) as iterator:
+        return [next(iterator) for _ in range(count)]
+
+
+def labels_of(taken):
+    return np.concatenate([batch["label"] for batch in taken])
+
+
+def test_each_pass_holds_every_record_once_in_a_new_order():
+    labels = labels_of(take(Numbered(200), 20, batch_size=40, seed=3))
+    passes = labels.reshape(4, 200)
+    for one in passes:
+        np.testing.assert_array_equal(np.sort(one), np.arange(200))
+    assert len({tuple(one) for one in passes}) == 4
+    assert not np.array_equal(passes[0], np.arange(200))
+
+
+def test_batches_straddle_passes_and_may_exceed_the_source():
+    labels = labels_of(take(Numbered(200), 3, batch_size=500, seed=0))
+    counts = np.bincount(labels[:1400], minlength=200)
+    np.testing.assert_array_equal(counts, 7)
+
+
+def test_shapes_and_dtypes():
+    (batch,) = take(Numbered(200), 1, batch_size=8, seed=0)
+    assert batch["image"].shape == (8, 1, 2, 1) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (8,) and batch["label"].dtype == np.int32
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"] % 251)
+    (batch,) = take(PointsSource("two_modes", 100, 0), 1, batch_size=8, seed=0)
+    assert batch["point"].shape == (8, 2) and batch["point"].dtype == np.float32
+
+
+def test_seed_decides_the_order():
+    one, same, other = (
+        labels_of(take(Numbered(200), 3, batch_size=16, seed=seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_share_the_batches_of_one(process_count):
+    options = {"batch_size": 24, "seed": 5, "augmentation": FLIP, "start": 3}
+    whole = take(Numbered(200), 12, **options)
+    parts = [
+        take(Numbered(200), 12, process_index=i, process_count=process_count, **options)
+        for i in range(process_count)
+    ]
+    for step, batch in enumerate(whole):
+        for name in batch:
+            joined = np.concatenate([part[step][name] for part in parts])
+            np.testing.assert_array_equal(joined, batch[name])
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_batches_are_read_in_pieces_of_bounded_size(monkeypatch, process_count):
+    options = {"batch_size": 24, "seed": 5, "augmentation": FLIP, "start": 3}
+    options |= {"process_count": process_count, "process_index": process_count - 1}
+    whole = take(Numbered(200), 6, **options)
+    monkeypatch.setattr(pipeline, "_PIECE_BYTES", 10)  # 10 records fit, 8 (or 6) divide
+    with batches(Numbered(200), **options) as found:
+        assert found._pieces == {1: 3, 2: 2}[process_count]
+        for expected in whole:
+            batch = next(found)
+            for name in expected:
+                np.testing.assert_array_equal(batch[name], expected[name])
+
+
+@pytest.mark.parametrize("start", [1, 17])
+def test_resume_goes_on_exactly(start):
+    options = {"batch_size": 24, "seed": 5, "augmentation": FLIP}
+    whole = take(Numbered(200), start + 4, **options)[start:]
+    resumed = take(Numbered(200), 4, start=start, **options)
+    for expected, found in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(found["label"], expected["label"])
+        np.testing.assert_array_equal(found["image"], expected["image"])
+
+
+def test_flips_mirror_half_of_the_images():
+    plain = take(Numbered(200), 5, batch_size=200, seed=0)
+    flipped = take(Numbered(200), 5, batch_size=200, seed=0, augmentation=FLIP)
+    np.testing.assert_array_equal(labels_of(flipped), labels_of(plain))
+    a = np.concatenate([batch["image"] for batch in plain])
+    b = np.concatenate([batch["image"] for batch in flipped])
+    same = (a == b).all(axis=(1, 2, 3))
+    mirrored = (a[:, :, ::-1] == b).all(axis=(1, 2, 3))
+    assert np.all(same | mirrored) and 0.4 < mirrored.mean() < 0.6
+    # A record is drawn anew on every pass: not always mirrored, not always left.
+    by_record = np.stack(
+        [mirrored[np.argsort(labels_of(plain)[i * 200 :][:200]) + i * 200] for i in range(5)]
+    )
+    assert 0.85 < np.mean(by_record.any(axis=0) & ~by_record.all(axis=0)) <= 1.0
+
+
+def test_workers_keep_the_order_and_stop_on_close():
+    flags.FLAGS.mark_as_parsed()
+    options = {"batch_size": 32, "seed": 1, "augmentation": FLIP, "start": 2}
+    expected = take(DigitsSource(), 4, **options)
+    before = set(multiprocessing.active_children())
+    iterator = batches(DigitsSource(), num_workers=2, **options)
+    found = [next(iterator) for _ in range(2)]  # one of each worker: both have come up
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)  # as a terminal does, which is no reason to end
+    found += [next(iterator) for _ in range(2)]
+    iterator.close()
+    for worker in workers:
+        worker.join(timeout=10)
+        assert not worker.is_alive()
+    for a, b in zip(expected, found, strict=True):
+        assert type(b["image"]) is np.ndarray  # its own memory, not the worker's
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+
+
+_ORPHANS = """
+import multiprocessing, sys, time
+from absl import flags
+from drifting_jax.data import pipeline
+from drifting_jax.data.pipeline import batches
+from drifting_jax.data.sources import DigitsSource
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    iterator = batches(DigitsSource(), batch_size=8, seed=0, num_workers=2)
+    for _ in range(4):
+        next(iterator)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(_ORPHANS)
+    shared = set(os.listdir("/dev/shm"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        workers = [int(word) for word in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive the process that they read for"
+        time.sleep(0.1)
+    while set(os.listdir("/dev/shm")) - shared:
+        assert time.monotonic() < deadline, "shared memory stays behind"
+        time.sleep(0.1)
+
+
+def test_closing_ends_the_iterator():
+    iterator = batches(Numbered(200), batch_size=8, seed=0)
+    next(iterator)
+    iterator.close()
+    iterator.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 9, "process_count": 2}, "multiple of the 2 processes, found 9"),
+        ({"batch_size": 0}, "found 0"),
+        ({"batch_size": 8, "process_index": 2, "process_count": 2}, "found 2 of 2"),
+        ({"batch_size": 8, "start": -1}, "found -1 and 0"),
+    ],
+)
+def test_sizes_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        batches(Numbered(200), seed=0, **options)
+
+
+def test_empty_source():
+    with pytest.raises(ValueError, match="empty"):
+        batches(Numbered(0), batch_size=4, seed=0)

@@ -1,0 +1,234 @@
+"""Figures of large sets: the same for any batch, any devices, and after any stop."""
+
+import json
+
+import imagenet_like
+import numpy as np
+import pytest
+from fake_generator import FakeGenerator
+from measuring import COUNT, array_set, bench, features, of_real, pixels, values
+
+from drifting_jax.distributed import meshes
+from drifting_jax.errors import UserError
+from drifting_jax.evaluation import measurement, pages, reference
+from drifting_jax.evaluation.evaluator import NEEDS, Settings
+from drifting_jax.evaluation.features.image_sets import GeneratedImages, open_images
+from drifting_jax.evaluation.measurement import Subject
+from drifting_jax.evaluation.metrics.frechet import frechet_distance, gaussian_statistics
+from drifting_jax.evaluation.reference import Reference, read_reference
+
+
+def test_figures_are_those_of_all_features_at_once(tmp_path):
+    found = measurement.measure_all(
+        bench(tmp_path), [Subject(array_set(tmp_path), {"alpha": 1.0, "seed": 0})]
+    )
+    assert set(values(found)) == set(NEEDS)
+    ours, real = pixels(1), pixels(0)
+    for name, kind, of in (
+        ("fid", "features", "inception"),
+        ("sfid", "spatial", "inception"),
+        ("fd_dinov2", "features", "dinov2"),
+    ):
+        sets = [gaussian_statistics(features(x, kind, of)) for x in (ours, real)]
+        assert values(found)[name] == pytest.approx(frechet_distance(*sets), rel=1e-5)
+    for record in found[0]:
+        assert record["num_samples"] == COUNT and record["alpha"] == 1.0
+    assert any("kid is over subsets of 90" in note for note in found[1])
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (1, 90), (8, 8), (4, 64)])
+def test_figures_do_not_depend_on_batches_or_devices(tmp_path, devices, batch_size):
+    images = array_set(tmp_path)
+    expected = measurement.measure(bench(tmp_path / "a"), Subject(images, {}))
+    found = measurement.measure(
+        bench(tmp_path / "b", devices=devices, batch_size=batch_size), Subject(images, {})
+    )
+    for name, value in values(expected).items():
+        assert values(found)[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_a_stopped_measurement_goes_on(tmp_path):
+    images, asked = array_set(tmp_path), []
+    expected = measurement.measure(bench(tmp_path / "whole"), Subject(images, {}))
+
+    def stopped():
+        asked.append(1)
+        return len(asked) == 3
+
+    halted = bench(tmp_path / "halted", stopped=stopped)
+    assert measurement.measure_all(halted, [Subject(images, {})]) is None
+    store = measurement.open_store(halted, images)
+    assert store.done == 48
+    found = measurement.measure_all(halted, [Subject(images, {})])
+    assert len(asked) == 3 + 3  # the batches that were left
+    assert values(found) == pytest.approx(values(expected), rel=1e-6, abs=1e-9)
+    assert not list((tmp_path / "halted" / "features").iterdir())
+
+
+def test_a_kill_between_features_and_figures_loses_nothing(tmp_path, monkeypatch):
+    for subject in (Subject(array_set(tmp_path), {}), subjects()[0]):
+        made = bench(tmp_path / str(len(subject.images)))
+        with monkeypatch.context() as patch:
+            patch.setattr(measurement.evaluator, "figures_of", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                measurement.measure(made, subject)
+        assert measurement.open_store(made, subject.images).done == len(subject.images)
+        found = measurement.measure(made, subject)
+        assert set(values(found)) == set(NEEDS)
+
+
+def test_a_limit_on_what_is_left_out_holds_for_figures_made_before(tmp_path):
+    subject = subjects(bad=(1003,))[0]
+    measurement.measure_all(bench(tmp_path), [subject])
+    strict = bench(tmp_path, settings=Settings(tuple(NEEDS), 3, 0.0))
+    with pytest.raises(UserError, match="1 of 40 images cannot be measured"):
+        measurement.measure_all(strict, [subject])
+
+
+def test_what_stands_in_the_file_is_not_measured_again(tmp_path, monkeypatch):
+    subject = Subject(array_set(tmp_path), {"alpha": 2.0})
+    first = measurement.measure_all(bench(tmp_path), [subject])
+    lines = (tmp_path / "figures.jsonl").read_text().splitlines()
+    assert len(lines) == len(NEEDS) + 1 and all(json.loads(line) for line in lines)
+    with (tmp_path / "figures.jsonl").open("a") as file:
+        file.write('{"figure": "fid", "val')  # of a process that was killed
+    monkeypatch.setattr(measurement, "measure", lambda *_: pytest.fail("measured again"))
+    assert measurement.measure_all(bench(tmp_path), [subject]) == first
+    few = Settings(("fid",), 3, 0.05)
+    again = measurement.measure_all(bench(tmp_path, settings=few), [subject])
+    assert list(values(again)) == ["fid"]
+    other = bench(tmp_path, reference=of_real(7))
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        measurement.measure_all(other, [subject])
+
+
+def test_damaged_images_are_left_out_and_told_of(tmp_path):
+    for i, image in enumerate(pixels(1, 40)):
+        path = tmp_path / "images" / f"{i:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(imagenet_like.encoded(imagenet_like.Image.fromarray(image), "PNG"))
+    (tmp_path / "images" / "007.png").write_bytes(b"damaged")
+    images = open_images(tmp_path / "images")
+    found = measurement.measure(bench(tmp_path / "out"), Subject(images, {}))
+    rest = features(np.delete(pixels(1, 40), 7, axis=0))
+    expected = frechet_distance(gaussian_statistics(rest), of_real().moments["inception"])
+    assert values(found)["fid"] == pytest.approx(expected, rel=1e-5)
+    assert any("1 of 40 images cannot be measured" in n and "007.png" in n for n in found[1])
+    strict = bench(tmp_path / "strict", settings=Settings(("fid",), 3, 0.001))
+    with pytest.raises(UserError, match=r"1 of 40 .* 007.png .*--max_excluded allows .* 0.001"):
+        measurement.measure(strict, Subject(images, {}))
+
+
+def subjects(devices: int = 8, bad: tuple[int, ...] = (), count: int = 40) -> list[Subject]:
+    generator = FakeGenerator(meshes.make_mesh(devices), bad)
+    return measurement.generated_subjects(
+        generator, count=count, cfg_scales=[1.0, 2.0], seeds=[0, 1]
+    )
+
+
+def test_samples_of_every_scale_and_seed(tmp_path):
+    found = measurement.measure_all(bench(tmp_path), subjects())
+    keys = {(record["alpha"], record["seed"]) for record in found[0]}
+    assert keys == {(a, s) for a in (1.0, 2.0) for s in (0, 1)}
+    assert {record["step"] for record in found[0]} == {5}
+    again = measurement.measure_all(
+        bench(tmp_path / "b", devices=4, batch_size=12), subjects(devices=4)
+    )
+    for a, b in zip(found[0], again[0], strict=True):
+        assert a["value"] == pytest.approx(b["value"], rel=1e-5, abs=1e-6), a
+
+
+def test_samples_that_are_no_numbers_are_left_out_or_an_error(tmp_path):
+    found = measurement.measure(bench(tmp_path), subjects(bad=(1003,))[0])
+    assert any("1 of 40" in n and "sample 3 of class 1, seed 0" in n for n in found[1])
+    assert found[0][0]["num_samples"] == 39
+    many = subjects(bad=tuple(range(1000, 1010)))[0]
+    with pytest.raises(UserError, match=r"10 of 40 images cannot be measured .*not finite"):
+        measurement.measure(bench(tmp_path / "b"), many)
+
+
+def test_too_few_samples_and_other_networks_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="the samples cannot be measured: "):
+        measurement.measure(bench(tmp_path), subjects(count=3)[0])
+    with pytest.raises(UserError, match="figures are of two images or more; found 1"):
+        measurement.measure_reference(bench(tmp_path / "r"), array_set(tmp_path, 5, 1), keep=9)
+    wide = {"inception": gaussian_statistics(np.random.default_rng(0).normal(size=(50, 7)))}
+    other = bench(tmp_path, reference=Reference(wide, {}, {}))
+    with pytest.raises(UserError, match=r"inception statistics have 7 features, the samples' 6"):
+        measurement.measure(other, subjects()[0])
+
+
+def test_what_the_reference_lacks_is_told(tmp_path):
+    alone = bench(tmp_path, reference=None)
+    found = measurement.measure(alone, subjects()[0])
+    assert list(values(found)) == ["inception_score"]
+    assert "fid was not computed: there is no --reference" in found[1]
+    moments = {"inception": of_real().moments["inception"]}
+    found = measurement.measure(
+        bench(tmp_path / "b", reference=Reference(moments, {}, {})), subjects()[0]
+    )
+    assert set(values(found)) == {"fid", "inception_score"}
+    assert "kid was not computed: the reference holds no features of inception" in found[1]
+
+
+def test_a_reference_is_written_and_read(tmp_path):
+    made = measurement.measure_reference(bench(tmp_path), array_set(tmp_path, 0), keep=20)
+    reference.write_reference(tmp_path / "ref.npz", made)
+    found = read_reference(tmp_path / "ref.npz")
+    expected = of_real()
+    assert found.moments.keys() == expected.moments.keys()
+    for name, moments in expected.moments.items():
+        np.testing.assert_allclose(found.moments[name].mean, moments.mean, atol=1e-6)
+        np.testing.assert_allclose(found.moments[name].covariance, moments.covariance, atol=1e-5)
+    rows = {row.tobytes() for row in expected.features["inception"]}
+    assert found.features["inception"].shape == (20, 6) and len(rows) == COUNT
+    assert found.protocol["inception weights"].startswith("sha256 ")
+    same = measurement.measure(
+        bench(tmp_path / "same", reference=found), Subject(array_set(tmp_path, 0), {})
+    )
+    assert abs(values(same)["fid"]) < 1e-6 and values(same)["precision"] == 1.0
+
+
+def test_files_of_others_are_read(tmp_path):
+    mean, covariance = of_real().moments["inception"]
+    np.savez(tmp_path / "a.npz", mu=mean, sigma=covariance)
+    np.savez(tmp_path / "b.npz", ref_mu=mean, ref_sigma=covariance)
+    for name in ("a.npz", "b.npz"):
+        found = read_reference(tmp_path / name)
+        np.testing.assert_array_equal(found.moments["inception"].covariance, covariance)
+        assert not found.features and found.images is None
+    np.savez(tmp_path / "adm.npz", arr_0=pixels(0), mu=mean, sigma=covariance)
+    found = measurement.complete_reference(bench(tmp_path), read_reference(tmp_path / "adm.npz"))
+    np.testing.assert_array_equal(found.moments["inception"].mean, mean)
+    assert found.features["inception"].shape == (COUNT, 6) and "spatial" in found.moments
+
+
+def test_files_that_are_no_statistics_are_one_line(tmp_path):
+    path = tmp_path / "ref.npz"
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"no \.npz file of statistics that can be read"):
+        read_reference(path)
+    np.savez(path, other=np.zeros(3))
+    with pytest.raises(UserError, match=r"holds no statistics: expected mu and sigma.*found other"):
+        read_reference(path)
+    np.savez(path, mu=np.zeros(3), sigma=np.zeros((3, 4)))
+    with pytest.raises(UserError, match=r"expected mu \[d\] and sigma \[d, d\]; found \[3\]"):
+        read_reference(path)
+    np.savez(path, mu=np.zeros(3), sigma=np.full((3, 3), np.nan))
+    with pytest.raises(UserError, match="not finite"):
+        read_reference(path)
+    np.savez(path, mu=np.zeros(3), sigma=np.triu(np.ones((3, 3))))
+    with pytest.raises(UserError, match="is not symmetric"):
+        read_reference(path)
+
+
+def test_grids_show_the_first_of_each_class(tmp_path):
+    pictures = pages.class_grids(subjects())
+    assert [picture.title for picture in pictures] == ["alpha 1", "alpha 2"]
+    assert pictures[0].caption.endswith("a class a row: a, b, c.")
+    few = pages.class_grids(subjects(count=7))[0]  # three, two and two of each class
+    gap = 1
+    assert few.image.shape[0] / few.image.shape[1] == (3 * (8 + gap) + gap) / (2 * (8 + gap) + gap)
+    labels = GeneratedImages(FakeGenerator(meshes.make_mesh()), *[np.int32([0, 1, 2])] * 2,
+                             0, 1.0, "x")  # fmt: skip
+    assert labels.pick([2]).shape == (1, 8, 8, 3)

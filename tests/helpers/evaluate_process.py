@@ -1,0 +1,39 @@
+"""One process of several that measure together, for test_evaluate_processes.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import measuring as single
+import numpy as np
+
+from drifting_jax.distributed import processes
+from drifting_jax.evaluation import measurement
+from drifting_jax.evaluation.features.image_sets import open_images
+from drifting_jax.evaluation.measurement import Subject
+
+
+def main(folder: Path, name: str) -> None:
+    """Measures a set of a folder with all devices of all processes."""
+    import jax
+
+    speaks = jax.process_index() == 0
+    bench = single.bench(folder / "together", devices=-1, batch_size=8, speaks=speaks)
+    images = open_images(folder / name)
+    found = measurement.measure_all(bench, [Subject(images, {"alpha": 1.0})])
+    if speaks:
+        values = {record["figure"]: record["value"] for record in found[0]}
+        (folder / "values.json").write_text(json.dumps(values))
+    again = measurement.measure_all(bench, [Subject(images, {"alpha": 1.0})])
+    assert not speaks or again == found
+    np.testing.assert_array_equal(jax.process_count(), 2)
+
+
+if __name__ == "__main__":
+    address, number, path, what = sys.argv[1:]
+    processes.initialize(coordinator_address=address, num_processes=2, process_id=int(number))
+    try:
+        main(Path(path), what)
+    except BaseException:
+        processes.end_soon()
+        raise

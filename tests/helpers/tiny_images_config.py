@@ -1,0 +1,22 @@
+"""tiny_config.py on images of one's own: --config=tests/helpers/tiny_images_config.py."""
+
+from drifting_jax.config import file_beside
+
+
+def get_config():
+    """Eight pixels a side, flipped and cropped at random, the records of all batches noted."""
+    config = file_beside(__file__, "tiny_config.py").get_config()
+    config.data.source = "images"
+    config.data.image_size = 8
+    config.data.flip = True
+    config.data.log_batches = True
+    config.encoder.train.crop = "random_resized"
+    config.encoder.train.num_steps = 12
+    config.encoder.train.classifier_steps = 4
+    config.queue.allow_repeats = True
+    config.eval.every = 0
+    config.train.num_steps = 30
+    config.train.labels_per_step = 3
+    config.train.save_every = 7
+    config.train.sample_every = 30
+    return config

@@ -1,0 +1,186 @@
+"""The sampler: each sample by itself on every mesh and in every batch, and its way to uint8."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drifting_jax.distributed import class_rows, meshes
+from drifting_jax.models.dit import DiT
+from drifting_jax.steps import sampling
+
+MODEL = DiT(
+    image_size=4,
+    in_channels=1,
+    out_channels=2,
+    patch_size=2,
+    width=16,
+    depth=1,
+    num_heads=2,
+    num_classes=5,
+    num_context_tokens=2,
+    num_style_books=3,
+    styles_per_book=4,
+)
+MESHES = {"1": (1, 1), "8x1": (8, 1), "4x2": (4, 2)}
+CLASSES, PER_CLASS, CFG_SCALE = (4, 0, 2), 3, 1.5
+
+
+@functools.cache
+def params():
+    """Random ones: the initial output is zero."""
+    noise, styles = sampling.draw_inputs(jax.random.key(0), MODEL)
+    arguments = noise[None], jnp.zeros(1, jnp.int32), styles[None], jnp.ones(1)
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), *arguments)["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(0)
+    return tree.unflatten([rng.normal(0, 0.3, leaf.shape).astype(np.float32) for leaf in leaves])
+
+
+@functools.cache
+def expected(seed: int = 7) -> np.ndarray:
+    """Samples [9, 4, 4, 2] in [-1, 1], class-major, one network evaluation each."""
+    apply = jax.jit(MODEL.apply)
+    images = []
+    for label in CLASSES:
+        for index in range(PER_CLASS):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), label), index)
+            noise, styles = sampling.draw_inputs(key, MODEL)
+            arguments = noise[None], jnp.full(1, label), styles[None], jnp.full(1, CFG_SCALE)
+            images.append(apply({"params": params()}, *arguments)[0])
+    return np.stack(images).astype(np.float64)
+
+
+@functools.cache
+def sampler(mesh_name: str):
+    mesh = meshes.make_mesh(*MESHES[mesh_name])
+    return sampling.make_sampler(MODEL, mesh), mesh
+
+
+def sample(mesh_name: str, batch_size: int, order=slice(None), seed: int = 7) -> np.ndarray:
+    labels, indices = sampling.class_major(CLASSES, PER_CLASS)
+    function, mesh = sampler(mesh_name)
+    return sampling.sample_all(
+        function,
+        params(),
+        jax.random.key(seed),
+        labels[order],
+        indices[order],
+        cfg_scale=CFG_SCALE,
+        batch_size=batch_size,
+        mesh=mesh,
+    ).images
+
+
+def assert_close_to(found: np.ndarray, images: np.ndarray) -> None:
+    """uint8 of the images, but for values that rounding puts between two levels."""
+    assert found.dtype == np.uint8
+    levels = np.clip((images + 1) * 127.5, 0, 255)
+    assert np.abs(found - levels).max() < 0.501
+    assert np.std(levels) > 10  # not the same grey everywhere
+
+
+@pytest.mark.parametrize("mesh, batch_size", [("1", 9), ("1", 2), ("8x1", 5), ("4x2", 16)])
+def test_samples_are_the_same_in_any_batch_and_on_any_mesh(mesh, batch_size):
+    assert_close_to(sample(mesh, batch_size), expected())
+
+
+def test_a_sample_does_not_depend_on_its_neighbours():
+    order = np.array([7, 1, 4, 1])
+    assert_close_to(sample("8x1", 8, order), expected()[order])
+
+
+def test_every_sample_is_another():
+    images = expected()
+    for i in range(len(images)):
+        for j in range(i):
+            assert np.abs(images[i] - images[j]).max() > 0.05
+    assert np.abs(expected(8) - images).max(axis=(1, 2, 3)).min() > 0.05
+
+
+def test_batches_come_in_order_and_the_last_is_padded():
+    function, mesh = sampler("8x1")
+    labels, indices = sampling.class_major(CLASSES, PER_CLASS)
+    batches = sampling.sample_in_batches(
+        function,
+        params(),
+        jax.random.key(7),
+        labels,
+        indices,
+        cfg_scale=CFG_SCALE,
+        batch_size=3,  # rounded up to the eight devices
+        mesh=mesh,
+    )
+    batches = list(batches)
+    assert [len(batch.images) for batch in batches] == [8, 8]
+    found = np.concatenate([batch.images for batch in batches])
+    assert_close_to(found[: len(labels)], expected())
+
+
+def test_samples_that_are_no_numbers_are_marked():
+    function, mesh = sampler("8x1")
+    embedding = params()["class_embedding"]
+    broken = jax.tree.map(lambda x: jnp.asarray(x).at[0].set(jnp.nan), embedding)
+    labels, indices = sampling.class_major(CLASSES, PER_CLASS)
+    found = sampling.sample_all(
+        function,
+        params() | {"class_embedding": broken},
+        jax.random.key(7),
+        np.where(labels == labels[0], 0, 1),
+        indices,
+        cfg_scale=CFG_SCALE,
+        batch_size=8,
+        mesh=mesh,
+    )
+    np.testing.assert_array_equal(found.finite, labels != labels[0])
+
+
+def test_inputs_are_noise_and_styles():
+    keys = jax.random.split(jax.random.key(1), 2000)
+    noise, styles = jax.jit(jax.vmap(lambda key: sampling.draw_inputs(key, MODEL)))(keys)
+    assert noise.shape == (2000, 4, 4, 1) and noise.dtype == jnp.float32
+    assert styles.shape == (2000, 3) and styles.dtype == jnp.int32
+    assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
+    shares = np.stack([np.bincount(book, minlength=4) for book in np.asarray(styles).T]) / 2000
+    assert shares.shape == (3, 4) and np.abs(shares - 0.25).max() < 0.05
+    first, second = np.asarray(styles)[:, 0], np.asarray(styles)[:, 1]
+    assert abs(np.mean(first == second) - 0.25) < 0.05  # books are drawn independently
+
+
+def test_inputs_without_styles():
+    _, styles = sampling.draw_inputs(jax.random.key(1), MODEL.clone(styles_per_book=0))
+    np.testing.assert_array_equal(styles, np.zeros(3))
+
+
+def test_uint8_rounds_half_to_even_and_clips():
+    # Near the middle of two levels float32 has values that map to it exactly.
+    middles = (np.arange(255) + 0.5) / 127.5 - 1
+    near = np.concatenate([np.nextafter(np.float32(middles), np.float32(s)) for s in (-2, 2)])
+    x = np.concatenate([np.float32(middles), near])
+    levels = ((x + np.float32(1)) * np.float32(127.5)).astype(np.float64)
+    exact = levels % 1 == 0.5
+    assert np.count_nonzero(exact & (np.floor(levels) % 2 == 0)) > 20
+    assert np.count_nonzero(exact & (np.floor(levels) % 2 == 1)) > 20
+    found = jax.jit(sampling.to_uint8)(x)
+    assert found.dtype == jnp.uint8
+    below = np.floor(levels)
+    np.testing.assert_array_equal(found[exact], (below + below % 2)[exact])
+    np.testing.assert_array_equal(found[~exact], np.floor(levels + 0.5)[~exact])
+    outside = jnp.array([-np.inf, -1.01, -1.0, 0.0, 1.0, 1.01, 300.0, np.inf])
+    np.testing.assert_array_equal(sampling.to_uint8(outside), [0, 0, 0, 128, 255, 255, 255, 255])
+
+
+def test_uint8_is_the_inverse_of_the_way_in():
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(
+        sampling.to_uint8(class_rows.to_float(jnp.asarray(levels))), levels
+    )
+
+
+def test_class_major_order():
+    labels, indices = sampling.class_major([3, 1], 2)
+    np.testing.assert_array_equal(labels, [3, 3, 1, 1])
+    np.testing.assert_array_equal(indices, [0, 1, 0, 1])
+    assert labels.dtype == indices.dtype == np.int32

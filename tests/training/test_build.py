@@ -1,0 +1,96 @@
+"""From configs to networks and features."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drifting_jax.config import base_config, resolve
+from drifting_jax.models.convnext import ConvNeXtV2
+from drifting_jax.models.resnet_mae import ResNetMAE
+from drifting_jax.models.vae import VAE
+from drifting_jax.training import build, frozen
+from drifting_jax.weights.shapes import param_shapes
+
+GREY = SimpleNamespace(image_shape=(8, 8, 1), num_classes=3)
+LATENT = SimpleNamespace(image_shape=(32, 32, 4), num_classes=1000)
+
+
+def config(**changes):
+    found = base_config("generator")
+    small = {"encoder.width": 4, "encoder.groups": 2, "features.patch_sizes": (2,)}
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    found.update_from_flattened_dict(small | changes)
+    return resolve(found)
+
+
+def shapes(found, source, *, extra=None, vae=None):
+    """Shapes of all features, nothing computed."""
+    samples = jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
+    variables = frozen.variables_shapes(found, source, extra, vae)
+    function = build.make_feature_function(found, source, extra=extra, vae=vae)
+    return {name: x.shape for name, x in jax.eval_shape(function, variables, samples).items()}
+
+
+def test_features_that_can_be_left_out():
+    every = shapes(config(), GREY)
+    assert every["raw"] == (2, 1, 64) and every["input/rms"] == (2, 1, 1)
+    assert every["stage2"] == (2, 16, 8) and every["stage1/std_2x2"] == (2, 16, 4)
+    fewer = shapes(
+        config(features__patch_sizes=(), features__input_rms=False, features__raw=False), GREY
+    )
+    assert set(every) - set(fewer) == {n for n in every if "2x2" in n} | {"raw", "input/rms"}
+    assert set(every) - set(shapes(config(features__raw=False), GREY)) == {"raw"}
+
+
+@pytest.mark.parametrize("kind", ["convnext", "resnet", "dinov2"])
+def test_encoders_of_pixels_see_latents_through_the_decoder(kind):
+    found = config(extra_encoder__kind=kind, data__latent=True)
+    extra, vae = frozen.published_sizes(found)
+    assert isinstance(vae, VAE)
+    features = shapes(found, LATENT, extra=extra, vae=vae)
+    alone = shapes(config(), LATENT)
+    assert alone.items() <= features.items()
+    assert all(name.startswith(f"{kind}/") for name in features.keys() - alone.keys())
+    expected = {"convnext": ("stage4", (2, 49, 1024)), "resnet": ("stage4", (2, 49, 2048)),
+                "dinov2": ("final", (2, 256, 1024))}[kind]  # fmt: skip
+    assert features[f"{kind}/{expected[0]}"] == expected[1]
+
+
+def test_no_other_network_is_none():
+    assert frozen.published_sizes(config()) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ResNetMAE(in_channels=3, width=8, num_classes=3, blocks=(1, 1), groups=2),
+        ConvNeXtV2(depths=(1, 1), widths=(8, 16), image_size=32),
+    ],
+    ids=["autoencoder", "convnext"],
+)
+def test_kernels_in_the_dtype_of_their_layer_give_the_same_bits(model):
+    """bfloat16 holds what the layer would have rounded; gradients, too."""
+    model = model.clone(dtype=jnp.bfloat16)
+    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1)
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    params = jax.tree.map(
+        lambda x: 0.2 * jax.random.normal(next(keys), x.shape), param_shapes(model)
+    )
+    cast = frozen.as_computed(params, jnp.bfloat16)
+    kernels = [x for x in jax.tree.leaves(cast) if x.dtype == jnp.bfloat16]
+    assert 0 < len(kernels) < len(jax.tree.leaves(cast))
+
+    @jax.jit
+    def features(params, images):
+        maps = model.apply({"params": params}, images, method=type(model).feature_maps)
+        return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in maps.values()), maps
+
+    for a, b in zip(
+        jax.tree.leaves(jax.value_and_grad(features, 1, has_aux=True)(params, images)),
+        jax.tree.leaves(jax.value_and_grad(features, 1, has_aux=True)(cast, images)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a.astype(jnp.float32), b.astype(jnp.float32))

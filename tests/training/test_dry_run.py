@@ -1,0 +1,122 @@
+"""What a run would need: counted by hand for what is small, compiled for a TPU slice."""
+
+from pathlib import Path
+
+import jax
+import pytest
+import tiny_config
+
+from drifting_jax.config import base_config, file_beside, resolve
+from drifting_jax.data.sources import describe
+from drifting_jax.distributed import meshes
+from drifting_jax.errors import UserError
+from drifting_jax.training import build, dry_run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def load(name, variant):
+    return file_beside(CONFIGS / "any.py", f"{name}.py").get_config(variant)
+
+
+def config(**changes):
+    found = tiny_config.get_config()
+    found.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return resolve(found)
+
+
+def test_bytes_of_a_step_on_one_device_and_on_eight():
+    one = dry_run.program(config(), build.make_mesh(config()))
+    parameters = one.networks["generator"]
+    state = dry_run.bytes_per_device(one.arguments["state"])
+    # Parameters, two moments, two averages; a few counters besides.
+    assert 0 <= state - 5 * 4 * parameters < 100
+    ring = 8 * 10 * 64 + 32 * 64  # uint8 pixels, 10 classes
+    assert 0 <= dry_run.bytes_per_device(one.arguments["queue"]) - ring < 200
+    rules = (("kernel", (None, "fsdp")),)
+    split = config(mesh__data=1, mesh__fsdp=8, mesh__rules=rules, train__generated_per_label=8)
+    eight = dry_run.program(split, build.make_mesh(split))
+    assert dry_run.bytes_per_device(eight.arguments["state"]) < 0.6 * state
+    padded = 8 * 2 * 64 + 32 * 64  # 16 classes over 8 devices
+    assert 0 <= dry_run.bytes_per_device(eight.arguments["queue"]) - padded < 200
+
+
+def test_work_grows_with_the_batch_and_not_with_the_mesh():
+    less, more = (dry_run.count_flops(config(train__generated_per_label=g), 1) for g in (4, 8))
+    assert 1.2 < more / less < 2.2
+    of_encoder = {"task": "encoder", "encoder__train__microbatches": 2}
+    assert dry_run.count_flops(config(**of_encoder), 2) == dry_run.count_flops(
+        config(task="encoder"), 1
+    )
+
+
+def test_microbatches_cost_about_twice_the_work():
+    """Three passes for the one, two of them without gradients, are 6 to 7 forwards for 3 to 4."""
+    whole, pieces = (dry_run.count_flops(config(), n) for n in (1, 4))
+    assert 1.5 < pieces / whole < 2.3
+
+
+def test_microbatches_that_are_left_open_follow_the_devices():
+    found = load("imagenet_latent", "L")
+    for devices, expected in ((1, 128), (8, 16)):
+        mesh = build.make_mesh(found, devices=jax.devices()[:devices])
+        assert build.microbatches(found, mesh) == expected
+    found.train.microbatches = 3
+    with pytest.raises(UserError, match=r"must divide .*labels_per_step; found 3 and 128"):
+        build.microbatches(found, mesh)
+    few = config(train__labels_per_step=10, train__microbatches=0, train__generated_per_label=3)
+    with pytest.raises(UserError, match="does not fit the devices"):
+        build.microbatches(few, meshes.make_mesh(4, 2))
+
+
+def test_the_report():
+    told = dry_run.dry_run(config())
+    assert "generator: " in told and "encoder: " in told and "TFLOP" in told
+    with pytest.raises(UserError, match="runs in under a minute"):
+        dry_run.dry_run(resolve(base_config("toy")))
+    with pytest.raises(UserError, match=r"batch_size must be a multiple of 8 devices"):
+        changes = {"mesh__data": 8, "train__generated_per_label": 8}
+        dry_run.dry_run(config(**changes, encoder__train__batch_size=9))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "millions"),
+    [
+        ("imagenet_latent", "ablation", {"generator": 133, "encoder": 340}),
+        ("imagenet_latent", "B", {"generator": 133, "encoder": 2127}),
+        ("imagenet_latent", "L", {"generator": 463, "encoder": 2127}),
+        ("imagenet_pixel", "B", {"generator": 134, "encoder": 2127, "convnext": 88}),
+        ("imagenet_pixel", "L", {"generator": 464, "encoder": 2127, "convnext": 88}),
+        ("mae_latent", "256", {"encoder": 431}),
+        ("mae_pixel", "640", {"encoder": 2690}),
+    ],
+)
+def test_networks_of_the_paper(name, variant, millions):
+    """Table 8; and the largest states split over eight devices."""
+    found = resolve(load(name, variant))
+    program = dry_run.program(found, build.make_mesh(found))
+    counted = {key: round(count / 1e6) for key, count in program.networks.items()}
+    assert counted.keys() == millions.keys()
+    for key, expected in millions.items():
+        assert abs(counted[key] - expected) <= 3, (key, counted)
+    whole = sum(4 * x.size for x in jax.tree.leaves(program.arguments["state"]))
+    assert dry_run.bytes_per_device(program.arguments["state"]) < 0.2 * whole
+    assert describe(found.data).image_shape in ((32, 32, 4), (256, 256, 3))
+
+
+def test_unknown_variants_are_named():
+    for name in ("imagenet_latent", "imagenet_pixel", "mae_latent", "mae_pixel"):
+        with pytest.raises(UserError, match=f"{name}.py has no variant 'XL'; it knows"):
+            load(name, "XL")
+
+
+@pytest.mark.slow
+def test_the_real_program_compiles_for_a_tpu_slice():
+    pytest.importorskip("libtpu")
+    told = dry_run.dry_run(
+        config(mesh__data=-1, train__labels_per_step=4, task="encoder"), topology="v5e:2x2"
+    )
+    assert "TPU v5 lite" in told and "collectives: " in told and "fits" in told
+    assert len(dry_run.devices_of("v4:2x2x1")) == 4  # a device for each chip, as JAX shows them
+    with pytest.raises(UserError, match="--topology=v5e:3x7 cannot be compiled for"):
+        dry_run.dry_run(config(), topology="v5e:3x7")

@@ -1,0 +1,312 @@
+"""Real runs on images on disk: what they consume, through kills, formats and damaged files."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from absl import flags
+from imagenet_like import CLASSES, write_imagenet_like
+
+from drifting_jax.commands import packing
+from drifting_jax.config import file_beside, resolve
+from drifting_jax.data import pipeline
+from drifting_jax.data.imagenet import open_records
+from drifting_jax.data.images import ImageSource
+from drifting_jax.data.shards import ShardWriter
+from drifting_jax.data.transforms import Augmentation, UnreadableImage
+from drifting_jax.distributed.meshes import make_mesh
+from drifting_jax.errors import UserError
+from drifting_jax.training import feeding, restore, run
+
+ROOT = Path(__file__).parents[2]
+VAE = ROOT / "tests" / "fixtures" / "torch" / "vae"
+AUGMENTED = Augmentation(crop="random_resized", flip=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    write_imagenet_like(root / "in")
+    yield root / "in"
+    del os.environ["XDG_CACHE_HOME"]
+
+
+@pytest.fixture
+def config(images):
+    from tiny_images_config import get_config
+
+    config = get_config()
+    config.data.path = str(images)
+    return resolve(config)
+
+
+class Damaged:
+    """Records of which some cannot be read."""
+
+    format, where, class_names, fingerprint = "folder", Path("/data"), ["a"], "x"
+
+    def __init__(self, records, damaged):
+        self.records, self.damaged = records, damaged
+        self.labels = records.labels
+
+    def __len__(self):
+        return len(self.records)
+
+    def read(self, index):
+        if index in self.damaged:
+            raise UnreadableImage("damaged")
+        return self.records.read(index)
+
+    def name(self, index):
+        return self.records.name(index)
+
+
+def take(source, count, **options):
+    with pipeline.batches(source, **options) as batches:
+        return [next(batches) for _ in range(count)], batches.unreadable.indices
+
+
+def test_an_unreadable_image_is_replaced_and_the_order_stays(images):
+    records = open_records(images, "train")
+    options = {"batch_size": 8, "seed": 1, "augmentation": AUGMENTED}
+    plain, _ = take(ImageSource(records, 16), 12, **options)
+    broken, unreadable = take(ImageSource(Damaged(records, {9, 20}), 16), 12, **options)
+    assert {9, 20} < unreadable
+    for a, b in zip(plain, broken, strict=True):
+        np.testing.assert_array_equal(a["index"], b["index"])
+        same = ~np.isin(a["index"], list(unreadable))
+        np.testing.assert_array_equal(a["image"][same], b["image"][same])
+        assert b["image"].any(axis=(1, 2, 3)).all()
+    again, _ = take(ImageSource(Damaged(records, {9, 20}), 16), 12, **options)
+    assert all(np.array_equal(a["image"], b["image"]) for a, b in zip(broken, again, strict=True))
+
+
+def test_too_many_unreadable_images_are_an_error(images):
+    source = ImageSource(Damaged(open_records(images, "train"), set(range(10))), 16)
+    told = []
+
+    def limit(known=()):
+        return pipeline.Unreadable(4.7, known=known, tell=lambda *record: told.append(record))
+
+    with pytest.raises(UserError, match=r"5 records .* more than config.data.max_unreadable"):
+        take(source, 30, batch_size=4, seed=0, unreadable=limit())
+    assert len(told) == 5
+    first = [index for index, _ in told[:4]]  # of which an earlier start has heard
+    with pytest.raises(UserError, match="5 records"):
+        take(source, 30, batch_size=4, seed=0, unreadable=limit(first))
+    assert len(told) == 6
+    source = ImageSource(Damaged(open_records(images, "train"), set(range(47))), 16)
+    with pytest.raises(UserError, match="20 records in a row could not be read"):
+        take(source, 30, batch_size=4, seed=0)
+
+
+def test_workers_hosts_and_resumes_do_not_change_what_is_seen(images):
+    flags.FLAGS.mark_as_parsed()
+    source = ImageSource(open_records(images, "train"), 16)
+    options = {"batch_size": 12, "seed": 7, "augmentation": AUGMENTED}
+    whole, _ = take(source, 10, **options)
+    workers, _ = take(source, 4, start=6, num_workers=2, **options)
+    hosts = [take(source, 10, process_index=i, process_count=3, **options)[0] for i in range(3)]
+    for step in range(10):
+        for name in ("index", "image"):
+            parts = [host[step][name] for host in hosts]
+            np.testing.assert_array_equal(np.concatenate(parts), whole[step][name])
+            if step >= 6:
+                np.testing.assert_array_equal(workers[step - 6][name], whole[step][name])
+    assert not multiprocessing.active_children()
+
+
+def test_another_pass_augments_anew(images):
+    source = ImageSource(open_records(images, "train"), 16)
+    batches, _ = take(source, 2, batch_size=47, seed=0, augmentation=AUGMENTED)
+    first, second = (dict(zip(b["index"].tolist(), b["image"], strict=True)) for b in batches)
+    assert first.keys() == second.keys() == set(range(47))
+    assert sum(np.array_equal(first[i], second[i]) for i in first) <= 1
+
+
+def test_the_data_must_stay_what_it_was(config, images, tmp_path):
+    source = feeding.open_source(config, tmp_path)
+    described, names = feeding.read_described(tmp_path, config)
+    assert described.image_shape == source.image_shape == (8, 8, 3)
+    assert names == list(CLASSES) and described.num_classes == 3
+    packed = tmp_path / "packed"
+    records = open_records(images, "train")
+    writer = ShardWriter(
+        packed / "train",
+        records,
+        plan={"format": "drifting_jax.images", "image_size": 0},
+        records_per_shard=50,
+    )
+    writer.open()
+    make = packing.shard_records(records, size=0, jpeg_quality=0, threads=1)
+    packing.write_shards(writer, make, report=lambda count: None)
+    writer.complete()
+    config.data.path = str(packed)  # the same images elsewhere
+    feeding.open_source(config, tmp_path)
+    config.data.path = str(images / "train" / CLASSES[0])
+    with pytest.raises(UserError, match=r"is not what the run .* began with: 47 records of 3"):
+        feeding.open_source(config, tmp_path)
+
+
+def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, images, tmp_path):
+    records = open_records(images, "train")
+    with feeding.make_batches(
+        config, ImageSource(records, 8), make_mesh(1), batch_size=4, start=0, log=tmp_path
+    ) as batches:
+        given = [np.asarray(next(batches)["label"]) for _ in range(5)]
+    lines = [json.loads(x) for x in (tmp_path / "batches_0.jsonl").read_text().splitlines()]
+    assert [line["batch"] for line in lines] == list(range(5))
+    for label, line in zip(given, lines, strict=True):
+        assert len(line["index"]) == len(label) == 4
+    with feeding.make_batches(
+        config, ImageSource(records, 8), make_mesh(8), batch_size=4, start=0
+    ) as batches:  # on more devices than there are records
+        padded = next(batches)
+    assert padded["image"].shape == (8, 8, 8, 3) and padded["label"].sharding.mesh.size == 8
+    np.testing.assert_array_equal(padded["label"], [*given[0], -1, -1, -1, -1])
+    source = ImageSource(Damaged(records, set(range(47))), 8)
+    options = {"batch_size": 4, "start": 0, "log": tmp_path}
+    with feeding.make_batches(config, source, make_mesh(1), **options) as batches:
+        for _ in range(2):
+            with pytest.raises(UserError, match="could not be read"):
+                next(batches)
+    noted = [json.loads(x) for x in (tmp_path / "unreadable_0.jsonl").read_text().splitlines()]
+    assert noted and all(record["name"].endswith("of /data") for record in noted)
+    with feeding.make_batches(config, source, make_mesh(1), **options) as batches:
+        assert batches._local.unreadable.indices >= {record["index"] for record in noted}
+
+
+def prepare_tfds(images, folder):
+    """The readable files of the training split as tensorflow-datasets has them; their number."""
+    paths = sorted((images / "train").rglob("*_*.JPEG"))
+    paths = [p for p in paths if p.parent.name in p.name]
+
+    with tfds.core.registered.skip_registration():
+
+        class Imagenet2012(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("5.1.0")
+
+            def _info(self):
+                features = tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(encoding_format="jpeg"),
+                        "label": tfds.features.ClassLabel(names=list(CLASSES)),
+                        "file_name": tfds.features.Text(),
+                    }
+                )
+                return tfds.core.DatasetInfo(builder=self, features=features)
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples(), "validation": self._generate_examples()}
+
+            def _generate_examples(self):
+                for path in paths:
+                    yield (
+                        path.name,
+                        {"image": str(path), "label": path.parent.name, "file_name": path.name},
+                    )
+
+    Imagenet2012(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return len(paths)
+
+
+def test_images_of_tensorflow_datasets(images, tmp_path):
+    count = prepare_tfds(images, tmp_path)
+    of_files = open_records(images, "train")
+    expected = {of_files.read(i)[0]: int(of_files.labels[i]) for i in range(len(of_files))}
+    for where in (
+        tmp_path,
+        tmp_path / "imagenet2012",
+        tmp_path / "imagenet2012" / "5.1.0",
+    ):
+        records = open_records(where, "train")
+        assert records.format == "tfds" and len(records) == count
+        assert records.class_names == list(CLASSES)
+        for i in (0, 17, 40):
+            data, label = records.read(i)
+            assert expected[data] == label == records.labels[i]
+    assert len(open_records(tmp_path, "test")) == count
+    batches, _ = take(ImageSource(records, 16), 2, batch_size=8, seed=0)
+    assert batches[0]["image"].shape == (8, 16, 16, 3)
+
+
+@pytest.fixture(scope="module")
+def start(images):
+    """Starts main.py on the tiny config of images."""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+    def started(workdir, *arguments):
+        command = [sys.executable, "main.py", "--config=tests/helpers/tiny_images_config.py",
+                   f"--config.data.path={images}", f"--workdir={workdir}", *arguments]  # fmt: skip
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+
+    return started
+
+
+def consumed(workdir):
+    return [json.loads(x) for x in (workdir / "batches_0.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_killed_run_consumes_what_an_undisturbed_one_does(start, tmp_path):
+    whole = start(tmp_path / "whole")
+    assert whole.wait(240) == 0, whole.stderr.read()
+    killed, workers = tmp_path / "killed", 0
+    for stage, batch in (("encoder", 9), ("generator", 20), ("generator", 26)):
+        process = start(killed, f"--config.data.num_workers={workers}")
+        deadline = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = consumed(killed) if (killed / "batches_0.jsonl").is_file() else []
+            if any(x["stage"] == stage and x["batch"] >= batch for x in lines):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.02)
+        assert process.wait(30) == -signal.SIGKILL, process.stderr.read()
+        workers = (workers + 1) % 3
+    last = start(killed, f"--config.data.num_workers={workers}")
+    assert last.wait(240) == 0, last.stderr.read()
+    expected, found = consumed(tmp_path / "whole"), consumed(killed)
+    assert len(expected) > 40 and found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["shards", "tfds", "latents"])
+def test_whole_runs_from_every_format(images, tmp_path, format):
+    """Encoder, generator and samples; a run that is stopped goes on to the same end."""
+    config = file_beside(ROOT / "tests" / "any.py", "tiny_images_config.py").get_config()
+    config.data.source, config.encoder.train.num_steps = "imagenet", 8
+    data = tmp_path / "data"
+    if format == "tfds":
+        prepare_tfds(images, data)
+    else:
+        more = [f"--vae={VAE}", "--size=32"] if format == "latents" else []
+        command = [sys.executable, "-m", "drifting_jax.prepare", format, f"--source={images}"]
+        subprocess.run([*command, f"--out={data}", *more], cwd=ROOT, check=True)
+    if format == "latents":
+        config.data.latent, config.vae.path, config.data.image_size = True, str(VAE), 32
+    config.data.path, config.train.num_steps = str(data), 10
+    workdir = tmp_path / "run"
+    assert run.run(resolve(config), workdir=workdir) == 0
+    config.train.num_steps = 12
+    assert run.run(resolve(config), workdir=workdir) == 0
+    logged = consumed(workdir)
+    assert [x["batch"] for x in logged if x["stage"] == "encoder"] == list(range(8))
+    steps = [x["batch"] for x in logged if x["stage"] == "generator"]
+    assert steps == list(range(len(steps))) and len(steps) > 12
+    made = restore.load_run(workdir).sample(
+        np.array([0, 1]), np.array([0, 0]), seed=0, cfg_scale=1.0
+    )
+    side = config.data.image_size
+    assert made.shape == (2, side, side, 3) and made.dtype == np.uint8
