@@ -60,7 +60,7 @@ def _encoder_of(workdir: Path) -> Network:
     config = load_config(workdir)
     if config.task == "toy":
         raise UserError(f"{workdir} is a run of task 'toy', which has no encoder")
-    (source, _), mesh = feeding.read_described(workdir, config), meshes.make_mesh()
+    (source, _), mesh = feeding.read_data_spec(workdir, config), meshes.make_mesh()
     step, params = train_mae.read_trained(config, source, mesh, workdir)
     decay = config.encoder.train.ema_decay
     model = build.make_encoder(config, source)

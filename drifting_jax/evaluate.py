@@ -42,9 +42,9 @@ from drifting_jax.evaluation.features.array_images import ArrayImages
 from drifting_jax.evaluation.features.extractors import Extractor, load_extractor
 from drifting_jax.evaluation.features.image_set import digest_of
 from drifting_jax.evaluation.features.image_sets import open_images
-from drifting_jax.evaluation.measurement import Bench, Subject
+from drifting_jax.evaluation.measurement import EvaluationSetup, SampleSet
 from drifting_jax.steps.generator import Generator, Run
-from drifting_jax.training.loop import Tools
+from drifting_jax.training.loop import RunContext
 from drifting_jax.training.restore import load_generator, load_run
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.lock import locked
@@ -66,12 +66,12 @@ def main(argv: Sequence[str]) -> int:
         with Interruption(
             soon="keeping what is done and stopping after this batch"
         ) as interruption:
-            tools = Tools(None, interruption, speaks=jax.process_index() == 0)
+            context = RunContext(None, interruption, is_main_process=jax.process_index() == 0)
             if argv[1:]:
-                _make_reference(values, tools)
+                _make_reference(values, context)
             else:
-                _measure(values, tools)
-            if interruption.exit_status and tools.speaks:
+                _measure(values, context)
+            if interruption.exit_status and context.is_main_process:
                 print("stopped; the same command goes on", file=sys.stderr)
             return interruption.exit_status
     except BaseException as error:
@@ -79,20 +79,20 @@ def main(argv: Sequence[str]) -> int:
         raise
 
 
-def _measure(values: Any, tools: Tools) -> None:
+def _measure(values: Any, context: RunContext) -> None:
     given = [name for name in SUBJECTS if values[name].value]
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise UserError(f"expected one of --workdir, --weights and --images; found {found}")
     if values.workdir and load_config(Path(values.workdir)).data.source in SMALL_SOURCES:
-        _measure_small(values, tools)
+        _measure_small(values, context)
         return
     check_flags(values, given[0])
     out = _folder(values)
-    ready = _ready(values, tools, out)  # what is refused leaves no folder
+    ready = _ready(values, context, out)  # what is refused leaves no folder
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out) if tools.speaks else contextlib.nullcontext():
-        _measure_images(values, tools, ready)
+    with locked(out) if context.is_main_process else contextlib.nullcontext():
+        _measure_images(values, context, ready)
 
 
 def _folder(values: Any) -> Path:
@@ -113,16 +113,16 @@ def _generator(values: Any) -> Generator | None:
 class _Ready:
     """All that is read before anything is made: subjects, their generator, the bench, notes."""
 
-    subjects: Sequence[Subject]
+    subjects: Sequence[SampleSet]
     generator: Generator | None
-    bench: Bench
+    bench: EvaluationSetup
     notes: Sequence[str]
 
 
-def _ready(values: Any, tools: Tools, out: Path) -> _Ready:
+def _ready(values: Any, context: RunContext, out: Path) -> _Ready:
     generator = _generator(values)
     extractors, notes = _same_extractors(values)
-    bench = _bench(values, tools, extractors, out)
+    bench = _bench(values, context, extractors, out)
     if values.reference:
         found = reference.read_reference(Path(values.reference))
         reference.check_weights(found, extractors)
@@ -137,7 +137,7 @@ def _ready(values: Any, tools: Tools, out: Path) -> _Ready:
     return _Ready(subjects, generator, bench, notes)
 
 
-def _measure_images(values: Any, tools: Tools, ready: _Ready) -> None:
+def _measure_images(values: Any, context: RunContext, ready: _Ready) -> None:
     """Measures what is not measured yet, and writes the page."""
     bench, subjects = ready.bench, ready.subjects
     if bench.reference is not None:
@@ -151,7 +151,7 @@ def _measure_images(values: Any, tools: Tools, ready: _Ready) -> None:
     protocol = _protocol(bench, subjects)
     pictures = pages.class_grids(subjects)
     neighbors, told = _neighbors(values, bench, subjects, ready.generator)
-    if tools.speaks:
+    if context.is_main_process:
         records, further = found
         table = pages.write_report(
             bench,
@@ -203,12 +203,14 @@ def _extractors(values: Any) -> tuple[list[Extractor], list[str]]:
             if values.figures or values.dinov2:
                 raise
             notes.append(f"{_OF_DINOV2} and nearest training images were left out: {error}")
-    return found, [*notes, *(extractor.doubt for extractor in found if extractor.doubt)]
+    return found, [*notes, *(extractor.warning for extractor in found if extractor.warning)]
 
 
-def _bench(values: Any, tools: Tools, extractors: Sequence[Extractor], out: Path) -> Bench:
+def _bench(
+    values: Any, context: RunContext, extractors: Sequence[Extractor], out: Path
+) -> EvaluationSetup:
     mesh = meshes.make_mesh()
-    return Bench(
+    return EvaluationSetup(
         out=out,
         extractors=extractors,
         settings=settings_of(values),
@@ -216,15 +218,15 @@ def _bench(values: Any, tools: Tools, extractors: Sequence[Extractor], out: Path
         mesh=mesh,
         batch_size=values.batch_size * mesh.size,
         keep_features=values.keep_features,
-        speaks=tools.speaks,
-        stopped=tools.stops,
+        is_main_process=context.is_main_process,
+        stopped=context.stops,
     )
 
 
-def _subjects(values: Any, generator: Generator | None) -> list[Subject]:
+def _subjects(values: Any, generator: Generator | None) -> list[SampleSet]:
     if generator is None:
         images = open_images(values.images, split=values.split, size=values.image_size)
-        return [Subject(images, {"alpha": None, "seed": None})]
+        return [SampleSet(images, {"alpha": None, "seed": None})]
     config = generator.config if isinstance(generator, Run) else None
     return measurement.generated_subjects(
         generator,
@@ -235,7 +237,7 @@ def _subjects(values: Any, generator: Generator | None) -> list[Subject]:
     )
 
 
-def _protocol(bench: Bench, subjects: Sequence[Subject]) -> dict[str, str]:
+def _protocol(bench: EvaluationSetup, subjects: Sequence[SampleSet]) -> dict[str, str]:
     """How the figures were made, in words by name."""
     first = subjects[0]
     found = dict(evaluator.protocol_of(bench.extractors, bench.settings, first.images))
@@ -256,7 +258,7 @@ def _protocol(bench: Bench, subjects: Sequence[Subject]) -> dict[str, str]:
     return found | {"devices": f"{bench.mesh.size} {bench.mesh.devices.flat[0].device_kind}"}
 
 
-def _neighbors(values: Any, bench: Bench, subjects: Sequence[Subject], generator):
+def _neighbors(values: Any, bench: EvaluationSetup, subjects: Sequence[SampleSet], generator):
     """Nearest training images of some samples, and why there are none."""
     found = [e for e in bench.extractors if e.name == "dinov2"]
     config = generator.config if isinstance(generator, Run) else None
@@ -277,20 +279,20 @@ def _neighbors(values: Any, bench: Bench, subjects: Sequence[Subject], generator
         return None, [f"nearest training images were left out: {error}"]
 
 
-def _make_reference(values: Any, tools: Tools) -> None:
+def _make_reference(values: Any, context: RunContext) -> None:
     if not values.images or not values.out.endswith(".npz"):
         raise UserError("reference: expected --images=FOLDER and --out=FILE.npz")
     check_flags(values, REFERENCE)
     path = Path(values.out)
     extractors, notes = _same_extractors(values)
     folder = path.with_suffix(".parts")
-    bench = _bench(values, tools, extractors, folder)
+    bench = _bench(values, context, extractors, folder)
     images = open_images(values.images, split=values.split, size=values.image_size)
     measurement.check_count(images)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) if tools.speaks else contextlib.nullcontext():
+    with locked(folder) if context.is_main_process else contextlib.nullcontext():
         found = measurement.measure_reference(bench, images, keep=values.keep)
-        if found is None or not tools.speaks:
+        if found is None or not context.is_main_process:
             return
         reference.write_reference(path, found)
         if not values.keep_features:
@@ -300,7 +302,7 @@ def _make_reference(values: Any, tools: Tools) -> None:
     print("\n".join([*notes, f"reference: {path}"]))
 
 
-def _measure_small(values: Any, tools: Tools) -> None:
+def _measure_small(values: Any, context: RunContext) -> None:
     """A run of small images: its own classifier and test split."""
     check_flags(values, SMALL)
     workdir = Path(values.workdir)
@@ -313,9 +315,9 @@ def _measure_small(values: Any, tools: Tools) -> None:
         seeds=seeds,
         cfg_scales=scales,
         report=lambda table: print(table + "\n"),
-        stopped=tools.stops,
+        stopped=context.stops,
     )
-    if found is not None and tools.speaks:
+    if found is not None and context.is_main_process:
         for seed in seeds:
             print(f"figures: {small_runs.figures_path(run, workdir, seed, scales)}")
         print(f"report: {small_runs.page_path(run, workdir, seeds, scales)}")

@@ -80,24 +80,24 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(values.out) / ("train" if values.split == "train" else "val")
     plan, make = (_plan_shards if argv[1] == "shards" else _plan_latents)(records, values)
     writer = ShardWriter(folder, records, plan=plan, records_per_shard=values.per_shard)
-    speaks = jax.process_index() == 0
-    if speaks:
+    is_main_process = jax.process_index() == 0
+    if is_main_process:
         print(f"{records.where}: {len(records)} images of {len(records.class_names)} classes")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) if speaks else contextlib.nullcontext():
+    with locked(folder) if is_main_process else contextlib.nullcontext():
         _together(writer.open, "opened")
-        if writer.finished and speaks:
+        if writer.finished and is_main_process:
             print("prepared already; nothing is done again")
         if not writer.finished:
             total = sum(len(writer.range(shard)) for shard in range(
                 jax.process_index(), writer.num_shards, jax.process_count()))  # fmt: skip
-            with progress_bar(total, description=argv[1], enabled=speaks) as bar:
+            with progress_bar(total, description=argv[1], enabled=is_main_process) as bar:
                 write_shards(
                     writer, make(), report=bar.update, max_unreadable=values.max_unreadable
                 )
             _together(lambda: None, "written")
             _together(writer.complete, "completed")
-        if speaks:
+        if is_main_process:
             print(_summary(writer))
 
 

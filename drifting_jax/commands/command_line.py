@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from drifting_jax.config.checks import flat, unknown_field
-from drifting_jax.errors import Passing, UserError
+from drifting_jax.errors import TransientError, UserError
 from drifting_jax.workdir.orbax_settings import quiet_orbax
 
 
@@ -97,7 +97,7 @@ def exit_status(error: UserError | OSError) -> int:
 
     A disk or a network that fails may be well again when a launcher starts the run anew.
     """
-    if isinstance(error, Passing):
+    if isinstance(error, TransientError):
         return 1
     mistakes = (UserError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
                 PermissionError, FileExistsError)  # fmt: skip

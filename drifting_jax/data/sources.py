@@ -76,14 +76,14 @@ class DigitsSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Described:
+class DataSpec:
     """What networks need to know of a source: nothing is read."""
 
     image_shape: tuple[int, int, int]
     num_classes: int
 
 
-def describe(data: Any) -> Described:
+def describe(data: Any) -> DataSpec:
     """Shape and classes of the samples that a config's `data` section names.
 
     Images in folders of one's own are looked up for the number of their classes; nothing else is
@@ -103,8 +103,8 @@ def describe(data: Any) -> Described:
             )
         shape = (shape[0] // VAE_FACTOR, shape[1] // VAE_FACTOR, VAE_CHANNELS)
     if data.source == "images":
-        return Described(shape, len(open_records(Path(data.path), "train").class_names))
-    return Described(shape, NUM_CLASSES if data.source == "imagenet" else 10)
+        return DataSpec(shape, len(open_records(Path(data.path), "train").class_names))
+    return DataSpec(shape, NUM_CLASSES if data.source == "imagenet" else 10)
 
 
 def make_source(data: Any, split: str) -> Source:

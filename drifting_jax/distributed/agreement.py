@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from drifting_jax.errors import Busy, Passing, UserError
+from drifting_jax.errors import LockHeldError, TransientError, UserError
 
 _TOLD_BYTES, _WAITED = 300, "DEADLINE_EXCEEDED"
-_KINDS = {kind.__name__: kind for kind in (UserError, Passing, Busy)}
+_KINDS = {kind.__name__: kind for kind in (UserError, TransientError, LockHeldError)}
 
 
 def on_all_processes(action: Callable[..., Any], *arguments: Any) -> Any:
@@ -18,7 +18,7 @@ def on_all_processes(action: Callable[..., Any], *arguments: Any) -> Any:
 
     Raises:
       Exception: what `action` raised on this process.
-      UserError: another process met a mistake of a person's; `Passing` and `Busy` likewise.
+      UserError, TransientError, LockHeldError: another process raised it.
       OSError: `action` failed on another process otherwise.
     """
     result, error = None, None

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import jax
 
-from drifting_jax.errors import Busy, UserError
+from drifting_jax.errors import TransientError, UserError
 
 HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's own
 
@@ -131,7 +131,7 @@ def _hosts_of_slice(server: str) -> str:
             ):
                 return ""
             if not left:
-                raise Busy(
+                raise TransientError(
                     f"the metadata server of this virtual machine does not answer ({error}): start "
                     "again, or name the processes of the run with --coordinator, --num_processes "
                     "and --process_id"

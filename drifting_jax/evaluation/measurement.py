@@ -1,6 +1,6 @@
 """Figures of images as large as one likes, against a reference: FID and what stands beside it.
 
-What is measured, `Subject`s, are sets of images: samples at every α and seed, or a folder. For
+What is measured, `SampleSet`s, are sets of images: samples at every α and seed, or a folder. For
 each, features are made and kept in <out>/features until its figures stand in <out>/figures.jsonl,
 so that the same command goes on wherever it was stopped.
 """
@@ -41,7 +41,7 @@ _SECONDS_BETWEEN = 15.0  # two lines of progress, where there is no terminal for
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class SampleSet:
     """A set that is measured: its images, and what it is: "alpha", "seed", "step" and the like."""
 
     images: ImageSet
@@ -49,7 +49,7 @@ class Subject:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class EvaluationSetup:
     """What sets are measured with.
 
     Attributes:
@@ -60,7 +60,7 @@ class Bench:
       mesh: all devices.
       batch_size: images at once.
       keep_features: leave them on the disk when their figures are made.
-      speaks: whether this process prints and writes.
+      is_main_process: whether this process prints and writes.
       stopped: whether to stop.
     """
 
@@ -71,7 +71,7 @@ class Bench:
     mesh: Mesh
     batch_size: int
     keep_features: bool
-    speaks: bool
+    is_main_process: bool
     stopped: Callable[[], bool] = lambda: False
 
     @functools.cached_property
@@ -92,12 +92,12 @@ def generated_subjects(
     count: int,
     cfg_scales: Sequence[float],
     seeds: Sequence[int],
-) -> list[Subject]:
+) -> list[SampleSet]:
     """Samples of all classes, `count` of them, as many of each, at every α and seed."""
     labels, indices = balanced_labels(count, len(generator.class_names))
     identity = fingerprint(meshes.fetch(generator.params))
     return [
-        Subject(
+        SampleSet(
             GeneratedImages(generator, labels, indices, seed, scale, identity),
             {
                 "alpha": scale,
@@ -112,7 +112,9 @@ def generated_subjects(
     ]
 
 
-def measure_all(bench: Bench, subjects: Sequence[Subject]) -> tuple[list[dict], list[str]] | None:
+def measure_all(
+    bench: EvaluationSetup, subjects: Sequence[SampleSet]
+) -> tuple[list[dict], list[str]] | None:
     """The records and notes of all sets, those known already as they stand in the file.
 
     Returns:
@@ -124,7 +126,7 @@ def measure_all(bench: Bench, subjects: Sequence[Subject]) -> tuple[list[dict], 
     records, notes = [], []
     lines = read_records(bench.out)
     for subject in subjects:
-        found = _known(lines, bench, subject) if bench.speaks else ([], [])
+        found = _known(lines, bench, subject) if bench.is_main_process else ([], [])
         if not meshes.from_first_process(found is not None):
             found = measure(bench, subject)
             if found is None:
@@ -145,7 +147,7 @@ def read_records(out: Path) -> list[dict[str, Any]]:
 
 
 def _known(
-    lines: Sequence[Mapping[str, Any]], bench: Bench, subject: Subject
+    lines: Sequence[Mapping[str, Any]], bench: EvaluationSetup, subject: SampleSet
 ) -> tuple[list[dict], list[str]] | None:
     """Figures that were made before, if all that are wanted were."""
     mine = [
@@ -164,7 +166,7 @@ def _known(
 
 
 def measure(
-    bench: Bench, subject: Subject, *, record: bool = True
+    bench: EvaluationSetup, subject: SampleSet, *, record: bool = True
 ) -> tuple[list[dict], list[str]] | None:
     """Records and notes of one set; None where it was stopped.
 
@@ -182,13 +184,13 @@ def measure(
     store = open_store(bench, subject.images)
     if not fill_store(bench, subject.images, store):
         return None
-    if bench.speaks:
+    if bench.is_main_process:
         print(f"{subject.images.words}: computing figures", file=sys.stderr, flush=True)
     return on_all_processes(_figures, bench, subject, store, record)
 
 
 def _figures(
-    bench: Bench, subject: Subject, store: FeatureStore | None, record: bool
+    bench: EvaluationSetup, subject: SampleSet, store: FeatureStore | None, record: bool
 ) -> tuple[list[dict], list[str]]:
     if store is None:
         return [], []
@@ -212,9 +214,9 @@ def _figures(
     return records, notes
 
 
-def open_store(bench: Bench, images: ImageSet) -> FeatureStore | None:
+def open_store(bench: EvaluationSetup, images: ImageSet) -> FeatureStore | None:
     """Where the features of a set are, or will be; None in processes other than the first."""
-    if not bench.speaks:
+    if not bench.is_main_process:
         return None
     weights = [extractor.digest for extractor in bench.extractors]
     made_with = digest_of(weights, sorted(bench.settings.kinds))
@@ -225,19 +227,23 @@ def open_store(bench: Bench, images: ImageSet) -> FeatureStore | None:
     )
 
 
-def fill_store(bench: Bench, images: ImageSet, store: FeatureStore | None) -> bool:
+def fill_store(bench: EvaluationSetup, images: ImageSet, store: FeatureStore | None) -> bool:
     """Makes the features that a store lacks, with a progress bar; whether all are made."""
-    if bench.speaks:  # the first batch waits for the compiler
+    if bench.is_main_process:  # the first batch waits for the compiler
         print(f"{images.words}: features", file=sys.stderr, flush=True)
     done, spoke_at = 0, time.monotonic()
 
-    with progress_bar(len(images), description="features", enabled=bench.speaks) as bar:
+    with progress_bar(len(images), description="features", enabled=bench.is_main_process) as bar:
 
         def report(count: int) -> None:
             nonlocal done, spoke_at
             done += count
             bar.update(count)
-            if bench.speaks and bar.disable and time.monotonic() - spoke_at > _SECONDS_BETWEEN:
+            if (
+                bench.is_main_process
+                and bar.disable
+                and time.monotonic() - spoke_at > _SECONDS_BETWEEN
+            ):
                 spoke_at = time.monotonic()
                 print(f"features of {done} of {len(images)} images", file=sys.stderr, flush=True)
 
@@ -267,7 +273,7 @@ def _append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     write_bytes(path, before + ("\n".join(lines) + "\n").encode())
 
 
-def complete_reference(bench: Bench, found: Reference) -> Reference | None:
+def complete_reference(bench: EvaluationSetup, found: Reference) -> Reference | None:
     """A reference whose file holds images, with the features of these; others as they are.
 
     Returns:
@@ -295,7 +301,7 @@ def complete_reference(bench: Bench, found: Reference) -> Reference | None:
     )
 
 
-def measure_reference(bench: Bench, images: ImageSet, *, keep: int) -> Reference | None:
+def measure_reference(bench: EvaluationSetup, images: ImageSet, *, keep: int) -> Reference | None:
     """The statistics of real images; their features stay in <out>/features.
 
     Returns:
@@ -311,7 +317,9 @@ def measure_reference(bench: Bench, images: ImageSet, *, keep: int) -> Reference
     return on_all_processes(_statistics, bench, images, store, keep)
 
 
-def _statistics(bench: Bench, images: ImageSet, store: FeatureStore | None, keep: int) -> Reference:
+def _statistics(
+    bench: EvaluationSetup, images: ImageSet, store: FeatureStore | None, keep: int
+) -> Reference:
     if store is None:
         return Reference({}, {}, {})
     notes = evaluator.check_usable(images, store, most=bench.settings.max_excluded)

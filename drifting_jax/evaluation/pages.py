@@ -12,7 +12,7 @@ from drifting_jax.data.imagenet import open_records, title
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.image_sets import RecordImages, per_class
-from drifting_jax.evaluation.measurement import Bench, Subject, fill_store, open_store
+from drifting_jax.evaluation.measurement import EvaluationSetup, SampleSet, fill_store, open_store
 from drifting_jax.evaluation.metrics.catalogue import FIGURES
 from drifting_jax.evaluation.metrics.neighbors import nearest_indices
 from drifting_jax.evaluation.report import page as report
@@ -26,7 +26,7 @@ _LEAST_PIXELS = 400
 
 
 def write_report(
-    bench: Bench,
+    bench: EvaluationSetup,
     records: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
     *,
@@ -56,7 +56,7 @@ def write_report(
     return table
 
 
-def class_grids(subjects: Sequence[Subject]) -> list[report.Picture]:
+def class_grids(subjects: Sequence[SampleSet]) -> list[report.Picture]:
     """The first images of some classes, a class a row, of the first seed at every α."""
     pictures, seen = [], set()
     for subject in subjects:
@@ -93,7 +93,7 @@ def _spread(labels: np.ndarray, count: int) -> list[int]:
 
 
 def nearest_training_images(
-    bench: Bench, subject: Subject, extractor: Extractor, folder: Path
+    bench: EvaluationSetup, subject: SampleSet, extractor: Extractor, folder: Path
 ) -> report.Neighbors | None:
     """Samples of some classes beside the training images of their class that are nearest.
 

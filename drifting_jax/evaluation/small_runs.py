@@ -17,7 +17,7 @@ from drifting_jax.evaluation.metrics.catalogue import SMALL_FIGURES
 from drifting_jax.evaluation.metrics.neighbors import nearest_indices
 from drifting_jax.evaluation.metrics.small_images import (
     Figure,
-    Judge,
+    SmallImageReference,
     evaluate_samples,
     figures_as_scalars,
     figures_table,
@@ -118,7 +118,7 @@ def _records(figures: dict[str, Figure], alpha: float, seed: int) -> list[dict[s
 
 
 def _write_page(
-    path: Path, run: Run, judge: Judge, records: list[dict[str, Any]], *, writes: bool
+    path: Path, run: Run, judge: SmallImageReference, records: list[dict[str, Any]], *, writes: bool
 ) -> None:
     """The page: figures, the curve over α, uncurated samples, and their nearest training images."""
     scales = list(dict.fromkeys(record["alpha"] for record in records))
@@ -160,7 +160,7 @@ def _protocol(run: Run, seeds: Sequence[int]) -> dict[str, str]:
     }
 
 
-def _neighbors(judge: Judge, samples: np.ndarray) -> pages.Neighbors:
+def _neighbors(judge: SmallImageReference, samples: np.ndarray) -> pages.Neighbors:
     features, training = (
         judge.classifier.predict(images).features for images in (samples, judge.train[0])
     )

@@ -14,7 +14,7 @@ from drifting_jax.steps.state import TrainState, apply_gradients
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderStep:
+class EncoderStepConfig:
     """Settings of the masked autoencoder's step (A.3).
 
     Attributes:
@@ -42,7 +42,7 @@ def encoder_step(
     *,
     model: ResNetMAE,
     optimizer: optax.GradientTransformation,
-    settings: EncoderStep,
+    settings: EncoderStepConfig,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the masked autoencoder (A.3).
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict, streams
-from drifting_jax.data.sources import Described
+from drifting_jax.data.sources import DataSpec
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
 
@@ -102,4 +102,4 @@ class Run(Generator):
     """The generator of one checkpoint of a run, with the run's config and its data's shape."""
 
     config: ConfigDict
-    described: Described
+    described: DataSpec

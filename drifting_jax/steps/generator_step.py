@@ -24,7 +24,7 @@ from drifting_jax.steps.state import TrainState, apply_gradients
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorStep:
+class GeneratorStepConfig:
     """Sizes and settings of a generator's step (A.8, A.9).
 
     Attributes:
@@ -112,7 +112,7 @@ def generator_step(
     model: DiT,
     feature_function: FeatureFunction,
     optimizer: optax.GradientTransformation,
-    settings: GeneratorStep,
+    settings: GeneratorStepConfig,
 ) -> tuple[TrainState, SampleQueue, GeneratorMetrics]:
     """One step: push, draw, generate, drift in feature space, update (3.2-3.5, A.8).
 
@@ -163,7 +163,7 @@ def generator_step(
     return state, queue, metrics
 
 
-def _draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStep) -> _Rows:
+def _draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> _Rows:
     """All class rows of a step, as pieces [microbatches, c / microbatches, ...]."""
     label_key, cfg_key, positive_key, unconditional_key, input_key = jax.random.split(key, 5)
     cfg_scale = guidance.sample_cfg_scale(
@@ -261,7 +261,9 @@ def _cut(features: dict[str, jax.Array], count: int) -> tuple[dict[str, jax.Arra
     )
 
 
-def _loss_and_gradients(params, pieces: _Rows, sets_of: Callable, s: GeneratorStep, drift: dict):
+def _loss_and_gradients(
+    params, pieces: _Rows, sets_of: Callable, s: GeneratorStepConfig, drift: dict
+):
     """((loss, statistics), gradients) of a batch in pieces, whole or one after another."""
 
     def loss_of(params, rows: _Rows):

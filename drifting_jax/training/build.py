@@ -21,8 +21,8 @@ from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sample_queue, sampling
-from drifting_jax.steps.encoder_step import EncoderStep
-from drifting_jax.steps.generator_step import GeneratorStep
+from drifting_jax.steps.encoder_step import EncoderStepConfig
+from drifting_jax.steps.generator_step import GeneratorStepConfig
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.steps.sample_queue import SampleQueue
 
@@ -160,14 +160,14 @@ def field_options(config: ConfigDict) -> FieldOptions:
     )
 
 
-def make_generator_step(config: ConfigDict, mesh: Mesh) -> GeneratorStep:
+def make_generator_step(config: ConfigDict, mesh: Mesh) -> GeneratorStepConfig:
     """Sizes and settings of a generator's step on a mesh.
 
     Raises:
       UserError: the rows of a step do not split over the mesh.
     """
     t, g = config.train, config.guidance
-    return GeneratorStep(
+    return GeneratorStepConfig(
         labels=t.labels_per_step,
         generated=t.generated_per_label,
         positives=t.positives_per_label,
@@ -219,9 +219,9 @@ def microbatches(config: ConfigDict, mesh: Mesh) -> int:
     return next((pieces for pieces in fitting if pieces >= most), fitting[-1])
 
 
-def make_encoder_step(config: ConfigDict) -> EncoderStep:
+def make_encoder_step(config: ConfigDict) -> EncoderStepConfig:
     t = config.encoder.train
-    return EncoderStep(
+    return EncoderStepConfig(
         mask_ratio_min=t.mask_ratio_min,
         mask_ratio_max=t.mask_ratio_max,
         classifier_start=t.num_steps - t.classifier_steps,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict, streams
-from drifting_jax.data.sources import Described, describe
+from drifting_jax.data.sources import DataSpec, describe
 from drifting_jax.distributed import meshes
 from drifting_jax.distributed.collectives import Collective, collectives
 from drifting_jax.errors import UserError
@@ -103,7 +103,7 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
     return _generator_program(config, spec, mesh)
 
 
-def _encoder_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Program:
+def _encoder_program(config: ConfigDict, spec: DataSpec, mesh: Mesh) -> Program:
     train_mae.check_batch(config, mesh)
     init, place = train_mae.state_maker(config, spec, mesh)
     state = meshes.template(init, shardings=place)
@@ -125,7 +125,7 @@ def _encoder_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Program
     )
 
 
-def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Program:
+def _generator_program(config: ConfigDict, spec: DataSpec, mesh: Mesh) -> Program:
     train.check_batch(config, mesh)
     init, place = train.state_maker(config, spec, mesh)
     state = meshes.template(init, shardings=place)
@@ -157,14 +157,14 @@ def _generator_program(config: ConfigDict, spec: Described, mesh: Mesh) -> Progr
     return Program(jitted, arguments, networks, build.microbatches(config, mesh))
 
 
-def _frozen(config: ConfigDict, spec: Described, mesh: Mesh, extra, vae) -> PyTree:
+def _frozen(config: ConfigDict, spec: DataSpec, mesh: Mesh, extra, vae) -> PyTree:
     place = functools.partial(meshes.sharding_for_tree, mesh=mesh, rules=config.mesh.rules)
     shapes = frozen.variables_shapes(config, spec, extra, vae)
     zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return meshes.template(zeros, shardings=place)
 
 
-def _batch(config: ConfigDict, spec: Described, mesh: Mesh, size: int) -> PyTree:
+def _batch(config: ConfigDict, spec: DataSpec, mesh: Mesh, size: int) -> PyTree:
     dtype = jnp.float16 if config.data.latent else jnp.uint8
     rows = meshes.batch_sharding(mesh)
     return {

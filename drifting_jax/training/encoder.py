@@ -17,7 +17,7 @@ from drifting_jax.files import write_json
 from drifting_jax.steps.encoder_step import encoder_step
 from drifting_jax.steps.state import TrainState, create_state, ema_name
 from drifting_jax.training import build, feeding
-from drifting_jax.training.loop import Stage, Tools, run_stage
+from drifting_jax.training.loop import RunContext, Stage, run_stage
 from drifting_jax.weights.networks import load_network
 from drifting_jax.workdir.checkpoint import Checkpoints
 
@@ -31,7 +31,7 @@ def checkpoint_directory(workdir: Path) -> Path:
     return workdir / "encoder" / "checkpoints"
 
 
-def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
+def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     """Trains an encoder by itself, from where it stands; returns whether it is complete.
 
     Raises:
@@ -42,9 +42,9 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     check_batch(config, mesh)
     source = feeding.open_source(config, workdir)
     build.check_models(config, source)
-    if encoder_params(config, source, mesh, workdir=workdir, tools=tools) is None:
+    if encoder_params(config, source, mesh, workdir=workdir, context=context) is None:
         return False
-    if tools.speaks:  # it marks the run as complete
+    if context.is_main_process:  # it marks the run as complete
         write_json(workdir / COMPLETE, {"step": config.encoder.train.num_steps})
     return True
 
@@ -60,7 +60,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def encoder_params(
-    config: ConfigDict, source: Source, mesh: Mesh, *, workdir: Path, tools: Tools
+    config: ConfigDict, source: Source, mesh: Mesh, *, workdir: Path, context: RunContext
 ) -> PyTree | None:
     """The frozen encoder's parameters: of config.encoder.path, or trained here, or resumed.
 
@@ -72,7 +72,7 @@ def encoder_params(
     """
     if config.encoder.path:
         return _load(config, source, mesh, config.encoder.path, workdir)
-    return _train(config, source, mesh, workdir, tools)
+    return _train(config, source, mesh, workdir, context)
 
 
 def _load(config: ConfigDict, source: Source, mesh: Mesh, trained: str, workdir: Path) -> PyTree:
@@ -162,7 +162,7 @@ def state_maker(config: ConfigDict, source: Source, mesh: Mesh):
 
 
 def _train(
-    config: ConfigDict, source: Source, mesh: Mesh, workdir: Path, tools: Tools
+    config: ConfigDict, source: Source, mesh: Mesh, workdir: Path, context: RunContext
 ) -> PyTree | None:
     t = config.encoder.train
     stage = Stage(
@@ -174,7 +174,7 @@ def _train(
         images_per_step=t.batch_size,
         max_skipped_in_a_row=config.train.max_skipped_in_a_row,
     )
-    _note_crop(config, source, tools)
+    _note_crop(config, source, context)
     init, place = state_maker(config, source, mesh)
     directory, kept = checkpoint_directory(workdir), config.train
     with Checkpoints(directory, keep=kept.keep, keep_every=kept.keep_every) as checkpoints:
@@ -185,10 +185,10 @@ def _train(
         else:
             start, trees = restored
             state = trees["state"].replace(ema=trees["ema"])
-        tools.writer.truncate("encoder", start)
+        context.writer.truncate("encoder", start)
         if start >= t.num_steps:
             return _average(config, state.ema)
-        tools.announce("encoder", state.params, start)
+        context.announce("encoder", state.params, start)
         schedule = build.encoder_schedule(config)
         step = jax.jit(
             functools.partial(
@@ -227,16 +227,16 @@ def _train(
                 culprit=lambda number: "the gradient" if number else "the loss",
                 items=lambda step, state: _items(state),
                 checkpoints=checkpoints,
-                tools=tools,
+                context=context,
             )
     return _average(config, state.ema) if complete else None
 
 
-def _note_crop(config: ConfigDict, source: Source, tools: Tools) -> None:
+def _note_crop(config: ConfigDict, source: Source, context: RunContext) -> None:
     """Latents were cropped when they were prepared, whatever the config asks for."""
     wanted = config.encoder.train.crop
     made = getattr(source, "info", {}).get("crop", wanted)
-    if tools.speaks and made != wanted:
+    if context.is_main_process and made != wanted:
         print(
             f"note: these latents are of {made} crops; config.encoder.train.crop={wanted!r} takes "
             f"latents that were prepared with --crop={wanted}"

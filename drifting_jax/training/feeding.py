@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.data import pipeline
-from drifting_jax.data.sources import Described, Source, make_source
+from drifting_jax.data.sources import DataSpec, Source, make_source
 from drifting_jax.data.transforms import Augmentation
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
@@ -58,7 +58,7 @@ def open_source(config: ConfigDict, workdir: Path) -> Source:
     return source
 
 
-def read_described(workdir: Path, config: ConfigDict) -> tuple[Described, list[str]]:
+def read_data_spec(workdir: Path, config: ConfigDict) -> tuple[DataSpec, list[str]]:
     """Shapes and class names of a run's data, which needs not be there if data.json is.
 
     Raises:
@@ -67,11 +67,11 @@ def read_described(workdir: Path, config: ConfigDict) -> tuple[Described, list[s
     path = workdir / "data.json"
     if not path.is_file():
         source = make_source(config.data, "train")
-        return Described(source.image_shape, source.num_classes), list(source.class_names)
+        return DataSpec(source.image_shape, source.num_classes), list(source.class_names)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         names = record["class_names"]
-        return Described(tuple(record["image_shape"]), len(names)), names
+        return DataSpec(tuple(record["image_shape"]), len(names)), names
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

@@ -20,7 +20,7 @@ def fill(
     source: Source,
     batch_size: int,
     *,
-    speaks: bool = False,
+    is_main_process: bool = False,
     stopped: Callable[[int], bool] = lambda step: False,
 ) -> tuple[SampleQueue, int] | None:
     """Pushes batches until every ring is full, or for one pass over the data.
@@ -30,7 +30,7 @@ def fill(
       batches: of `batch_size`.
       source: that they are of.
       batch_size: records of a batch.
-      speaks: whether to show progress.
+      is_main_process: whether to show progress.
       stopped: given the number of batches taken, whether to stop.
 
     Returns:
@@ -39,10 +39,10 @@ def fill(
     per_class = queue.by_class.images.shape[1]
     room = queue.num_classes * per_class + len(queue.unconditional.images)
     taken = 0
-    with progress_bar(room, description="queue", enabled=speaks) as bar:
+    with progress_bar(room, description="queue", enabled=is_main_process) as bar:
         for taken in range(-(-len(source) // batch_size)):
             if stopped(taken):
-                if speaks:
+                if is_main_process:
                     logging.warning("Stopped before the queue was full: its filling begins anew")
                 return None
             if taken % 16 == 0:

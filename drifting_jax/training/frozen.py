@@ -27,14 +27,14 @@ _EXTRA_SIDE = 224  # pixels that encoders of pixels are shown, as they were trai
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class PretrainedNetworks:
     """Networks that were trained elsewhere, on the host: a second encoder and the VAE, or None."""
 
     extra: Network | None
     vae: Network | None
 
 
-def load_given(config: ConfigDict, source: Source) -> Given:
+def load_pretrained(config: ConfigDict, source: Source) -> PretrainedNetworks:
     """Reads them, before anything is trained.
 
     Raises:
@@ -44,7 +44,7 @@ def load_given(config: ConfigDict, source: Source) -> Given:
     if kind != "none":
         _check_extra(config, source)
     wants_vae = config.data.latent and config.vae.path
-    return Given(
+    return PretrainedNetworks(
         extra=load_network(config.extra_encoder.path, kind=kind) if kind != "none" else None,
         vae=load_network(config.vae.path, kind="vae") if wants_vae else None,
     )
@@ -62,7 +62,7 @@ def _check_extra(config: ConfigDict, source: Source) -> None:
 
 
 def place(
-    config: ConfigDict, encoder: PyTree, given: Given, mesh: Mesh
+    config: ConfigDict, encoder: PyTree, given: PretrainedNetworks, mesh: Mesh
 ) -> tuple[PyTree, dict[str, Any], Network | None]:
     """Puts all frozen networks on the devices.
 

@@ -21,7 +21,7 @@ from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.state import TrainState, create_state, ema_name
 from drifting_jax.training import build, feeding, filling, frozen, monitoring
 from drifting_jax.training import encoder as train_mae
-from drifting_jax.training.loop import Stage, Tools, run_stage
+from drifting_jax.training.loop import RunContext, Stage, run_stage
 from drifting_jax.weights.networks import Network
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.metrics import image_grid
@@ -53,7 +53,7 @@ def state_maker(config: ConfigDict, source: Source, mesh: Mesh):
     return init, place
 
 
-def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
+def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     """Trains the encoder, unless it is given or done, and the generator, from where they stand.
 
     Returns:
@@ -68,9 +68,9 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     source = feeding.open_source(config, workdir)
     build.check_models(config, source)
     filling.check_source(config, source)
-    given = frozen.load_given(config, source)
-    monitor = monitoring.make_monitor(config, workdir=workdir, tools=tools)
-    encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, tools=tools)
+    given = frozen.load_pretrained(config, source)
+    monitor = monitoring.make_monitor(config, workdir=workdir, context=context)
+    encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, context=context)
     if encoder is None:
         return False
     variables, networks, vae = frozen.place(config, encoder, given, mesh)
@@ -92,10 +92,10 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
     with Checkpoints(directory, keep=t.keep, keep_every=t.keep_every) as checkpoints:
         start, position, state, queue = _start_or_resume(config, source, mesh, checkpoints)
         for name in ("generator", monitoring.STAGE):
-            tools.writer.truncate(name, start)
+            context.writer.truncate(name, start)
         if start >= t.num_steps:
             return True
-        tools.announce("generator", state.params, start)
+        context.announce("generator", state.params, start)
         with feeding.make_batches(
             config,
             source,
@@ -108,9 +108,13 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
         ) as batches:
             if not start:
                 found = filling.fill(
-                    queue, batches, source, config.queue.push_per_step, speaks=tools.speaks,
-                    stopped=tools.stops,
-                )  # fmt: skip
+                    queue,
+                    batches,
+                    source,
+                    config.queue.push_per_step,
+                    is_main_process=context.is_main_process,
+                    stopped=context.stops,
+                )
                 if found is None:
                     return False
                 queue, position = found
@@ -126,8 +130,8 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
                 culprit=lambda number: culprit_name(number, names, config.drift.temperatures),
                 items=lambda step, carry: _items(*carry, position + step - start),
                 checkpoints=checkpoints,
-                tools=tools,
-                on_step=_make_on_step(config, source, mesh, tools, vae, monitor),
+                context=context,
+                on_step=_make_on_step(config, source, mesh, context, vae, monitor),
             )
     return complete
 
@@ -237,13 +241,13 @@ def _make_on_step(
     config: ConfigDict,
     source: Source,
     mesh: Mesh,
-    tools: Tools,
+    context: RunContext,
     vae: Network | None,
     monitor: monitoring.Monitor | None,
 ) -> Callable[[int, tuple], None]:
     """Grids of samples, and figures, of the average that config.eval names."""
     if config.data.latent and vae is None:
-        if tools.speaks:
+        if context.is_main_process:
             print("no pictures of samples: config.vae.path does not say what decodes the latents")
         return lambda step, carry: None
     model, e = build.make_generator(config, source), config.eval
@@ -265,14 +269,14 @@ def _make_on_step(
             makes_pixels=True,
         )
         if draws:
-            _write_grid(config, generator, tools)
+            _write_grid(config, generator, context)
         if measures and (scalars := monitor(generator)):
-            tools.writer.write_scalars(monitoring.STAGE, step, scalars)
+            context.writer.write_scalars(monitoring.STAGE, step, scalars)
 
     return on_step
 
 
-def _write_grid(config: ConfigDict, generator: Generator, tools: Tools) -> None:
+def _write_grid(config: ConfigDict, generator: Generator, context: RunContext) -> None:
     """Samples from noise, styles and labels that stay the same all along the run."""
     classes = range(min(len(generator.class_names), _CLASSES_IN_PICTURES))
     labels, indices = sampling.class_major(classes, _PICTURES_PER_CLASS)
@@ -287,4 +291,4 @@ def _write_grid(config: ConfigDict, generator: Generator, tools: Tools) -> None:
         mesh=generator.mesh,
     ).images
     grid = image_grid(images, _PICTURES_PER_CLASS, least=_LEAST_GRID_PIXELS)
-    tools.writer.write_image("generator", generator.step, "samples", grid)
+    context.writer.write_image("generator", generator.step, "samples", grid)

@@ -12,7 +12,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from drifting_jax.distributed import meshes
-from drifting_jax.errors import Passing, UserError
+from drifting_jax.errors import TransientError, UserError
 from drifting_jax.steps.state import TrainState
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.interruption import Interruption
@@ -73,12 +73,12 @@ class _Agreement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tools:
-    """What a run opens once: metrics, interruption, and whether this process speaks."""
+class RunContext:
+    """What a run opens once: metrics, interruption, and whether this is the main process."""
 
     writer: MetricWriter
     interruption: Interruption
-    speaks: bool
+    is_main_process: bool
     agreement: _Agreement = dataclasses.field(default_factory=_Agreement)
 
     def stops(self, step: int = 0) -> bool:
@@ -103,7 +103,7 @@ class Tools:
     def announce(self, stage: str, params: PyTree, start: int) -> None:
         """Says how large the network of a stage is, and where the stage goes on."""
         self.writer.write_parameters(stage, params)
-        if start and self.speaks:
+        if start and self.is_main_process:
             print(f"{stage}: goes on from step {start}", flush=True)
 
 
@@ -119,7 +119,7 @@ def run_stage(
     culprit: Callable[[int], str],
     items: Callable[[int, PyTree], Mapping[str, PyTree]],
     checkpoints: Checkpoints,
-    tools: Tools,
+    context: RunContext,
     on_step: Callable[[int, PyTree], None] = lambda step, carry: None,
 ) -> tuple[PyTree, bool]:
     """Runs a stage from step `start` to its end, or until a signal asks it to stop.
@@ -136,7 +136,7 @@ def run_stage(
       culprit: number in `TrainState.culprit` -> words.
       items: (step, carry) -> trees of a checkpoint.
       checkpoints: where they are saved.
-      tools: see `Tools`.
+      context: see `RunContext`.
       on_step: called after each step that is logged or saved or not, with the carry: pictures.
 
     Returns:
@@ -145,7 +145,9 @@ def run_stage(
     Raises:
       UserError: too many steps in a row were not finite.
     """
-    bar = progress_bar(stage.num_steps, initial=start, description=stage.name, enabled=tools.speaks)
+    bar = progress_bar(
+        stage.num_steps, initial=start, description=stage.name, enabled=context.is_main_process
+    )
     started = logged_at = spoke_at = compiled_at = time.monotonic()
     logged_step, skipped, waited = start, int(state_of(carry).skipped), 0.0
     with bar:
@@ -159,7 +161,7 @@ def run_stage(
                 if step - 1 > start:
                     checkpoints.save(step - 1, items(step - 1, carry))
                     _require_saved(checkpoints)
-                if not tools.interruption.requested:
+                if not context.interruption.requested:
                     raise
                 return carry, False
             waited += time.monotonic() - asked
@@ -179,10 +181,10 @@ def run_stage(
                 scalars |= {"images_per_second": rate, "seconds": now - started, "skipped": skipped}
                 scalars["waiting_for_data"] = waiting
                 logged_step, logged_at, waited = step, now, 0.0
-                tools.writer.write_scalars(stage.name, step, scalars)
+                context.writer.write_scalars(stage.name, step, scalars)
                 bar.set_postfix_str(_postfix(scalars), refresh=False)
                 if (
-                    tools.speaks
+                    context.is_main_process
                     and bar.disable
                     and (last or now - spoke_at > _SECONDS_BETWEEN_LINES)
                 ):
@@ -195,10 +197,10 @@ def run_stage(
                         file=sys.stderr,
                     )
             on_step(step, carry)
-            stop = tools.stops(step)
+            stop = context.stops(step)
             kept = stage.keep_every and step % stage.keep_every == 0
             if step % stage.save_every == 0 or kept or last or stop:
-                tools.writer.flush()  # what stands in it must not be behind the checkpoint
+                context.writer.flush()  # what stands in it must not be behind the checkpoint
                 checkpoints.save(step, items(step, carry))
             if stop and not last:
                 _require_saved(checkpoints)
@@ -209,7 +211,7 @@ def run_stage(
 
 def _require_saved(checkpoints: Checkpoints) -> None:
     if not checkpoints.wait():
-        raise Passing(
+        raise TransientError(
             "the last checkpoint could not be saved (see the error above): make room and run the "
             f"same command again; it goes on from step {max(checkpoints.steps(), default=0)}"
         )

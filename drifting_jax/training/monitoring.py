@@ -14,11 +14,11 @@ from drifting_jax.evaluation import measurement
 from drifting_jax.evaluation.evaluator import Settings
 from drifting_jax.evaluation.features.extractors import load_extractor
 from drifting_jax.evaluation.features.image_sets import GeneratedImages, balanced_labels
-from drifting_jax.evaluation.measurement import Bench, Subject
+from drifting_jax.evaluation.measurement import EvaluationSetup, SampleSet
 from drifting_jax.evaluation.metrics.small_images import evaluate_samples, make_judge
 from drifting_jax.evaluation.reference import check_weights, read_reference
 from drifting_jax.steps.generator import Generator
-from drifting_jax.training.loop import Tools
+from drifting_jax.training.loop import RunContext
 
 STAGE = "evaluation"  # in metrics.jsonl
 _FOLDER = "evaluation_in_training"  # of features, while they are made
@@ -28,7 +28,7 @@ _MAX_EXCLUDED = 0.001
 Monitor = Callable[[Generator], dict[str, float]]
 
 
-def make_monitor(config: ConfigDict, *, workdir: Path, tools: Tools) -> Monitor | None:
+def make_monitor(config: ConfigDict, *, workdir: Path, context: RunContext) -> Monitor | None:
     """What measures a generator in the middle of its training; None where the config wants none.
 
     Weights and statistics are read at once, before anything is trained.
@@ -50,7 +50,7 @@ def make_monitor(config: ConfigDict, *, workdir: Path, tools: Tools) -> Monitor 
             "config.eval.every measures FID against config.eval.reference, an .npz file: make one "
             "with `python -m drifting_jax.evaluate reference`, or set config.eval.every to 0"
         )
-    return _image_monitor(config, workdir, tools)
+    return _image_monitor(config, workdir, context)
 
 
 def _small_monitor(config: ConfigDict) -> Monitor:
@@ -79,12 +79,12 @@ def _small_monitor(config: ConfigDict) -> Monitor:
     return measure
 
 
-def _image_monitor(config: ConfigDict, workdir: Path, tools: Tools) -> Monitor:
+def _image_monitor(config: ConfigDict, workdir: Path, context: RunContext) -> Monitor:
     extractors = [
         load_extractor("inception", config.eval.inception, flag="--config.eval.inception")
     ]
-    if extractors[0].doubt and tools.speaks:
-        logging.warning(extractors[0].doubt)
+    if extractors[0].warning and context.is_main_process:
+        logging.warning(extractors[0].warning)
     reference = read_reference(Path(config.eval.reference))
     check_weights(reference, extractors)
     if "inception" not in reference.moments:
@@ -105,7 +105,7 @@ def _image_monitor(config: ConfigDict, workdir: Path, tools: Tools) -> Monitor:
             config.eval.cfg_scales[0],
             f"step {generator.step} of {workdir}",
         )
-        bench = Bench(
+        bench = EvaluationSetup(
             out=out,
             extractors=extractors,
             settings=Settings(_FIGURES, config.eval.k, _MAX_EXCLUDED),
@@ -113,13 +113,13 @@ def _image_monitor(config: ConfigDict, workdir: Path, tools: Tools) -> Monitor:
             mesh=generator.mesh,
             batch_size=64 * generator.mesh.size,
             keep_features=False,
-            speaks=tools.speaks,
-            stopped=tools.stops,
+            is_main_process=context.is_main_process,
+            stopped=context.stops,
         )
-        if tools.speaks:  # of a pass that was killed, perhaps with other rounding
+        if context.is_main_process:  # of a pass that was killed, perhaps with other rounding
             shutil.rmtree(out, ignore_errors=True)
         try:
-            found = measurement.measure(bench, Subject(images, {}), record=False)
+            found = measurement.measure(bench, SampleSet(images, {}), record=False)
         except UserError as error:  # no reason to end a training
             logging.error("Step %d was not measured: %s", generator.step, error)
             return {}

@@ -87,7 +87,7 @@ def load_run(
     directory = train.checkpoint_directory(workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
-    source, class_names = feeding.read_described(workdir, config)
+    source, class_names = feeding.read_data_spec(workdir, config)
     mesh = meshes.make_mesh()
     init, place = train.state_maker(config, source, mesh)
     wanted = {"ema": meshes.template(init, shardings=place).ema}

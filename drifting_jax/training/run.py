@@ -20,7 +20,7 @@ from drifting_jax.files import write_json
 from drifting_jax.training import encoder as train_mae
 from drifting_jax.training import generator as train
 from drifting_jax.training import toy
-from drifting_jax.training.loop import Tools
+from drifting_jax.training.loop import RunContext
 from drifting_jax.training.restore import load_run
 from drifting_jax.workdir import pictures
 from drifting_jax.workdir.interruption import Interruption
@@ -41,24 +41,29 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
     Raises:
       UserError: the workdir belongs to another run or config, or the task cannot go on.
     """
-    speaks = jax.process_index() == 0
+    is_main_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         on_all_processes(_enter, workdir, stack)
         open_workdir(config, workdir)
         if meshes.from_first_process(_is_complete(config, workdir)):
-            _say(speaks, _complete_message(config, workdir))
+            _say(is_main_process, _complete_message(config, workdir))
             return 0
-        writer = stack.enter_context(MetricWriter(workdir, enabled=speaks))
+        writer = stack.enter_context(MetricWriter(workdir, enabled=is_main_process))
         interruption = stack.enter_context(Interruption())
-        tools = Tools(writer=writer, interruption=interruption, speaks=speaks)
-        _say(speaks, f"{workdir}: {jax.device_count()} {jax.devices()[0].platform} device(s)")
+        context = RunContext(
+            writer=writer, interruption=interruption, is_main_process=is_main_process
+        )
+        _say(
+            is_main_process,
+            f"{workdir}: {jax.device_count()} {jax.devices()[0].platform} device(s)",
+        )
         started = time.monotonic()
         tasks = {"toy": toy.train, "encoder": train_mae.train, "generator": _generator}
-        if not tasks[config.task](config, workdir=workdir, tools=tools):
-            _say(speaks, _stopped_message(workdir))
+        if not tasks[config.task](config, workdir=workdir, context=context):
+            _say(is_main_process, _stopped_message(workdir))
             return interruption.exit_status
         minutes = (time.monotonic() - started) / 60
-        _say(speaks, f"\ndone in {minutes:.1f} min\n{_where(workdir)}")
+        _say(is_main_process, f"\ndone in {minutes:.1f} min\n{_where(workdir)}")
     return 0
 
 
@@ -119,29 +124,29 @@ def _has_begun(workdir: Path) -> bool:
     return any(step.name.isdecimal() for folder in folders for step in folder.glob("*"))
 
 
-def _generator(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
-    if not train.train(config, workdir=workdir, tools=tools):
+def _generator(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
+    if not train.train(config, workdir=workdir, context=context):
         return False
-    if tools.speaks:
+    if context.is_main_process:
         records = read_metrics(workdir, stage="generator")
         pictures.write_drift(workdir / "drift.png", records, config.drift.temperatures)
     if config.data.source not in SMALL_SOURCES:
-        if tools.speaks:  # it marks the run as complete
+        if context.is_main_process:  # it marks the run as complete
             write_json(workdir / COMPLETE, {"step": config.train.num_steps})
             _say(True, f"\nsamples: python -m drifting_jax.sample --workdir={workdir}")
         return True
-    _say(tools.speaks, "\nsampling and measuring ...")
+    _say(context.is_main_process, "\nsampling and measuring ...")
     found = evaluate_run(
         load_run(workdir),
         workdir=workdir,
         seeds=[config.seed],
-        report=lambda table: _say(tools.speaks, f"\n{table}"),
-        stopped=tools.stops,
+        report=lambda table: _say(context.is_main_process, f"\n{table}"),
+        stopped=context.stops,
     )
     if found is None:
         return False
     scalars = {f"{record['figure']}/alpha_{record['alpha']:g}": record["value"] for record in found}
-    tools.writer.write_scalars("evaluation", config.train.num_steps, scalars)
+    context.writer.write_scalars("evaluation", config.train.num_steps, scalars)
     return True
 
 
@@ -205,6 +210,6 @@ def _where(workdir: Path) -> str:
     return "\n".join(f"  {path:<{width}}  {words}" for path, words in there.items())
 
 
-def _say(speaks: bool, text: str) -> None:
-    if speaks:
+def _say(is_main_process: bool, text: str) -> None:
+    if is_main_process:
         print(text, file=sys.stderr if text.startswith("\nstopped") else sys.stdout, flush=True)

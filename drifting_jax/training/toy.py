@@ -29,7 +29,7 @@ from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.generator_step import culprit_name, drift_culprit
 from drifting_jax.steps.state import TrainState, apply_gradients, create_state, ema_name
 from drifting_jax.training import build, feeding
-from drifting_jax.training.loop import Stage, Tools, run_stage
+from drifting_jax.training.loop import RunContext, Stage, run_stage
 from drifting_jax.workdir import pictures
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.metrics import read_metrics
@@ -98,7 +98,7 @@ def toy_step(
     return state, metrics
 
 
-def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
+def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     """Trains, measures and draws; returns whether it came to the end (else a signal stopped it)."""
     mesh = build.make_mesh(config)
     _check_batch(config, mesh)
@@ -113,9 +113,9 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
             start, state = 0, meshes.init_sharded(init, shardings=place)
         else:
             start, state = restored[0], restored[1]["state"]
-        tools.writer.truncate("toy", start)
-        tools.announce("toy", state.params, start)
-        on_step = _make_frames(config, model, workdir, tools)
+        context.writer.truncate("toy", start)
+        context.announce("toy", state.params, start)
+        on_step = _make_frames(config, model, workdir, context)
         if start == 0:
             on_step(0, state)
         with feeding.make_batches(
@@ -132,13 +132,13 @@ def train(config: ConfigDict, *, workdir: Path, tools: Tools) -> bool:
                 culprit=lambda n: culprit_name(n, ["points"], config.drift.temperatures),
                 items=lambda step, state: {"state": state},
                 checkpoints=checkpoints,
-                tools=tools,
+                context=context,
                 on_step=on_step,
             )
-    if not complete or tools.stops():
+    if not complete or context.stops():
         return False
     sample = _sampler(config, model, state)
-    if tools.speaks:
+    if context.is_main_process:
         figures = measure(config, sample)
         print(report(figures))
         draw_pictures(config, workdir)
@@ -232,7 +232,7 @@ def _sampler(config: ConfigDict, model: MLP, state: TrainState) -> Callable[[int
 
 
 def _make_frames(
-    config: ConfigDict, model: MLP, workdir: Path, tools: Tools
+    config: ConfigDict, model: MLP, workdir: Path, context: RunContext
 ) -> Callable[[int, TrainState], None]:
     """Keeps points of fixed noise at the steps of the animation, early ones closer together."""
     steps = frame_steps(config.train.num_steps)
@@ -246,7 +246,7 @@ def _make_frames(
         if step not in steps:
             return
         points = meshes.fetch(points_of(state.params))
-        if tools.speaks:
+        if context.is_main_process:
             folder.mkdir(exist_ok=True)
             data = io.BytesIO()
             np.save(data, points)

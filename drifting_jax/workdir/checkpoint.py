@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from drifting_jax.distributed import meshes
 from drifting_jax.distributed.agreement import first_line, largest, on_all_processes
-from drifting_jax.errors import Passing, UserError
+from drifting_jax.errors import TransientError, UserError
 from drifting_jax.workdir.checkpoint_items import (
     CHECKSUMS,
     NOT_DAMAGE,
@@ -107,7 +107,7 @@ class Checkpoints:
 
         Raises:
           ValueError: An item holds a PRNG key or no array, or has a reserved name.
-          Passing: `max_failures` saves in a row have failed.
+          TransientError: `max_failures` saves in a row have failed.
           RuntimeError: this is read-only.
         """
         if self._read_only:
@@ -150,7 +150,7 @@ class Checkpoints:
         """Waits for the save under way; returns whether the last save is whole on disk.
 
         Raises:
-          Passing: `max_failures` saves in a row have failed.
+          TransientError: `max_failures` saves in a row have failed.
         """
         if self._pending is not None:
             step, self._pending = self._pending, None
@@ -181,7 +181,7 @@ class Checkpoints:
         Raises:
           UserError: An array differs from its template in name, shape or dtype, or all steps are
             damaged.
-          Passing: None can be read, and the disk may be to blame.
+          TransientError: None can be read, and the disk may be to blame.
           ValueError: A template has no sharding.
         """
         self.wait()
@@ -211,7 +211,7 @@ class Checkpoints:
         listed = "; ".join(f"step {step}: {reason}" for step, reason in left.items())
         found = f"no checkpoint in {self._directory} can be read ({listed})"
         if largest(passing):
-            raise Passing(f"{found}; give the same command again when the disk answers")
+            raise TransientError(f"{found}; give the same command again when the disk answers")
         raise UserError(f"{found}; move the directory elsewhere to start from the first step")
 
     def restore_step(self, step: int, templates: Mapping[str, Tree]) -> dict[str, Tree]:
@@ -219,7 +219,7 @@ class Checkpoints:
 
         Raises:
           UserError: There is no such step, it is damaged, or it differs from a template.
-          Passing: It cannot be read, and the disk may be to blame.
+          TransientError: It cannot be read, and the disk may be to blame.
           ValueError: A template has no sharding.
         """
         self.wait()
@@ -236,7 +236,7 @@ class Checkpoints:
         except Exception as error:
             passing = may_pass(error)
             others = ", ".join(str(other) for other in steps if other != step)
-            raise (Passing if passing else UserError)(
+            raise (TransientError if passing else UserError)(
                 f"the checkpoint {self._directory / str(step)} "
                 f"{'cannot be read' if passing else 'is damaged'} ({first_line(error)}); "
                 f"other steps: {others or 'none'}"
@@ -305,7 +305,7 @@ class Checkpoints:
         )
         self._close_manager()
         if self._failures >= self._max_failures:
-            raise Passing(
+            raise TransientError(
                 f"{self._failures} checkpoints in a row could not be saved in {self._directory} "
                 f"({first_line(error)}); make room and run the same command again: it goes on "
                 f"from step {self._newest}"

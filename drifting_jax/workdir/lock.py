@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from drifting_jax.errors import Busy
+from drifting_jax.errors import LockHeldError
 
 # A machine that was taken away holds a lock on a network disk until the disk's server notices.
 _PATIENCE_SECONDS, _LOOK_EVERY_SECONDS = 150.0, 5.0
@@ -23,13 +23,13 @@ def locked(workdir: Path) -> Iterator[None]:
     locks outlive it. A file system that knows no locks is used without one.
 
     Raises:
-      Busy: another process holds it; its number and machine are named.
+      LockHeldError: another process holds it; its number and machine are named.
     """
     path = workdir / ".lock"
     with open(path, "a+", encoding="utf-8") as file:
         try:
             _take(file, path)
-        except Busy:
+        except LockHeldError:
             raise
         except OSError:
             yield
@@ -50,7 +50,7 @@ def _take(file: IO[str], path: Path) -> None:
             file.seek(0)
             holder = file.read().strip() or "another process"
         if holder.endswith(f" on {socket.gethostname()}") or time.monotonic() > until:
-            raise Busy(
+            raise LockHeldError(
                 f"{holder} runs in {path.parent}: wait for its end, or choose another folder; if "
                 f"that process is gone for good, delete {path}"
             )

@@ -115,7 +115,9 @@ def test_converted_encoders_serve_runs(workdir, tmp_path, monkeypatch):
     source, mesh = make_source(config.data, "train"), build.make_mesh(resolve(config))
 
     def params(config, workdir):
-        return train_mae.encoder_params(resolve(config), source, mesh, workdir=workdir, tools=None)
+        return train_mae.encoder_params(
+            resolve(config), source, mesh, workdir=workdir, context=None
+        )
 
     expected = load_network(out).variables["params"]
     assert_same(meshes.fetch(params(config, tmp_path / "other")), expected)

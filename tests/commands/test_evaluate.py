@@ -18,7 +18,7 @@ from drifting_jax.config import base_config, resolve
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.training import monitoring
-from drifting_jax.training.loop import Tools
+from drifting_jax.training.loop import RunContext
 from drifting_jax.workdir.interruption import Interruption
 
 
@@ -177,7 +177,7 @@ def test_what_is_refused_leaves_nothing(command, tmp_path, monkeypatch):
 
 
 def test_weights_that_are_doubted_are_told_of(command, monkeypatch, capsys):
-    doubted = dataclasses.replace(make_extractor("inception"), doubt="another file")
+    doubted = dataclasses.replace(make_extractor("inception"), warning="another file")
     monkeypatch.setattr(evaluate, "load_extractor", lambda *_, **__: doubted)
     command("--images=samples.npz", "--out=out", "--figures=inception_score")
     assert "note: another file" in capsys.readouterr().out
@@ -204,8 +204,8 @@ def monitor(tmp_path, **changes):
     config.eval.every = 10
     config.eval.num_samples = 30
     config.eval.update(changes)
-    tools = Tools(writer=None, interruption=Interruption(), speaks=True)
-    return monitoring.make_monitor(resolve(config), workdir=tmp_path, tools=tools)
+    context = RunContext(writer=None, interruption=Interruption(), is_main_process=True)
+    return monitoring.make_monitor(resolve(config), workdir=tmp_path, context=context)
 
 
 def test_figures_in_the_middle_of_training(command, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from drifting_jax.commands.command_line import exit_status
 from drifting_jax.config import base_config, default_workdir, resolve
-from drifting_jax.errors import Busy, Passing, UserError
+from drifting_jax.errors import LockHeldError, TransientError, UserError
 from drifting_jax.training import run
 from drifting_jax.workdir import lock
 
@@ -79,8 +79,8 @@ def test_workdirs_are_named_after_configs():
     [
         (UserError("a mistake"), 2),
         (FileNotFoundError("no file"), 2),
-        (Busy("locked"), 1),
-        (Passing("three saves have failed"), 1),
+        (LockHeldError("locked"), 1),
+        (TransientError("three saves have failed"), 1),
         (OSError(errno.ENOSPC, "no space"), 1),
         (TimeoutError("no answer"), 1),
     ],
@@ -102,6 +102,6 @@ def test_a_second_start_changes_nothing_of_the_first(tmp_path):
     run.open_workdir(resolve(first), tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     first.seed = 9
-    with lock.locked(tmp_path), pytest.raises(Busy):
+    with lock.locked(tmp_path), pytest.raises(LockHeldError):
         run.run(resolve(first), workdir=tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before

@@ -13,14 +13,14 @@ from drifting_jax.errors import UserError
 from drifting_jax.evaluation import measurement, pages, reference
 from drifting_jax.evaluation.evaluator import NEEDS, Settings
 from drifting_jax.evaluation.features.image_sets import GeneratedImages, open_images
-from drifting_jax.evaluation.measurement import Subject
+from drifting_jax.evaluation.measurement import SampleSet
 from drifting_jax.evaluation.metrics.frechet import frechet_distance, gaussian_statistics
 from drifting_jax.evaluation.reference import Reference, read_reference
 
 
 def test_figures_are_those_of_all_features_at_once(tmp_path):
     found = measurement.measure_all(
-        bench(tmp_path), [Subject(array_set(tmp_path), {"alpha": 1.0, "seed": 0})]
+        bench(tmp_path), [SampleSet(array_set(tmp_path), {"alpha": 1.0, "seed": 0})]
     )
     assert set(values(found)) == set(NEEDS)
     ours, real = pixels(1), pixels(0)
@@ -39,9 +39,9 @@ def test_figures_are_those_of_all_features_at_once(tmp_path):
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (1, 90), (8, 8), (4, 64)])
 def test_figures_do_not_depend_on_batches_or_devices(tmp_path, devices, batch_size):
     images = array_set(tmp_path)
-    expected = measurement.measure(bench(tmp_path / "a"), Subject(images, {}))
+    expected = measurement.measure(bench(tmp_path / "a"), SampleSet(images, {}))
     found = measurement.measure(
-        bench(tmp_path / "b", devices=devices, batch_size=batch_size), Subject(images, {})
+        bench(tmp_path / "b", devices=devices, batch_size=batch_size), SampleSet(images, {})
     )
     for name, value in values(expected).items():
         assert values(found)[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
@@ -49,24 +49,24 @@ def test_figures_do_not_depend_on_batches_or_devices(tmp_path, devices, batch_si
 
 def test_a_stopped_measurement_goes_on(tmp_path):
     images, asked = array_set(tmp_path), []
-    expected = measurement.measure(bench(tmp_path / "whole"), Subject(images, {}))
+    expected = measurement.measure(bench(tmp_path / "whole"), SampleSet(images, {}))
 
     def stopped():
         asked.append(1)
         return len(asked) == 3
 
     halted = bench(tmp_path / "halted", stopped=stopped)
-    assert measurement.measure_all(halted, [Subject(images, {})]) is None
+    assert measurement.measure_all(halted, [SampleSet(images, {})]) is None
     store = measurement.open_store(halted, images)
     assert store.done == 48
-    found = measurement.measure_all(halted, [Subject(images, {})])
+    found = measurement.measure_all(halted, [SampleSet(images, {})])
     assert len(asked) == 3 + 3  # the batches that were left
     assert values(found) == pytest.approx(values(expected), rel=1e-6, abs=1e-9)
     assert not list((tmp_path / "halted" / "features").iterdir())
 
 
 def test_a_kill_between_features_and_figures_loses_nothing(tmp_path, monkeypatch):
-    for subject in (Subject(array_set(tmp_path), {}), subjects()[0]):
+    for subject in (SampleSet(array_set(tmp_path), {}), subjects()[0]):
         made = bench(tmp_path / str(len(subject.images)))
         with monkeypatch.context() as patch:
             patch.setattr(measurement.evaluator, "figures_of", lambda *_, **__: 1 / 0)
@@ -86,7 +86,7 @@ def test_a_limit_on_what_is_left_out_holds_for_figures_made_before(tmp_path):
 
 
 def test_what_stands_in_the_file_is_not_measured_again(tmp_path, monkeypatch):
-    subject = Subject(array_set(tmp_path), {"alpha": 2.0})
+    subject = SampleSet(array_set(tmp_path), {"alpha": 2.0})
     first = measurement.measure_all(bench(tmp_path), [subject])
     lines = (tmp_path / "figures.jsonl").read_text().splitlines()
     assert len(lines) == len(NEEDS) + 1 and all(json.loads(line) for line in lines)
@@ -109,17 +109,17 @@ def test_damaged_images_are_left_out_and_told_of(tmp_path):
         path.write_bytes(imagenet_like.encoded(imagenet_like.Image.fromarray(image), "PNG"))
     (tmp_path / "images" / "007.png").write_bytes(b"damaged")
     images = open_images(tmp_path / "images")
-    found = measurement.measure(bench(tmp_path / "out"), Subject(images, {}))
+    found = measurement.measure(bench(tmp_path / "out"), SampleSet(images, {}))
     rest = features(np.delete(pixels(1, 40), 7, axis=0))
     expected = frechet_distance(gaussian_statistics(rest), of_real().moments["inception"])
     assert values(found)["fid"] == pytest.approx(expected, rel=1e-5)
     assert any("1 of 40 images cannot be measured" in n and "007.png" in n for n in found[1])
     strict = bench(tmp_path / "strict", settings=Settings(("fid",), 3, 0.001))
     with pytest.raises(UserError, match=r"1 of 40 .* 007.png .*--max_excluded allows .* 0.001"):
-        measurement.measure(strict, Subject(images, {}))
+        measurement.measure(strict, SampleSet(images, {}))
 
 
-def subjects(devices: int = 8, bad: tuple[int, ...] = (), count: int = 40) -> list[Subject]:
+def subjects(devices: int = 8, bad: tuple[int, ...] = (), count: int = 40) -> list[SampleSet]:
     generator = FakeGenerator(meshes.make_mesh(devices), bad)
     return measurement.generated_subjects(
         generator, count=count, cfg_scales=[1.0, 2.0], seeds=[0, 1]
@@ -184,7 +184,7 @@ def test_a_reference_is_written_and_read(tmp_path):
     assert found.features["inception"].shape == (20, 6) and len(rows) == COUNT
     assert found.protocol["inception weights"].startswith("sha256 ")
     same = measurement.measure(
-        bench(tmp_path / "same", reference=found), Subject(array_set(tmp_path, 0), {})
+        bench(tmp_path / "same", reference=found), SampleSet(array_set(tmp_path, 0), {})
     )
     assert abs(values(same)["fid"]) < 1e-6 and values(same)["precision"] == 1.0
 

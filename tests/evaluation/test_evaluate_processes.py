@@ -13,7 +13,7 @@ import pytest
 
 from drifting_jax.evaluation import measurement
 from drifting_jax.evaluation.features.image_sets import open_images
-from drifting_jax.evaluation.measurement import Subject
+from drifting_jax.evaluation.measurement import SampleSet
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -52,7 +52,7 @@ def write_images(folder: Path, *, damaged: int) -> None:
 def test_two_processes_have_the_figures_of_one(tmp_path):
     write_images(tmp_path / "images", damaged=1)
     expected = measurement.measure(
-        single.bench(tmp_path / "alone"), Subject(open_images(tmp_path / "images"), {})
+        single.bench(tmp_path / "alone"), SampleSet(open_images(tmp_path / "images"), {})
     )
     for status, errors in together(tmp_path, "images"):
         assert status == 0, errors

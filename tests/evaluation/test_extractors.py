@@ -167,9 +167,9 @@ def test_published_files_are_found_in_the_folder(tmp_path, monkeypatch, file):
     extractor = load_extractor("inception")
     assert extractor.resize == "TF1 bilinear to 299x299, not rounded"
     assert (extractor.variables["params"]["fc_bias"] >= 1).all()
-    assert "its SHA-256 begins with" in extractor.doubt and "not 6726825d" in extractor.doubt
+    assert "its SHA-256 begins with" in extractor.warning and "not 6726825d" in extractor.warning
 
 
 def test_files_of_other_names_are_not_doubted(tmp_path):
     inception_weights.write_file(tmp_path / "mine-20240101.pth")
-    assert load_extractor("inception", str(tmp_path / "mine-20240101.pth")).doubt == ""
+    assert load_extractor("inception", str(tmp_path / "mine-20240101.pth")).warning == ""

@@ -10,22 +10,24 @@ import numpy as np
 from drifting_jax.distributed import processes
 from drifting_jax.evaluation import measurement
 from drifting_jax.evaluation.features.image_sets import open_images
-from drifting_jax.evaluation.measurement import Subject
+from drifting_jax.evaluation.measurement import SampleSet
 
 
 def main(folder: Path, name: str) -> None:
     """Measures a set of a folder with all devices of all processes."""
     import jax
 
-    speaks = jax.process_index() == 0
-    bench = single.bench(folder / "together", devices=-1, batch_size=8, speaks=speaks)
+    is_main_process = jax.process_index() == 0
+    bench = single.bench(
+        folder / "together", devices=-1, batch_size=8, is_main_process=is_main_process
+    )
     images = open_images(folder / name)
-    found = measurement.measure_all(bench, [Subject(images, {"alpha": 1.0})])
-    if speaks:
+    found = measurement.measure_all(bench, [SampleSet(images, {"alpha": 1.0})])
+    if is_main_process:
         values = {record["figure"]: record["value"] for record in found[0]}
         (folder / "values.json").write_text(json.dumps(values))
-    again = measurement.measure_all(bench, [Subject(images, {"alpha": 1.0})])
-    assert not speaks or again == found
+    again = measurement.measure_all(bench, [SampleSet(images, {"alpha": 1.0})])
+    assert not is_main_process or again == found
     np.testing.assert_array_equal(jax.process_count(), 2)
 
 

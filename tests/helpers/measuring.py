@@ -9,7 +9,7 @@ from fake_extractor import make_extractor
 from drifting_jax.distributed import meshes
 from drifting_jax.evaluation.evaluator import NEEDS, Settings
 from drifting_jax.evaluation.features.array_images import ArrayImages
-from drifting_jax.evaluation.measurement import Bench
+from drifting_jax.evaluation.measurement import EvaluationSetup
 from drifting_jax.evaluation.metrics.frechet import gaussian_statistics
 from drifting_jax.evaluation.reference import Reference
 
@@ -40,8 +40,8 @@ def of_real(seed: int = 0) -> Reference:
     return Reference(moments, found, {"images": "made up"})
 
 
-def bench(out, *, devices: int = 8, batch_size: int = 16, **changes) -> Bench:
-    made = Bench(
+def bench(out, *, devices: int = 8, batch_size: int = 16, **changes) -> EvaluationSetup:
+    made = EvaluationSetup(
         out=out,
         extractors=[make_extractor(), make_extractor("dinov2")],
         settings=Settings(tuple(NEEDS), 3, 0.05),
@@ -49,7 +49,7 @@ def bench(out, *, devices: int = 8, batch_size: int = 16, **changes) -> Bench:
         mesh=meshes.make_mesh(devices),
         batch_size=batch_size,
         keep_features=False,
-        speaks=True,
+        is_main_process=True,
     )
     return dataclasses.replace(made, **changes)
 

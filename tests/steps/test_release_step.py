@@ -104,7 +104,7 @@ def test_steps_equal_the_release(monkeypatch):
     optimizer = recording(
         make_optimizer(schedule, b1=0.9, b2=0.95, weight_decay=0.01, clip_norm=2.0)
     )
-    settings = generator_step.GeneratorStep(
+    settings = generator_step.GeneratorStepConfig(
         labels=2,
         generated=4,
         positives=6,

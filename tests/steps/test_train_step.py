@@ -30,7 +30,7 @@ MODEL = DiT(
     num_style_books=2,
     styles_per_book=3,
 )
-SETTINGS = generator_step.GeneratorStep(
+SETTINGS = generator_step.GeneratorStepConfig(
     labels=10,
     generated=8,
     positives=4,
@@ -303,7 +303,7 @@ def test_images_on_the_way_in():
 
 
 ENCODER = ResNetMAE(in_channels=1, width=4, num_classes=3, blocks=(1,), groups=2)
-ENCODER_STEP = encoder_step.EncoderStep(
+ENCODER_STEP = encoder_step.EncoderStepConfig(
     mask_ratio_min=0.5,
     mask_ratio_max=0.5,
     classifier_start=10,

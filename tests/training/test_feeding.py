@@ -135,7 +135,7 @@ def test_another_pass_augments_anew(images):
 
 def test_the_data_must_stay_what_it_was(config, images, tmp_path):
     source = feeding.open_source(config, tmp_path)
-    described, names = feeding.read_described(tmp_path, config)
+    described, names = feeding.read_data_spec(tmp_path, config)
     assert described.image_shape == source.image_shape == (8, 8, 3)
     assert names == list(CLASSES) and described.num_classes == 3
     packed = tmp_path / "packed"

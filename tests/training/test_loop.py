@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from drifting_jax.errors import UserError
-from drifting_jax.training.loop import Stage, Tools, run_stage
+from drifting_jax.training.loop import RunContext, Stage, run_stage
 
 STAGE = Stage(
     name="encoder",
@@ -73,7 +73,7 @@ def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, **change
         culprit=lambda number: f"culprit {number}",
         items=lambda step, carry: {"state": carry},
         checkpoints=checkpoints,
-        tools=Tools(writer=writer, interruption=interruption, speaks=False),
+        context=RunContext(writer=writer, interruption=interruption, is_main_process=False),
         on_step=on_step,
     )
     return result
@@ -162,12 +162,14 @@ def asked(seconds: float, others: float = 0.0) -> list[int]:
         patch.setattr(jax, "process_count", lambda: 2)
         patch.setattr(time, "monotonic", lambda: clock[0])
         patch.setattr(multihost_utils, "process_allgather", allgather)
-        tools = Tools(writer=None, interruption=SimpleNamespace(exit_status=0), speaks=False)
+        context = RunContext(
+            writer=None, interruption=SimpleNamespace(exit_status=0), is_main_process=False
+        )
         for step in range(1, 31):
             clock[0] += seconds
-            before = tools.agreement.asked_step
-            assert not tools.stops(step)
-            if tools.agreement.asked_step != before:
+            before = context.agreement.asked_step
+            assert not context.stops(step)
+            if context.agreement.asked_step != before:
                 found.append(step)
     return found
 

@@ -299,7 +299,7 @@ def test_a_trained_encoder_serves_another_run(finished, tmp_path):
 
     def params(workdir=tmp_path / "other", trained=finished.workdir, **changes):
         changed = config(encoder__path=str(trained), **changes)
-        return train_mae.encoder_params(changed, source, mesh, workdir=workdir, tools=None)
+        return train_mae.encoder_params(changed, source, mesh, workdir=workdir, context=None)
 
     encoder = build.make_encoder(config(), source)
     shapes = jax.eval_shape(

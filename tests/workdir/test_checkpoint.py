@@ -20,7 +20,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from drifting_jax.errors import Passing, UserError
+from drifting_jax.errors import TransientError, UserError
 from drifting_jax.workdir import checkpoint, checkpoint_items
 from drifting_jax.workdir.checkpoint import Checkpoints
 
@@ -292,10 +292,10 @@ def test_a_disk_that_does_not_answer_is_no_mistake_of_the_user(tmp_path, reads):
             checkpoints.save(i, {"state": {"x": jnp.ones(3)}})
         checkpoints.wait()
         reads += [_STALE] * 8
-        with pytest.raises(Passing, match="when the disk answers"):
+        with pytest.raises(TransientError, match="when the disk answers"):
             checkpoints.restore_latest(template)
         reads += [_STALE] * 4
-        with pytest.raises(Passing, match=r"2 cannot be read .*; other steps: 1"):
+        with pytest.raises(TransientError, match=r"2 cannot be read .*; other steps: 1"):
             checkpoints.restore_step(2, template)
         assert checkpoints.restore_latest(template)[0] == 2
 

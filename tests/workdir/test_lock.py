@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from drifting_jax.errors import Busy, UserError
+from drifting_jax.errors import LockHeldError, UserError
 from drifting_jax.workdir import lock
 from drifting_jax.workdir.lock import locked
 
@@ -41,7 +41,7 @@ def test_a_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch):
     with locked(tmp_path):
         (tmp_path / ".lock").write_text("process 7 on elsewhere\n")
         started = time.monotonic()
-        with pytest.raises(Busy, match="process 7 on elsewhere runs in"):
+        with pytest.raises(LockHeldError, match="process 7 on elsewhere runs in"):
             locked(tmp_path).__enter__()
         assert time.monotonic() - started > 0.1
 

@@ -51,7 +51,7 @@ class Extractor:
       apply: (variables, images [b, h, w, 3] or [b, h, w, 1] uint8) -> {"features": [b, d] float32},
         from Inception also "logits" [b, 1008], without the bias, and "spatial" [b, 2023]. To be
         jitted by the caller. Raises ValueError for images of another shape or dtype.
-      doubt: why the weights may not be the published ones, in words, or "".
+      warning: why the weights may not be the published ones, in words, or "".
     """
 
     name: str
@@ -60,7 +60,7 @@ class Extractor:
     resize: str
     variables: PyTree
     apply: Callable[[PyTree, jax.Array], dict[str, jax.Array]]
-    doubt: str = ""
+    warning: str = ""
 
 
 def load_extractor(name: str, weights: str = "", *, flag: str = "--weights") -> Extractor:
@@ -82,7 +82,7 @@ def load_extractor(name: str, weights: str = "", *, flag: str = "--weights") -> 
     path = weights or _find(name, flag)
     network = load_network(path, kind=name)
     found = inception_extractor(network) if name == "inception" else dinov2_extractor(network)
-    return dataclasses.replace(found, doubt=_doubt(name, Path(path)))
+    return dataclasses.replace(found, warning=_doubt(name, Path(path)))
 
 
 def _find(name: str, flag: str) -> Path:

@@ -30,7 +30,7 @@ class Figure(NamedTuple):
     better: str
 
 
-class Judge(NamedTuple):
+class SmallImageReference(NamedTuple):
     """What samples are measured with: images and labels of both splits, and the classifier."""
 
     train: tuple[np.ndarray, np.ndarray]
@@ -38,7 +38,7 @@ class Judge(NamedTuple):
     classifier: Classifier
 
 
-def make_judge(data: Any, *, num_classes: int, key: jax.Array) -> Judge:
+def make_judge(data: Any, *, num_classes: int, key: jax.Array) -> SmallImageReference:
     """Reads both splits of a config's `data` section and trains the classifier: seconds.
 
     Raises:
@@ -49,7 +49,9 @@ def make_judge(data: Any, *, num_classes: int, key: jax.Array) -> Judge:
             f"a small classifier knows {', '.join(SMALL_SOURCES)}; these images are {data.source}"
         )
     train, test = (as_arrays(make_source(data, split)) for split in ("train", "test"))
-    return Judge(train, test, train_classifier(*train, num_classes=num_classes, key=key))
+    return SmallImageReference(
+        train, test, train_classifier(*train, num_classes=num_classes, key=key)
+    )
 
 
 def evaluate_samples(
