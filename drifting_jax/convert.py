@@ -14,9 +14,9 @@ from absl import flags
 
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.config import load_config
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
-from drifting_jax.training import build, feeding
+from drifting_jax.training import build, data_identity
 from drifting_jax.training import encoder as train_mae
 from drifting_jax.training.restore import load_run
 from drifting_jax.weights import files, release
@@ -50,7 +50,7 @@ def read_source(
     if part == "encoder":
         return _encoder_of(workdir)
     run = load_run(workdir, ema_decay=ema_decay)
-    params = meshes.fetch(run.params)
+    params = transfer.fetch(run.params)
     params = params["generator"] if run.config.data.latent and run.makes_pixels else params
     model = build.make_generator(run.config, run.described)
     return Network("generator", model, {"params": params}, run.step, run.ema_decay)
@@ -60,11 +60,11 @@ def _encoder_of(workdir: Path) -> Network:
     config = load_config(workdir)
     if config.task == "toy":
         raise UserError(f"{workdir} is a run of task 'toy', which has no encoder")
-    (source, _), mesh = feeding.read_data_spec(workdir, config), meshes.make_mesh()
+    (source, _), mesh = data_identity.read_data_spec(workdir, config), meshes.make_mesh()
     step, params = train_mae.read_trained(config, source, mesh, workdir)
     decay = config.encoder.train.ema_decay
     model = build.make_encoder(config, source)
-    return Network("autoencoder", model, {"params": meshes.fetch(params)}, step, decay)
+    return Network("autoencoder", model, {"params": transfer.fetch(params)}, step, decay)
 
 
 def write_network(out: Path, network: Network, *, to: str) -> None:

@@ -34,7 +34,7 @@ from drifting_jax.commands.evaluate_flags import (
 )
 from drifting_jax.config import load_config
 from drifting_jax.data.sources import SMALL_SOURCES
-from drifting_jax.distributed import meshes, processes
+from drifting_jax.distributed import meshes, processes, transfer
 from drifting_jax.distributed.agreement import on_all_processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import evaluator, measurement, pages, reference, small_runs
@@ -186,7 +186,7 @@ def _same_extractors(values: Any) -> tuple[list[Extractor], list[str]]:
         if first != digest:
             raise UserError("the processes have other weights: put the same files on all machines")
 
-    on_all_processes(compare, meshes.from_first_process(digest))
+    on_all_processes(compare, transfer.from_first_process(digest))
     return found
 
 

@@ -30,14 +30,14 @@ from drifting_jax.commands.packing import (
     write_shards,
 )
 from drifting_jax.data import transforms
-from drifting_jax.data.imagenet import Records, open_records
+from drifting_jax.data.records import Records, open_records
 from drifting_jax.data.shards import ShardRecords, ShardWriter, read_info
 from drifting_jax.digests import fingerprint
 from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.weights.networks import load_network
 from drifting_jax.workdir.lock import locked
-from drifting_jax.workdir.metrics import progress_bar
+from drifting_jax.workdir.progress import progress_bar
 
 
 def define_flags() -> None:

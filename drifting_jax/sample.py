@@ -15,7 +15,7 @@ from absl import flags
 
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.config import ConfigDict
-from drifting_jax.data.imagenet import aliases, title
+from drifting_jax.data.class_names import aliases, title
 from drifting_jax.errors import UserError
 from drifting_jax.steps.sampling import class_major
 from drifting_jax.training.restore import load_generator, load_run

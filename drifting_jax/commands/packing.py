@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.data import transforms
-from drifting_jax.data.imagenet import Records
+from drifting_jax.data.records import Records
 from drifting_jax.data.shards import ShardWriter
 from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage
 from drifting_jax.distributed import meshes

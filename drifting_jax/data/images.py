@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from drifting_jax.data import transforms
-from drifting_jax.data.imagenet import Records
+from drifting_jax.data.records import Records
 from drifting_jax.data.transforms import Augmentation, UnreadableImage
 from drifting_jax.errors import UserError
 

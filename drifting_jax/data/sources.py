@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from drifting_jax.data.class_names import NUM_CLASSES
 from drifting_jax.data.folder import UNLABELLED
-from drifting_jax.data.imagenet import NUM_CLASSES, open_records
 from drifting_jax.data.images import ImageSource, LatentSource
+from drifting_jax.data.records import open_records
 from drifting_jax.data.tfds import TfdsSource
 from drifting_jax.errors import UserError
 

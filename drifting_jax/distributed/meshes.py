@@ -1,4 +1,4 @@
-"""Devices: the mesh, sharding rules, and host arrays to and from global arrays.
+"""Devices: the mesh, and the rules that say how arrays are split over it.
 
 Everything else takes a mesh of two axes, `data` and `fsdp`: batches are split over both, parameters
 over `fsdp` by rules. One device is a mesh of one.
@@ -6,7 +6,6 @@ over `fsdp` by rules. One device is a mesh of one.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,8 +22,6 @@ LARGE = 2**20  # elements: a tensor that is worth a warning where it is not shar
 
 PyTree = Any
 Rules = Sequence[tuple[str, Sequence[str | Sequence[str] | None]]]
-
-logger = logging.getLogger(__name__)
 
 
 def make_mesh(
@@ -101,11 +98,12 @@ def row_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
         return NamedSharding(mesh, P(*BATCH_AXES))
     if per_row % n == 0:
         return NamedSharding(mesh, P(None, BATCH_AXES))
+    by = nearest_multiples
     raise ValueError(
         f"expected class rows and samples per row that split over a mesh of data={data} x "
-        f"fsdp={fsdp}, found {rows} rows of {per_row}; make the rows {_nearest(rows, n)}, or the "
-        f"samples per row {_nearest(per_row, n)}, or the rows {_nearest(rows, data)} and the "
-        f"samples per row {_nearest(per_row, fsdp)}{_other_mesh(rows, per_row, n)}"
+        f"fsdp={fsdp}, found {rows} rows of {per_row}; make the rows {by(rows, n)}, or the samples "
+        f"per row {by(per_row, n)}, or the rows {by(rows, data)} and the samples per row "
+        f"{by(per_row, fsdp)}{_other_mesh(rows, per_row, n)}"
     )
 
 
@@ -120,7 +118,7 @@ def _other_mesh(rows: int, per_row: int, n: int) -> str:
     return ""
 
 
-def _nearest(value: int, divisor: int) -> str:
+def nearest_multiples(value: int, divisor: int) -> str:
     """The multiples of `divisor` next to `value`, in words."""
     below, above = value // divisor * divisor, -(-value // divisor) * divisor
     return " or ".join(str(fit) for fit in sorted({below, above}) if fit > 0)
@@ -161,7 +159,7 @@ def sharding_for_tree(shapes: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
             kept = _moved(leaf.shape, spec, kept, mesh)
         parts = math.prod(_size(mesh, axes) for axes in kept)
         if parts == 1 and mesh.shape["fsdp"] > 1 and math.prod(leaf.shape) >= LARGE:
-            logger.warning("not sharded: %s %s (spec %s)", name, leaf.shape, spec or "of no rule")
+            logging.warning("not sharded: %s %s (spec %s)", name, leaf.shape, spec or "of no rule")
         return NamedSharding(mesh, P(*(axes or None for axes in kept)))
 
     return jax.tree_util.tree_map_with_path(one, shapes)
@@ -218,59 +216,6 @@ def init_sharded(
     """
     shapes = jax.eval_shape(init_fn, *args)
     return jax.jit(init_fn, out_shardings=shardings(shapes))(*args)
-
-
-def global_batch(mesh: Mesh, local: PyTree) -> PyTree:
-    """Host arrays to global arrays split over all devices on their first axis.
-
-    Args:
-        mesh: see `make_mesh`.
-        local: tree of NumPy arrays `[n, …]`. Process r of w gives rows `r·n … (r+1)·n` of the
-            global batch, the same n everywhere.
-
-    Returns:
-        Tree of `jax.Array` `[w·n, …]`; the same values for every split into processes.
-
-    Raises:
-        ValueError: rows that do not divide over the devices.
-    """
-    processes = jax.process_count()
-    sharding = batch_sharding(mesh)
-
-    def one(path: tuple, leaf: Any) -> jax.Array:
-        leaf = np.asarray(leaf)
-        rows = leaf.shape[0] * processes if leaf.ndim else 0
-        if rows == 0 or rows % mesh.size:
-            name = jax.tree_util.keystr(path, simple=True, separator="/") or "batch"
-            raise ValueError(
-                f"expected a global batch that splits over {mesh.size} devices, found {rows} rows "
-                f"of {name!r} ({processes} processes); make it {_nearest(rows, mesh.size)}"
-            )
-        return jax.make_array_from_process_local_data(sharding, leaf, (rows, *leaf.shape[1:]))
-
-    return jax.tree_util.tree_map_with_path(one, local)
-
-
-def fetch(tree: PyTree) -> PyTree:
-    """Global arrays to NumPy arrays, whole, on every process.
-
-    With several processes, all of them must call it, in the same order.
-    """
-
-    def one(leaf: Any) -> np.ndarray:
-        whole = not isinstance(leaf, jax.Array) or (
-            leaf.is_fully_addressable or leaf.is_fully_replicated
-        )
-        return np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
-
-    return jax.tree.map(one, tree)
-
-
-def from_first_process(value: int) -> int:
-    """A number of process 0, on all processes; all of them must call it."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def template(

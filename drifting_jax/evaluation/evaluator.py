@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.feature_store import FeatureStore
@@ -105,14 +105,14 @@ def extract(
     place = meshes.replicated(mesh)
     variables = {e.name: jax.device_put(e.variables, place) for e in extractors}
     chosen = tuple(extractors), frozenset(kinds)
-    start = meshes.from_first_process(0 if store is None else store.done)
+    start = transfer.from_first_process(0 if store is None else store.done)
     report(start)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     flushed = time.monotonic()
     if start >= len(images):
         return True
     for batch in images.batches(mesh, start=start, batch_size=batch_size):
-        found = meshes.fetch(_features(*chosen, variables, batch.images))
+        found = transfer.fetch(_features(*chosen, variables, batch.images))
         if store is not None:
             store.append(found, batch.usable)
             if time.monotonic() - flushed > _FLUSH_SECONDS:

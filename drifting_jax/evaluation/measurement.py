@@ -21,7 +21,7 @@ import jax
 from jax.sharding import Mesh
 
 from drifting_jax.digests import fingerprint
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.distributed.agreement import on_all_processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import evaluator, reference
@@ -34,7 +34,7 @@ from drifting_jax.evaluation.features.image_sets import GeneratedImages, balance
 from drifting_jax.evaluation.reference import Reference
 from drifting_jax.files import write_bytes
 from drifting_jax.steps.generator import Generator
-from drifting_jax.workdir.metrics import progress_bar
+from drifting_jax.workdir.progress import progress_bar
 
 FIGURES_FILE = "figures.jsonl"
 _SECONDS_BETWEEN = 15.0  # two lines of progress, where there is no terminal for a bar
@@ -95,7 +95,7 @@ def generated_subjects(
 ) -> list[SampleSet]:
     """Samples of all classes, `count` of them, as many of each, at every α and seed."""
     labels, indices = balanced_labels(count, len(generator.class_names))
-    identity = fingerprint(meshes.fetch(generator.params))
+    identity = fingerprint(transfer.fetch(generator.params))
     return [
         SampleSet(
             GeneratedImages(generator, labels, indices, seed, scale, identity),
@@ -127,7 +127,7 @@ def measure_all(
     lines = read_records(bench.out)
     for subject in subjects:
         found = _known(lines, bench, subject) if bench.is_main_process else ([], [])
-        if not meshes.from_first_process(found is not None):
+        if not transfer.from_first_process(found is not None):
             found = measure(bench, subject)
             if found is None:
                 return None

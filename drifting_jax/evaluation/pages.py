@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from drifting_jax.data.imagenet import open_records, title
+from drifting_jax.data.class_names import title
+from drifting_jax.data.records import open_records
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.image_sets import RecordImages, per_class
@@ -17,7 +18,7 @@ from drifting_jax.evaluation.metrics.catalogue import FIGURES
 from drifting_jax.evaluation.metrics.neighbors import nearest_indices
 from drifting_jax.evaluation.report import page as report
 from drifting_jax.files import write_bytes
-from drifting_jax.workdir.metrics import image_grid
+from drifting_jax.workdir.image_files import image_grid
 
 REPORT_FILE, TABLE_FILE = "report.html", "figures.txt"
 _GRID_CLASSES, _GRID_COLUMNS = 10, 8

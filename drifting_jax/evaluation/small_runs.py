@@ -27,7 +27,7 @@ from drifting_jax.evaluation.report import page as pages
 from drifting_jax.files import write_json
 from drifting_jax.steps.generator import Run
 from drifting_jax.steps.sampling import class_major
-from drifting_jax.workdir.metrics import image_grid, save_png
+from drifting_jax.workdir.image_files import image_grid, save_png
 from drifting_jax.workdir.sample_files import write_samples
 
 _FIGURES, _PAGE = "evaluation.json", "report.html"

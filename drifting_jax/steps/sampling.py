@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.vae import VAE
 
@@ -116,7 +116,7 @@ def sample_in_batches(
 
 def concatenated(batches: Iterable[Samples], count: int) -> Samples:
     """Batches on the host, one after another, without the padding: the first `count` samples."""
-    parts = [meshes.fetch(batch) for batch in batches]
+    parts = [transfer.fetch(batch) for batch in batches]
     return Samples(*(np.concatenate(x)[:count] for x in zip(*parts, strict=True)))
 
 

@@ -16,7 +16,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
 from drifting_jax.steps.encoder_step import encoder_step
 from drifting_jax.steps.state import TrainState, create_state, ema_name
-from drifting_jax.training import build, feeding
+from drifting_jax.training import build, data_identity, device_batches
 from drifting_jax.training.loop import RunContext, Stage, run_stage
 from drifting_jax.weights.networks import load_network
 from drifting_jax.workdir.checkpoint import Checkpoints
@@ -40,7 +40,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     """
     mesh = build.make_mesh(config)
     check_batch(config, mesh)
-    source = feeding.open_source(config, workdir)
+    source = data_identity.open_source(config, workdir)
     build.check_models(config, source)
     if encoder_params(config, source, mesh, workdir=workdir, context=context) is None:
         return False
@@ -206,7 +206,7 @@ def _train(
             values = {name: float(value) for name, value in metrics.items()}
             return {"learning_rate": float(schedule(int(values.pop("updates")))), **values}
 
-        with feeding.make_batches(
+        with device_batches.make_batches(
             config,
             source,
             mesh,

@@ -10,13 +10,13 @@ from drifting_jax.data.sources import Source
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.sample_queue import SampleQueue
-from drifting_jax.training import feeding
-from drifting_jax.workdir.metrics import progress_bar
+from drifting_jax.training import device_batches
+from drifting_jax.workdir.progress import progress_bar
 
 
 def fill(
     queue: SampleQueue,
-    batches: feeding.GlobalBatches,
+    batches: device_batches.GlobalBatches,
     source: Source,
     batch_size: int,
     *,

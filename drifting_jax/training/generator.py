@@ -19,12 +19,12 @@ from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.generator_step import GeneratorMetrics, culprit_name, generator_step
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.state import TrainState, create_state, ema_name
-from drifting_jax.training import build, feeding, filling, frozen, monitoring
+from drifting_jax.training import build, data_identity, device_batches, filling, frozen, monitoring
 from drifting_jax.training import encoder as train_mae
 from drifting_jax.training.loop import RunContext, Stage, run_stage
 from drifting_jax.weights.networks import Network
 from drifting_jax.workdir.checkpoint import Checkpoints
-from drifting_jax.workdir.metrics import image_grid
+from drifting_jax.workdir.image_files import image_grid
 
 PyTree = Any
 
@@ -65,7 +65,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     """
     mesh = build.make_mesh(config)
     check_batch(config, mesh)
-    source = feeding.open_source(config, workdir)
+    source = data_identity.open_source(config, workdir)
     build.check_models(config, source)
     filling.check_source(config, source)
     given = frozen.load_pretrained(config, source)
@@ -96,7 +96,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         if start >= t.num_steps:
             return True
         context.announce("generator", state.params, start)
-        with feeding.make_batches(
+        with device_batches.make_batches(
             config,
             source,
             mesh,

@@ -11,12 +11,13 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import transfer
 from drifting_jax.errors import TransientError, UserError
 from drifting_jax.steps.state import TrainState
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.interruption import Interruption
-from drifting_jax.workdir.metrics import MetricWriter, progress_bar
+from drifting_jax.workdir.metrics import MetricWriter
+from drifting_jax.workdir.progress import progress_bar
 
 PyTree = Any
 
@@ -174,7 +175,7 @@ def run_stage(
             if logs or step % stage.max_skipped_in_a_row == 0:
                 skipped = _check_skipped(stage, step, state_of(carry), skipped, culprit)
             if logs:
-                scalars = dict(describe(meshes.fetch(metrics)))
+                scalars = dict(describe(transfer.fetch(metrics)))
                 now = time.monotonic()
                 waiting = waited / max(now - logged_at, 1e-9)
                 rate = stage.images_per_step * (step - logged_step) / max(now - logged_at, 1e-9)

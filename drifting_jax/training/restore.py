@@ -5,13 +5,13 @@ from pathlib import Path
 import jax
 
 from drifting_jax.config import load_config
-from drifting_jax.data import imagenet
+from drifting_jax.data import class_names
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator, Run
 from drifting_jax.steps.state import ema_name
-from drifting_jax.training import build, feeding
+from drifting_jax.training import build, data_identity
 from drifting_jax.training import generator as train
 from drifting_jax.weights.networks import load_network
 from drifting_jax.workdir.checkpoint import Checkpoints
@@ -56,8 +56,8 @@ def load_generator(name: str, *, vae: str = "") -> Generator:
 
 def _names_of(num_classes: int) -> list[str]:
     """Of ImageNet's classes, if so many; else numbers."""
-    if num_classes == imagenet.NUM_CLASSES:
-        return list(imagenet.class_table())
+    if num_classes == class_names.NUM_CLASSES:
+        return list(class_names.class_table())
     return [str(label) for label in range(num_classes)]
 
 
@@ -87,7 +87,7 @@ def load_run(
     directory = train.checkpoint_directory(workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
-    source, class_names = feeding.read_data_spec(workdir, config)
+    source, class_names = data_identity.read_data_spec(workdir, config)
     mesh = meshes.make_mesh()
     init, place = train.state_maker(config, source, mesh)
     wanted = {"ema": meshes.template(init, shardings=place).ema}

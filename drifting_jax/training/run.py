@@ -12,7 +12,7 @@ import jax
 
 from drifting_jax.config import ConfigDict, check_resume, load_config, save_config
 from drifting_jax.data.sources import SMALL_SOURCES
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import transfer
 from drifting_jax.distributed.agreement import on_all_processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.small_runs import evaluate_run
@@ -45,7 +45,7 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
     with contextlib.ExitStack() as stack:
         on_all_processes(_enter, workdir, stack)
         open_workdir(config, workdir)
-        if meshes.from_first_process(_is_complete(config, workdir)):
+        if transfer.from_first_process(_is_complete(config, workdir)):
             _say(is_main_process, _complete_message(config, workdir))
             return 0
         writer = stack.enter_context(MetricWriter(workdir, enabled=is_main_process))

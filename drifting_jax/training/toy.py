@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict, streams
 from drifting_jax.data.points import PointsSource, modes, sample_target
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.metrics.points import (
     mode_shares,
@@ -28,7 +28,7 @@ from drifting_jax.method.fields import FieldOptions
 from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.generator_step import culprit_name, drift_culprit
 from drifting_jax.steps.state import TrainState, apply_gradients, create_state, ema_name
-from drifting_jax.training import build, feeding
+from drifting_jax.training import build, device_batches
 from drifting_jax.training.loop import RunContext, Stage, run_stage
 from drifting_jax.workdir import pictures
 from drifting_jax.workdir.checkpoint import Checkpoints
@@ -118,7 +118,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         on_step = _make_frames(config, model, workdir, context)
         if start == 0:
             on_step(0, state)
-        with feeding.make_batches(
+        with device_batches.make_batches(
             config, source, mesh, batch_size=config.train.positives, start=start
         ) as batches:
             state, complete = run_stage(
@@ -222,7 +222,7 @@ def _make_describe(config: ConfigDict) -> Callable[[ToyMetrics], dict[str, float
 
 def _sampler(config: ConfigDict, model: MLP, state: TrainState) -> Callable[[int, int], np.ndarray]:
     """(seed, n) -> [n, 2] points of the averaged generator."""
-    params = meshes.fetch(state.ema[ema_name(config.eval.ema_decay)])
+    params = transfer.fetch(state.ema[ema_name(config.eval.ema_decay)])
 
     def sample(seed: int, n: int) -> np.ndarray:
         noise = jax.random.normal(jax.random.key(seed), (n, config.model.noise_features))
@@ -245,7 +245,7 @@ def _make_frames(
     def on_step(step: int, state: TrainState) -> None:
         if step not in steps:
             return
-        points = meshes.fetch(points_of(state.params))
+        points = transfer.fetch(points_of(state.params))
         if context.is_main_process:
             folder.mkdir(exist_ok=True)
             data = io.BytesIO()

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import transfer
 from drifting_jax.distributed.agreement import first_line, largest, on_all_processes
 from drifting_jax.errors import TransientError, UserError
 from drifting_jax.workdir.checkpoint_items import (
@@ -90,7 +90,7 @@ class Checkpoints:
         steps = self.steps()
         if jax.process_count() == 1:
             return steps
-        count = meshes.from_first_process(len(steps))
+        count = transfer.from_first_process(len(steps))
         padded = np.resize(np.array(steps or [0], np.int64), max(count, 1))
         return [int(x) for x in multihost_utils.broadcast_one_to_all(padded)[:count]]
 

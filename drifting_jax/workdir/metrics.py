@@ -1,4 +1,4 @@
-"""Scalars and pictures of a run: metrics.jsonl, TensorBoard, PNG files and the progress bar.
+"""Scalars and pictures of a run: metrics.jsonl, TensorBoard and PNG files.
 
 Writing metrics never stops a run: a full disk is logged, and what did not fit is not written.
 """
@@ -17,16 +17,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 from clu import parameter_overview
-from PIL import Image
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tqdm import tqdm
 
 from drifting_jax.files import write_bytes
+from drifting_jax.workdir.image_files import check_image, save_png
 
 _FLUSH_SECONDS = 60.0  # mounted buckets show nothing of a file before
-_GREY = 112  # between the images of a grid
 _file_number = itertools.count()  # two event files of one second and process need two names
 
 
@@ -78,7 +76,7 @@ class MetricWriter:
           name: What the picture shows.
           image: [height, width, 1 or 3] uint8.
         """
-        _check_image(image)
+        check_image(image)
         if not self._enabled:
             return
         file_name = f"{stage}_{name}_{step:08d}.png".replace("/", "_")
@@ -229,80 +227,6 @@ def read_metrics(workdir: str | os.PathLike, *, stage: str | None = None) -> lis
                 | {n: float(v) if isinstance(v, str) else v for n, v in numbers.items()}
             )
     return records
-
-
-def progress_bar(
-    total: int, *, initial: int = 0, description: str = "", enabled: bool = True
-) -> tqdm:
-    """Returns a tqdm bar with the time left; silent where stderr is not a terminal.
-
-    Args:
-      total: Steps of the whole run.
-      initial: Steps already done.
-      description: What is being done.
-      enabled: False on all processes but 0.
-    """
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        disable=None if enabled else True,
-        dynamic_ncols=True,
-        smoothing=0.05,
-    )
-
-
-def image_grid(images: np.ndarray, columns: int, *, least: int = 0) -> np.ndarray:
-    """Lays images out in rows of `columns`, in reading order, with grey lines between them.
-
-    The last row is filled up with grey.
-
-    Args:
-      images: [n, h, w, c] uint8.
-      columns: Images a row.
-      least: Pixels that the picture's shorter side has at least: each pixel is repeated as often.
-
-    Returns:
-      [height, width, c] uint8.
-
-    Raises:
-      ValueError: The images are not uint8 of rank 4, there are none, or columns is not positive.
-    """
-    if images.ndim != 4 or images.dtype != np.uint8 or not len(images) or columns < 1:
-        raise ValueError(
-            "image_grid needs images [n, h, w, c] uint8 and a positive number of columns; found "
-            f"{images.shape} {images.dtype} and {columns}"
-        )
-    n, h, w, c = images.shape
-    rows = math.ceil(n / columns)
-    gap = max(1, min(h, w) // 32)
-    tiles = np.full((rows * columns, h + gap, w + gap, c), _GREY, np.uint8)
-    tiles[:n, gap:, gap:] = images
-    tiles = tiles.reshape(rows, columns, h + gap, w + gap, c).transpose(0, 2, 1, 3, 4)
-    grid = tiles.reshape(rows * (h + gap), columns * (w + gap), c)
-    grid = np.pad(grid, ((0, gap), (0, gap), (0, 0)), constant_values=_GREY)
-    factor = max(1, math.ceil(least / min(grid.shape[:2])))
-    return grid.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes an image [h, w, 1 or 3] uint8 as a PNG file, with the directories above it.
-
-    Raises:
-      ValueError: The image has another shape or dtype.
-    """
-    _check_image(image)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = image[:, :, 0] if image.shape[-1] == 1 else image
-    Image.fromarray(pixels).save(path, format="PNG")
-
-
-def _check_image(image: np.ndarray) -> None:
-    if image.ndim != 3 or image.shape[-1] not in (1, 3) or image.dtype != np.uint8:
-        raise ValueError(
-            f"an image must be [h, w, 1 or 3] uint8; found {image.shape} {image.dtype}"
-        )
 
 
 def _number(name: str, value: Any) -> int | float:

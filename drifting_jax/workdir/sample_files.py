@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from drifting_jax.errors import UserError
-from drifting_jax.workdir.metrics import image_grid, save_png
+from drifting_jax.workdir.image_files import image_grid, save_png
 
 _MOST_COLUMNS = 36
 _LEAST_GRID_PIXELS = 400

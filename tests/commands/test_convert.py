@@ -12,7 +12,7 @@ from read_release import unpacked
 from drifting_jax import convert, sample
 from drifting_jax.config import resolve, save_config
 from drifting_jax.data.sources import make_source
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.training import build, restore
 from drifting_jax.training import encoder as train_mae
@@ -88,7 +88,7 @@ def test_a_run_is_written_for_others(workdir, tmp_path, monkeypatch, capsys):
     )
     assert "generator of step 7" in capsys.readouterr().out
     artifact = read_artifact(tmp_path / "gen")
-    expected = meshes.fetch(restore.load_run(workdir).params)
+    expected = transfer.fetch(restore.load_run(workdir).params)
     assert_same(artifact.params, expected)
     assert (artifact.metadata["step"], artifact.metadata["ema_decay"]) == (7, 0.9)
     for part in ("generator", "encoder"):
@@ -120,7 +120,7 @@ def test_converted_encoders_serve_runs(workdir, tmp_path, monkeypatch):
         )
 
     expected = load_network(out).variables["params"]
-    assert_same(meshes.fetch(params(config, tmp_path / "other")), expected)
+    assert_same(transfer.fetch(params(config, tmp_path / "other")), expected)
     config.encoder.width = 8
     with pytest.raises(UserError, match=r"has other sizes than config\.encoder: it has width 4"):
         params(config, tmp_path / "third")

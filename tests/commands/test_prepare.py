@@ -16,7 +16,7 @@ from imagenet_like import write_imagenet_like
 from drifting_jax import digests
 from drifting_jax.commands import packing
 from drifting_jax.data import pipeline, shards
-from drifting_jax.data.imagenet import open_records
+from drifting_jax.data.records import open_records
 from drifting_jax.data.shards import Journal, ShardRecords, ShardWriter
 from drifting_jax.data.sources import make_source
 from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage, load

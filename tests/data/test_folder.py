@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from imagenet_like import CLASSES, write_imagenet_like
 
-from drifting_jax.data import folder, imagenet
+from drifting_jax.data import class_names, folder
 from drifting_jax.data.folder import Names, open_folder
-from drifting_jax.data.imagenet import open_records
+from drifting_jax.data.records import open_records
 from drifting_jax.data.transforms import UnreadableImage
 from drifting_jax.errors import UserError
 
@@ -159,10 +159,11 @@ def test_names_of_any_bytes():
 
 
 def test_imagenet_classes():
-    table = imagenet.class_table()
+    table = class_names.class_table()
     assert len(table) == 1000 and list(table) == sorted(table)
     assert (
-        list(table).index("n02099601") == 207 and imagenet.title("n02099601") == "golden retriever"
+        list(table).index("n02099601") == 207
+        and class_names.title("n02099601") == "golden retriever"
     )
-    assert imagenet.aliases("n01440764") == ["n01440764", "tench", "Tinca tinca"]
-    assert imagenet.title("cat") == "cat" and imagenet.aliases("cat") == ["cat"]
+    assert class_names.aliases("n01440764") == ["n01440764", "tench", "Tinca tinca"]
+    assert class_names.title("cat") == "cat" and class_names.aliases("cat") == ["cat"]

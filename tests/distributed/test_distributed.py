@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from drifting_jax.distributed import meshes, processes
+from drifting_jax.distributed import meshes, processes, transfer
 from drifting_jax.steps import sample_queue
 
 
@@ -112,24 +112,24 @@ def test_init_sharded_has_the_same_numbers():
     assert tree["kernel"].sharding.shard_shape((8, 4)) == (8, 2)
     assert tree["scale"].sharding.is_equivalent_to(meshes.replicated(mesh), 1)
     plain = jax.jit(init)(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, meshes.fetch(tree), meshes.fetch(plain))
+    jax.tree.map(np.testing.assert_array_equal, transfer.fetch(tree), transfer.fetch(plain))
 
 
 def test_global_batch_and_fetch():
     mesh = meshes.make_mesh(4, 2)
     local = {"image": np.arange(48, dtype=np.uint8).reshape(16, 3), "label": np.arange(16)}
-    batch = meshes.global_batch(mesh, local)
+    batch = transfer.global_batch(mesh, local)
     for name, leaf in batch.items():
         assert leaf.sharding.is_equivalent_to(meshes.batch_sharding(mesh), leaf.ndim)
-        found = meshes.fetch(leaf)
+        found = transfer.fetch(leaf)
         assert isinstance(found, np.ndarray)
         np.testing.assert_array_equal(found, local[name])
     assert batch["image"].dtype == np.uint8
     assert {shard.data.shape for shard in batch["image"].addressable_shards} == {(2, 3)}
     with pytest.raises(ValueError, match=r"8 devices, found 12 rows of 'x'.*make it 8 or 16"):
-        meshes.global_batch(mesh, {"x": np.zeros(12)})
+        transfer.global_batch(mesh, {"x": np.zeros(12)})
     with pytest.raises(ValueError, match=r"found 5 rows of 'batch'.*make it 8"):
-        meshes.global_batch(mesh, np.zeros((5, 2)))
+        transfer.global_batch(mesh, np.zeros((5, 2)))
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def history(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
         image = rng.integers(0, 256, (16, 2, 3), dtype=np.uint8)
         label = rng.integers(-1, 10, 16).astype(np.int32)
         part = slice(index * 16 // count, (index + 1) * 16 // count)
-        batch = meshes.global_batch(mesh, {"image": image[part], "label": label[part]})
+        batch = transfer.global_batch(mesh, {"image": image[part], "label": label[part]})
         queue = sample_queue.push(queue, batch["image"], batch["label"])
     key = jax.random.key(1)
     results = {
@@ -245,7 +245,7 @@ def history(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
         "unconditional": sample_queue.draw_unconditional(queue, key, np.arange(4), 2),
         "queue": (queue.by_class, queue.unconditional),
     }
-    leaves = jax.tree_util.tree_leaves_with_path(meshes.fetch(results))
+    leaves = jax.tree_util.tree_leaves_with_path(transfer.fetch(results))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 

@@ -14,7 +14,7 @@ import tiny_config
 
 from drifting_jax.config import resolve, streams
 from drifting_jax.config.defaults import FSDP_RULES
-from drifting_jax.distributed import meshes, processes
+from drifting_jax.distributed import meshes, processes, transfer
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.generator_step import generator_step
 from drifting_jax.training import build
@@ -95,14 +95,14 @@ def run(kind, mesh, steps):
     mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     for number in range(steps):
         image, label = samples(kind, PUSHED, 100 + number)
-        batch = meshes.global_batch(mesh, {"image": image[mine], "label": label[mine]})
+        batch = transfer.global_batch(mesh, {"image": image[mine], "label": label[mine]})
         state, queue, metrics = jitted(state, queue, frozen, batch)
-        curves.append(meshes.fetch(metrics))
+        curves.append(transfer.fetch(metrics))
         if number == 0:
-            first = {"state": meshes.fetch(state), "metrics": curves[0]}
+            first = {"state": transfer.fetch(state), "metrics": curves[0]}
     curves = jax.tree.map(lambda *x: np.stack(x), *curves)
     found = jax.tree_util.tree_leaves_with_path(
-        {"first": first, "last": {"state": meshes.fetch(state), "metrics": curves}}
+        {"first": first, "last": {"state": transfer.fetch(state), "metrics": curves}}
     )
     return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 

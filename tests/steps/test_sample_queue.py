@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.distributed.collectives import collectives
 from drifting_jax.steps import sample_queue
 
@@ -112,7 +112,7 @@ def draws(mesh: tuple[int, int], dtype: str) -> tuple[list, list]:
     for i in range(4):
         labels = rng.integers(-1, 10, 24).astype(np.int32)
         images = rng.integers(0, 256, (24, *SHAPE)).astype(dtype)
-        batch = meshes.global_batch(queue.mesh, {"image": images, "label": labels})
+        batch = transfer.global_batch(queue.mesh, {"image": images, "label": labels})
         # In any sharding, and from the host.
         image, label = (images, labels) if i % 2 else (batch["image"], batch["label"])
         queue = sample_queue.push(queue, image, label)
@@ -249,7 +249,7 @@ def test_no_collective_moves_more_than_is_drawn_or_pushed():
     assert max(moved(bounded)) == 8 * 5 * image_bytes
     assert not moved(sample_queue.draw_unconditional.lower(queue, key, np.arange(8), 64))
 
-    batch = meshes.global_batch(
+    batch = transfer.global_batch(
         queue.mesh, (np.zeros((64, *SHAPE), np.uint8), np.zeros(64, np.int32))
     )
     push = sample_queue.push.lower(queue, *batch)

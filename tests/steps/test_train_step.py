@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from drifting_jax.distributed import class_rows, meshes
+from drifting_jax.distributed import class_rows, meshes, transfer
 from drifting_jax.method.fields import FieldOptions
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE
@@ -111,7 +111,7 @@ def inputs(mesh_name: str) -> tuple:
         jax.device_put(state, everywhere),
         filled_queue(mesh),
         jax.device_put(FROZEN, everywhere),
-        meshes.global_batch(mesh, new_batch()),
+        transfer.global_batch(mesh, new_batch()),
         jax.random.key(3),
     )
 
@@ -120,7 +120,7 @@ def inputs(mesh_name: str) -> tuple:
 def first_step(mesh_name: str, labels: int, **changes):
     """(state, queue, metrics) on the host."""
     state, queue, metrics = make_step(labels, **changes)(*inputs(mesh_name))
-    return meshes.fetch((state, (queue.by_class, queue.unconditional), metrics))
+    return transfer.fetch((state, (queue.by_class, queue.unconditional), metrics))
 
 
 def leaves_by_path(tree) -> dict[str, np.ndarray]:
@@ -217,7 +217,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named():
     state, queue, frozen, batch, key = inputs("1")
     step = make_step(10)
     broken = jax.device_put(frozen.at[1, 2].set(jnp.nan), frozen.sharding)
-    before = meshes.fetch((state.params, state.ema))
+    before = transfer.fetch((state.params, state.ema))
     scales = []
     for count in (1, 2):
         state, queue, metrics = step(state, queue, broken, batch, key)
@@ -231,7 +231,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named():
         scales.append(float(metrics.cfg_scale))
     assert scales[0] != scales[1]  # the keys advanced
     assert int(queue.by_class.next_slot[0]) == 2  # and so did the queue
-    after = meshes.fetch((state.params, state.ema))
+    after = transfer.fetch((state.params, state.ema))
     jax.tree.map(np.testing.assert_array_equal, after, before)
     state, _, metrics = step(state, queue, frozen, batch, key)
     assert np.isfinite(metrics.loss)

@@ -130,7 +130,7 @@ import sys, time
 import jax, numpy as np, orbax.checkpoint as ocp
 from absl import flags
 from orbax.checkpoint import multihost
-from drifting_jax.distributed import meshes, processes
+from drifting_jax.distributed import meshes, processes, transfer
 from drifting_jax.training.loop import RunContext
 from drifting_jax.workdir import checkpoint
 from drifting_jax.workdir.interruption import Interruption
@@ -140,7 +140,7 @@ flags.FLAGS.mark_as_parsed()
 multihost._DEFAULT_BARRIER_TIMEOUT = checkpoint._BARRIER_SECONDS = 8
 
 def save(checkpoints, step):
-    rows = meshes.global_batch(meshes.make_mesh(), np.full((1, 4), step, np.float32))
+    rows = transfer.global_batch(meshes.make_mesh(), np.full((1, 4), step, np.float32))
     checkpoints.save(step, {"rows": {"x": rows}})
 
 def failing(*_, **__):

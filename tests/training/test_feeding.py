@@ -18,13 +18,13 @@ from imagenet_like import CLASSES, write_imagenet_like
 from drifting_jax.commands import packing
 from drifting_jax.config import file_beside, resolve
 from drifting_jax.data import pipeline
-from drifting_jax.data.imagenet import open_records
 from drifting_jax.data.images import ImageSource
+from drifting_jax.data.records import open_records
 from drifting_jax.data.shards import ShardWriter
 from drifting_jax.data.transforms import Augmentation, UnreadableImage
 from drifting_jax.distributed.meshes import make_mesh
 from drifting_jax.errors import UserError
-from drifting_jax.training import feeding, restore, run
+from drifting_jax.training import data_identity, device_batches, restore, run
 
 ROOT = Path(__file__).parents[2]
 VAE = ROOT / "tests" / "fixtures" / "torch" / "vae"
@@ -134,8 +134,8 @@ def test_another_pass_augments_anew(images):
 
 
 def test_the_data_must_stay_what_it_was(config, images, tmp_path):
-    source = feeding.open_source(config, tmp_path)
-    described, names = feeding.read_data_spec(tmp_path, config)
+    source = data_identity.open_source(config, tmp_path)
+    described, names = data_identity.read_data_spec(tmp_path, config)
     assert described.image_shape == source.image_shape == (8, 8, 3)
     assert names == list(CLASSES) and described.num_classes == 3
     packed = tmp_path / "packed"
@@ -151,15 +151,15 @@ def test_the_data_must_stay_what_it_was(config, images, tmp_path):
     packing.write_shards(writer, make, report=lambda count: None)
     writer.complete()
     config.data.path = str(packed)  # the same images elsewhere
-    feeding.open_source(config, tmp_path)
+    data_identity.open_source(config, tmp_path)
     config.data.path = str(images / "train" / CLASSES[0])
     with pytest.raises(UserError, match=r"is not what the run .* began with: 47 records of 3"):
-        feeding.open_source(config, tmp_path)
+        data_identity.open_source(config, tmp_path)
 
 
 def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, images, tmp_path):
     records = open_records(images, "train")
-    with feeding.make_batches(
+    with device_batches.make_batches(
         config, ImageSource(records, 8), make_mesh(1), batch_size=4, start=0, log=tmp_path
     ) as batches:
         given = [np.asarray(next(batches)["label"]) for _ in range(5)]
@@ -167,7 +167,7 @@ def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, image
     assert [line["batch"] for line in lines] == list(range(5))
     for label, line in zip(given, lines, strict=True):
         assert len(line["index"]) == len(label) == 4
-    with feeding.make_batches(
+    with device_batches.make_batches(
         config, ImageSource(records, 8), make_mesh(8), batch_size=4, start=0
     ) as batches:  # on more devices than there are records
         padded = next(batches)
@@ -175,13 +175,13 @@ def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, image
     np.testing.assert_array_equal(padded["label"], [*given[0], -1, -1, -1, -1])
     source = ImageSource(Damaged(records, set(range(47))), 8)
     options = {"batch_size": 4, "start": 0, "log": tmp_path}
-    with feeding.make_batches(config, source, make_mesh(1), **options) as batches:
+    with device_batches.make_batches(config, source, make_mesh(1), **options) as batches:
         for _ in range(2):
             with pytest.raises(UserError, match="could not be read"):
                 next(batches)
     noted = [json.loads(x) for x in (tmp_path / "unreadable_0.jsonl").read_text().splitlines()]
     assert noted and all(record["name"].endswith("of /data") for record in noted)
-    with feeding.make_batches(config, source, make_mesh(1), **options) as batches:
+    with device_batches.make_batches(config, source, make_mesh(1), **options) as batches:
         assert batches._local.unreadable.indices >= {record["index"] for record in noted}
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from drifting_jax import sample
 from drifting_jax.config import resolve
 from drifting_jax.data.sources import make_source
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import small_runs
 from drifting_jax.training import build, restore, run
@@ -65,7 +65,7 @@ def last_logged(workdir: Path) -> int:
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
-    found = jax.tree_util.tree_leaves_with_path(meshes.fetch(tree))
+    found = jax.tree_util.tree_leaves_with_path(transfer.fetch(tree))
     return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 
 

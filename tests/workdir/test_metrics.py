@@ -16,13 +16,9 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from drifting_jax.workdir import metrics
-from drifting_jax.workdir.metrics import (
-    MetricWriter,
-    image_grid,
-    progress_bar,
-    read_metrics,
-    save_png,
-)
+from drifting_jax.workdir.image_files import image_grid, save_png
+from drifting_jax.workdir.metrics import MetricWriter, read_metrics
+from drifting_jax.workdir.progress import progress_bar
 
 
 def _lines(workdir):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.image_set import Batch, digest_of, stamp
 
@@ -67,7 +67,7 @@ class ArrayImages:
                 image = next(stream)
                 if skipped <= i < skipped + own:
                     images[i - skipped] = image
-            yield Batch(meshes.global_batch(mesh, images), np.ones(count, bool))
+            yield Batch(transfer.global_batch(mesh, images), np.ones(count, bool))
 
     def _stream(self, start: int, stop: int) -> Iterator[np.ndarray]:
         size = int(np.prod(self._shape[1:]))

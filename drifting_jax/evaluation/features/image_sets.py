@@ -18,9 +18,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from drifting_jax.data import transforms
-from drifting_jax.data.imagenet import Records, open_records, title
+from drifting_jax.data.class_names import title
+from drifting_jax.data.records import Records, open_records
 from drifting_jax.data.transforms import FailedRead, UnreadableImage
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.array_images import ArrayImages
 from drifting_jax.evaluation.features.image_set import Batch, ImageSet, digest_of, stamp
@@ -95,7 +96,7 @@ class RecordImages:
                 if i + _AHEAD < len(first):
                     waiting.append(ahead.submit(self._own_rows, first[i + _AHEAD], batch_size))
                 count = min(batch_size, len(self) - at)
-                yield Batch(meshes.global_batch(mesh, images), _of_all(usable)[:count])
+                yield Batch(transfer.global_batch(mesh, images), _of_all(usable)[:count])
 
     def _own_rows(self, start: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """This process's part of a batch, with black images behind the last one."""
@@ -207,7 +208,7 @@ class GeneratedImages:
             batch_size=batch_size,
         )
         for first, batch in zip(range(start, len(self), batch_size), found, strict=True):
-            finite = meshes.fetch(batch.finite)
+            finite = transfer.fetch(batch.finite)
             yield Batch(batch.images, finite[: len(self) - first])
 
     def pick(self, indices: Sequence[int]) -> np.ndarray:

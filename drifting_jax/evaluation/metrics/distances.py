@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax.distributed.meshes import batch_sharding, fetch, replicated
+from drifting_jax.distributed.meshes import batch_sharding, replicated
+from drifting_jax.distributed.transfer import fetch
 from drifting_jax.evaluation.metrics import blocks
 from drifting_jax.evaluation.metrics.blocks import DEVICES, HOST, NO_COLUMN, Arithmetic, Array
 from drifting_jax.evaluation.metrics.rows import row_blocks

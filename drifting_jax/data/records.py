@@ -1,9 +1,7 @@
-"""ImageNet's classes, and the ways that its images, or others, lie on a disk."""
+"""Encoded images or latents on a disk, in whichever of the known formats they lie."""
 
 from __future__ import annotations
 
-import functools
-from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +12,6 @@ from drifting_jax.data.shards import ShardRecords
 from drifting_jax.data.tfds import TfdsRecords, tfds_folder
 from drifting_jax.errors import UserError
 
-NUM_CLASSES = 1000
 _SPLITS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
 _INNER = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "imagenet")  # where downloads put the splits
 
@@ -38,23 +35,6 @@ class Records(Protocol):
     def read(self, index: int) -> tuple[bytes, int]: ...
 
     def name(self, index: int) -> str: ...
-
-
-@functools.cache
-def class_table() -> dict[str, str]:
-    """{wnid: names} of ImageNet's 1000 classes in the order of their labels, the sorted wnids."""
-    text = resources.files("drifting_jax.data").joinpath("imagenet_classes.txt").read_text("utf-8")
-    return dict(line.split(" ", 1) for line in text.splitlines())
-
-
-def title(class_name: str) -> str:
-    """What a class is called: "tench" for "n01440764", other names as they are."""
-    return class_table().get(class_name, class_name).split(", ")[0]
-
-
-def aliases(class_name: str) -> list[str]:
-    """All that a class answers to: its own name, and ImageNet's words for it."""
-    return [class_name, *filter(None, class_table().get(class_name, "").split(", "))]
 
 
 def open_records(path: Path, split: str) -> Records:

@@ -1,0 +1,24 @@
+"""The progress bar."""
+
+from tqdm import tqdm
+
+
+def progress_bar(
+    total: int, *, initial: int = 0, description: str = "", enabled: bool = True
+) -> tqdm:
+    """Returns a tqdm bar with the time left; silent where stderr is not a terminal.
+
+    Args:
+      total: Steps of the whole run.
+      initial: Steps already done.
+      description: What is being done.
+      enabled: False on all processes but 0.
+    """
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=description,
+        disable=None if enabled else True,
+        dynamic_ncols=True,
+        smoothing=0.05,
+    )
