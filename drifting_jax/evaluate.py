@@ -44,10 +44,10 @@ from drifting_jax.evaluation.features.image_set import digest_of
 from drifting_jax.evaluation.features.image_sets import open_images
 from drifting_jax.evaluation.measurement import EvaluationSetup, SampleSet
 from drifting_jax.steps.generator import Generator, Run
-from drifting_jax.training.loop import RunContext
 from drifting_jax.training.restore import load_generator, load_run
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.lock import locked
+from drifting_jax.workdir.stopping import StopAgreement
 
 _OF_DINOV2 = "fd_dinov2"
 
@@ -66,12 +66,12 @@ def main(argv: Sequence[str]) -> int:
         with Interruption(
             soon="keeping what is done and stopping after this batch"
         ) as interruption:
-            context = RunContext(None, interruption, is_main_process=jax.process_index() == 0)
+            stops = StopAgreement(interruption)
             if argv[1:]:
-                _make_reference(values, context)
+                _make_reference(values, stops)
             else:
-                _measure(values, context)
-            if interruption.exit_status and context.is_main_process:
+                _measure(values, stops)
+            if interruption.exit_status and processes.is_main_process():
                 print("stopped; the same command goes on", file=sys.stderr)
             return interruption.exit_status
     except BaseException as error:
@@ -79,20 +79,20 @@ def main(argv: Sequence[str]) -> int:
         raise
 
 
-def _measure(values: Any, context: RunContext) -> None:
+def _measure(values: Any, stops: StopAgreement) -> None:
     given = [name for name in SUBJECTS if values[name].value]
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise UserError(f"expected one of --workdir, --weights and --images; found {found}")
     if values.workdir and load_config(Path(values.workdir)).data.source in SMALL_SOURCES:
-        _measure_small(values, context)
+        _measure_small(values, stops)
         return
     check_flags(values, given[0])
     out = _folder(values)
-    ready = _ready(values, context, out)  # what is refused leaves no folder
+    ready = _ready(values, stops, out)  # what is refused leaves no folder
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out) if context.is_main_process else contextlib.nullcontext():
-        _measure_images(values, context, ready)
+    with locked(out) if processes.is_main_process() else contextlib.nullcontext():
+        _measure_images(values, stops, ready)
 
 
 def _folder(values: Any) -> Path:
@@ -119,10 +119,10 @@ class _Ready:
     notes: Sequence[str]
 
 
-def _ready(values: Any, context: RunContext, out: Path) -> _Ready:
+def _ready(values: Any, stops: StopAgreement, out: Path) -> _Ready:
     generator = _generator(values)
     extractors, notes = _same_extractors(values)
-    bench = _bench(values, context, extractors, out)
+    bench = _bench(values, stops, extractors, out)
     if values.reference:
         found = reference.read_reference(Path(values.reference))
         reference.check_weights(found, extractors)
@@ -137,7 +137,7 @@ def _ready(values: Any, context: RunContext, out: Path) -> _Ready:
     return _Ready(subjects, generator, bench, notes)
 
 
-def _measure_images(values: Any, context: RunContext, ready: _Ready) -> None:
+def _measure_images(values: Any, stops: StopAgreement, ready: _Ready) -> None:
     """Measures what is not measured yet, and writes the page."""
     bench, subjects = ready.bench, ready.subjects
     if bench.reference is not None:
@@ -151,7 +151,7 @@ def _measure_images(values: Any, context: RunContext, ready: _Ready) -> None:
     protocol = _protocol(bench, subjects)
     pictures = pages.class_grids(subjects)
     neighbors, told = _neighbors(values, bench, subjects, ready.generator)
-    if context.is_main_process:
+    if processes.is_main_process():
         records, further = found
         table = pages.write_report(
             bench,
@@ -207,7 +207,7 @@ def _extractors(values: Any) -> tuple[list[Extractor], list[str]]:
 
 
 def _bench(
-    values: Any, context: RunContext, extractors: Sequence[Extractor], out: Path
+    values: Any, stops: StopAgreement, extractors: Sequence[Extractor], out: Path
 ) -> EvaluationSetup:
     mesh = meshes.make_mesh()
     return EvaluationSetup(
@@ -218,8 +218,8 @@ def _bench(
         mesh=mesh,
         batch_size=values.batch_size * mesh.size,
         keep_features=values.keep_features,
-        is_main_process=context.is_main_process,
-        stopped=context.stops,
+        is_main_process=processes.is_main_process(),
+        stopped=stops,
     )
 
 
@@ -279,20 +279,20 @@ def _neighbors(values: Any, bench: EvaluationSetup, subjects: Sequence[SampleSet
         return None, [f"nearest training images were left out: {error}"]
 
 
-def _make_reference(values: Any, context: RunContext) -> None:
+def _make_reference(values: Any, stops: StopAgreement) -> None:
     if not values.images or not values.out.endswith(".npz"):
         raise UserError("reference: expected --images=FOLDER and --out=FILE.npz")
     check_flags(values, REFERENCE)
     path = Path(values.out)
     extractors, notes = _same_extractors(values)
     folder = path.with_suffix(".parts")
-    bench = _bench(values, context, extractors, folder)
+    bench = _bench(values, stops, extractors, folder)
     images = open_images(values.images, split=values.split, size=values.image_size)
     measurement.check_count(images)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) if context.is_main_process else contextlib.nullcontext():
+    with locked(folder) if processes.is_main_process() else contextlib.nullcontext():
         found = measurement.measure_reference(bench, images, keep=values.keep)
-        if found is None or not context.is_main_process:
+        if found is None or not processes.is_main_process():
             return
         reference.write_reference(path, found)
         if not values.keep_features:
@@ -302,7 +302,7 @@ def _make_reference(values: Any, context: RunContext) -> None:
     print("\n".join([*notes, f"reference: {path}"]))
 
 
-def _measure_small(values: Any, context: RunContext) -> None:
+def _measure_small(values: Any, stops: StopAgreement) -> None:
     """A run of small images: its own classifier and test split."""
     check_flags(values, SMALL)
     workdir = Path(values.workdir)
@@ -315,9 +315,9 @@ def _measure_small(values: Any, context: RunContext) -> None:
         seeds=seeds,
         cfg_scales=scales,
         report=lambda table: print(table + "\n"),
-        stopped=context.stops,
+        stopped=stops,
     )
-    if found is not None and context.is_main_process:
+    if found is not None and processes.is_main_process():
         for seed in seeds:
             print(f"figures: {small_runs.figures_path(run, workdir, seed, scales)}")
         print(f"report: {small_runs.page_path(run, workdir, seeds, scales)}")

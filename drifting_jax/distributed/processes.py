@@ -84,6 +84,11 @@ def initialize(
         )
 
 
+def is_main_process() -> bool:
+    """Whether this is process 0, which alone prints and writes what all of them share."""
+    return jax.process_index() == 0
+
+
 def end_soon(status: int = 1) -> None:
     """After a failure: makes sure that this process ends, if it is one of several.
 

@@ -69,7 +69,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     build.check_models(config, source)
     filling.check_source(config, source)
     given = frozen.load_pretrained(config, source)
-    monitor = monitoring.make_monitor(config, workdir=workdir, context=context)
+    monitor = monitoring.make_monitor(config, workdir=workdir, stops=context.stops)
     encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, context=context)
     if encoder is None:
         return False

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
 from drifting_jax.distributed import transfer
 from drifting_jax.errors import TransientError, UserError
@@ -18,12 +16,10 @@ from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.metrics import MetricWriter
 from drifting_jax.workdir.progress import progress_bar
+from drifting_jax.workdir.stopping import StopAgreement
 
 PyTree = Any
 
-# Between two questions to the other processes whether one must stop: about so long, and no more
-# steps than these.
-_AGREE_SECONDS, _AGREE_STEPS = 1.0, 10
 _SECONDS_BETWEEN_LINES = 15.0  # of plain text, where there is no terminal for a bar
 
 
@@ -50,56 +46,21 @@ class Stage:
     max_skipped_in_a_row: int
 
 
-@dataclasses.dataclass
-class _Agreement:
-    """When processes ask each other again, which they must do after the same steps."""
-
-    asked_step: int = 0
-    asked_at: float = 0.0
-    next_step: int = 0
-
-    def is_due(self, step: int) -> bool:
-        return not self.asked_step < step < self.next_step  # a smaller step: another stage
-
-    def exchange(self, status: int, step: int) -> int:
-        """The largest exit status of all processes; waits for them."""
-        pace = np.inf  # seconds a step
-        if 0 < self.asked_step < step:
-            pace = (time.monotonic() - self.asked_at) / (step - self.asked_step)
-        status, slowest = multihost_utils.process_allgather(np.float32([status, pace])).max(axis=0)
-        steps = _AGREE_SECONDS / max(float(slowest), _AGREE_SECONDS / _AGREE_STEPS)
-        self.next_step = step + max(1, int(steps))
-        self.asked_step, self.asked_at = step, time.monotonic()
-        return int(status)
-
-
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-    """What a run opens once: metrics, interruption, and whether this is the main process."""
+    """What a run opens once.
+
+    Attributes:
+      writer: of metrics and pictures.
+      interruption: SIGTERM and Ctrl-C on this process.
+      stops: whether any process was asked to stop.
+      is_main_process: whether this is process 0, which alone prints and writes.
+    """
 
     writer: MetricWriter
     interruption: Interruption
+    stops: StopAgreement
     is_main_process: bool
-    agreement: _Agreement = dataclasses.field(default_factory=_Agreement)
-
-    def stops(self, step: int = 0) -> bool:
-        """Whether any process was asked to stop.
-
-        All of them hear it after the same step, and end with the same exit status: a launcher may
-        look at any of them to know whether to start the run again. They ask each other after every
-        step, or where steps are quick once in ten.
-
-        Args:
-          step: steps done in a stage; 0 asks at once.
-        """
-        if jax.process_count() == 1:
-            return self.interruption.requested
-        if step and not self.agreement.is_due(step):
-            return False
-        status = self.agreement.exchange(self.interruption.exit_status, step)
-        if status:
-            self.interruption.join(status)
-        return bool(status)
 
     def announce(self, stage: str, params: PyTree, start: int) -> None:
         """Says how large the network of a stage is, and where the stage goes on."""

@@ -9,6 +9,7 @@ from absl import logging
 
 from drifting_jax.config import ConfigDict, streams
 from drifting_jax.data.sources import SMALL_SOURCES
+from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import measurement
 from drifting_jax.evaluation.evaluator import Settings
@@ -18,7 +19,7 @@ from drifting_jax.evaluation.measurement import EvaluationSetup, SampleSet
 from drifting_jax.evaluation.metrics.small_images import evaluate_samples, make_judge
 from drifting_jax.evaluation.reference import check_weights, read_reference
 from drifting_jax.steps.generator import Generator
-from drifting_jax.training.loop import RunContext
+from drifting_jax.workdir.stopping import StopAgreement
 
 STAGE = "evaluation"  # in metrics.jsonl
 _FOLDER = "evaluation_in_training"  # of features, while they are made
@@ -28,7 +29,7 @@ _MAX_EXCLUDED = 0.001
 Monitor = Callable[[Generator], dict[str, float]]
 
 
-def make_monitor(config: ConfigDict, *, workdir: Path, context: RunContext) -> Monitor | None:
+def make_monitor(config: ConfigDict, *, workdir: Path, stops: StopAgreement) -> Monitor | None:
     """What measures a generator in the middle of its training; None where the config wants none.
 
     Weights and statistics are read at once, before anything is trained.
@@ -50,7 +51,7 @@ def make_monitor(config: ConfigDict, *, workdir: Path, context: RunContext) -> M
             "config.eval.every measures FID against config.eval.reference, an .npz file: make one "
             "with `python -m drifting_jax.evaluate reference`, or set config.eval.every to 0"
         )
-    return _image_monitor(config, workdir, context)
+    return _image_monitor(config, workdir, stops)
 
 
 def _small_monitor(config: ConfigDict) -> Monitor:
@@ -79,11 +80,11 @@ def _small_monitor(config: ConfigDict) -> Monitor:
     return measure
 
 
-def _image_monitor(config: ConfigDict, workdir: Path, context: RunContext) -> Monitor:
+def _image_monitor(config: ConfigDict, workdir: Path, stops: StopAgreement) -> Monitor:
     extractors = [
         load_extractor("inception", config.eval.inception, flag="--config.eval.inception")
     ]
-    if extractors[0].warning and context.is_main_process:
+    if extractors[0].warning and processes.is_main_process():
         logging.warning(extractors[0].warning)
     reference = read_reference(Path(config.eval.reference))
     check_weights(reference, extractors)
@@ -113,10 +114,10 @@ def _image_monitor(config: ConfigDict, workdir: Path, context: RunContext) -> Mo
             mesh=generator.mesh,
             batch_size=64 * generator.mesh.size,
             keep_features=False,
-            is_main_process=context.is_main_process,
-            stopped=context.stops,
+            is_main_process=processes.is_main_process(),
+            stopped=stops,
         )
-        if context.is_main_process:  # of a pass that was killed, perhaps with other rounding
+        if processes.is_main_process():  # of a pass that was killed, perhaps with other rounding
             shutil.rmtree(out, ignore_errors=True)
         try:
             found = measurement.measure(bench, SampleSet(images, {}), record=False)

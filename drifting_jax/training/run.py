@@ -26,6 +26,7 @@ from drifting_jax.workdir import pictures
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.lock import locked
 from drifting_jax.workdir.metrics import MetricWriter, read_metrics
+from drifting_jax.workdir.stopping import StopAgreement
 
 COMPLETE = train_mae.COMPLETE  # marks a run that ends without figures
 _SHARED_DISK_SECONDS = 60.0  # until what one process wrote is seen by all
@@ -51,7 +52,10 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
         writer = stack.enter_context(MetricWriter(workdir, enabled=is_main_process))
         interruption = stack.enter_context(Interruption())
         context = RunContext(
-            writer=writer, interruption=interruption, is_main_process=is_main_process
+            writer=writer,
+            interruption=interruption,
+            stops=StopAgreement(interruption),
+            is_main_process=is_main_process,
         )
         _say(
             is_main_process,

@@ -18,8 +18,8 @@ from drifting_jax.config import base_config, resolve
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.training import monitoring
-from drifting_jax.training.loop import RunContext
 from drifting_jax.workdir.interruption import Interruption
+from drifting_jax.workdir.stopping import StopAgreement
 
 
 class Flags:
@@ -204,8 +204,8 @@ def monitor(tmp_path, **changes):
     config.eval.every = 10
     config.eval.num_samples = 30
     config.eval.update(changes)
-    context = RunContext(writer=None, interruption=Interruption(), is_main_process=True)
-    return monitoring.make_monitor(resolve(config), workdir=tmp_path, context=context)
+    stops = StopAgreement(Interruption())
+    return monitoring.make_monitor(resolve(config), workdir=tmp_path, stops=stops)
 
 
 def test_figures_in_the_middle_of_training(command, tmp_path, monkeypatch):

@@ -131,9 +131,9 @@ import jax, numpy as np, orbax.checkpoint as ocp
 from absl import flags
 from orbax.checkpoint import multihost
 from drifting_jax.distributed import meshes, processes, transfer
-from drifting_jax.training.loop import RunContext
 from drifting_jax.workdir import checkpoint
 from drifting_jax.workdir.interruption import Interruption
+from drifting_jax.workdir.stopping import StopAgreement
 
 address, number, mode, folder = sys.argv[1:]
 flags.FLAGS.mark_as_parsed()
@@ -152,8 +152,8 @@ try:
         print("ready", flush=True)
         time.sleep(600)
     with Interruption() as asked:
-        context = RunContext(writer=None, interruption=asked, is_main_process=False)
-        context.stops()
+        stops = StopAgreement(asked)
+        stops()
         print("ready", flush=True)
         with checkpoint.Checkpoints(folder, keep=3) as checkpoints:
             if mode == "failing":
@@ -170,7 +170,7 @@ try:
                     setattr(what, name, works)
                 save(checkpoints, 2)
                 print("saved 2:", checkpoints.wait(), flush=True)
-            while not mode.startswith("saving") and not context.stops():
+            while not mode.startswith("saving") and not stops():
                 time.sleep(0.01)
                 if mode == "failing" and number == "1":
                     raise RuntimeError("of process 1 alone")

@@ -2,16 +2,14 @@
 
 import dataclasses
 import itertools
-import time
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental import multihost_utils
 
 from drifting_jax.errors import UserError
 from drifting_jax.training.loop import RunContext, Stage, run_stage
+from drifting_jax.workdir.stopping import StopAgreement
 
 STAGE = Stage(
     name="encoder",
@@ -73,7 +71,9 @@ def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, **change
         culprit=lambda number: f"culprit {number}",
         items=lambda step, carry: {"state": carry},
         checkpoints=checkpoints,
-        context=RunContext(writer=writer, interruption=interruption, is_main_process=False),
+        context=RunContext(
+            writer, interruption, StopAgreement(interruption), is_main_process=False
+        ),
         on_step=on_step,
     )
     return result
@@ -149,33 +149,3 @@ def test_too_many_skipped_steps_in_a_row_end_the_run():
 def test_a_run_whose_end_could_not_be_saved_does_not_call_itself_done(stop_at):
     with pytest.raises(UserError, match=r"could not be saved .* goes on from step 0"):
         run(stop_at=stop_at, full=True)
-
-
-def asked(seconds: float, others: float = 0.0) -> list[int]:
-    """The steps of 30 after which processes ask each other, where a step takes so long."""
-    clock, found = [100.0], []
-
-    def allgather(own):
-        return np.stack([own, np.float32([0, max(own[1], others)])])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "process_count", lambda: 2)
-        patch.setattr(time, "monotonic", lambda: clock[0])
-        patch.setattr(multihost_utils, "process_allgather", allgather)
-        context = RunContext(
-            writer=None, interruption=SimpleNamespace(exit_status=0), is_main_process=False
-        )
-        for step in range(1, 31):
-            clock[0] += seconds
-            before = context.agreement.asked_step
-            assert not context.stops(step)
-            if context.agreement.asked_step != before:
-                found.append(step)
-    return found
-
-
-def test_processes_ask_each_other_every_step_unless_steps_are_quick():
-    assert asked(5.0) == list(range(1, 31))
-    assert asked(0.25) == [1, 2, *range(6, 31, 4)]
-    assert asked(0.001) == [1, 2, 12, 22]
-    assert asked(0.001, others=5.0) == list(range(1, 31))
