@@ -38,23 +38,23 @@ def draw(shapes):
     return sets
 
 
-def stacked_loss(generated, positive, negative):
+def stacked_loss(generated, positive, unconditional):
     """The same sum, features of equal shape under one vmap."""
     groups = defaultdict(list)
     for name, x in generated.items():
         groups[x.shape].append(name)
     total = 0.0
     for names in groups.values():
-        sets = [jnp.stack([f[n] for n in names]) for f in (generated, positive, negative)]
+        sets = [jnp.stack([f[n] for n in names]) for f in (generated, positive, unconditional)]
         losses, _ = jax.vmap(drifting_loss)(*sets)
         total += jnp.sum(losses)
     return total
 
 
-def one_by_one_loss(generated, positive, negative):
+def one_by_one_loss(generated, positive, unconditional):
     """The same sum, a `drifting_loss` a feature."""
     return sum(
-        drifting_loss(generated[name], positive[name], negative[name])[0] for name in generated
+        drifting_loss(generated[name], positive[name], unconditional[name])[0] for name in generated
     )
 
 

@@ -46,7 +46,10 @@ def main(_) -> None:
                 with config.unlocked():
                     config.mesh.data = 64  # two devices a row
             program = dry_run.program(config, build.make_mesh(config, devices=devices))
-            held = {k: dry_run.bytes_per_device(v) / 2**30 for k, v in program.arguments.items()}
+            held = {
+                k: dry_run.bytes_per_device(v) / 2**30
+                for k, v in dry_run.arguments(program).items()
+            }
             listed = ", ".join(f"{k} {v:.2f}" for k, v in held.items())
             print(
                 f"{full} on {slice_name}: {listed}; together {sum(held.values()):.2f}; "

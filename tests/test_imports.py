@@ -124,9 +124,9 @@ def test_the_reader_sees_every_kind_of_import(tmp_path):
     path = tmp_path / "module.py"
     path.write_text(
         "import jax.numpy as jnp, os\n"
-        "from drifting_jax.method import losses, fields\n"
+        "from drifting_jax.method import losses, guidance\n"
         "from drifting_jax.models.dit import DiT\n"
         "def f():\n    from scipy.linalg import sqrtm\n"
     )
-    assert own(path) == {"method.losses", "method.fields", "models.dit"}
+    assert own(path) == {"method.losses", "method.guidance", "models.dit"}
     assert foreign(path) == {"jax", "scipy"}

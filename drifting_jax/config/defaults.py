@@ -10,6 +10,7 @@ from typing import Any
 
 # The drifting field (Algorithm 2) as the paper sets it.
 _DRIFT = {
+    "field": "mean_shift",  # a name of the table in method/fields/table.py
     "temperatures": (0.02, 0.05, 0.2),  # τ of the kernels, in units of the mean distance S
     "affinity_floor": 1e-6,  # floor under softmax·softmax, before the root; 0 = none
     "normalize": "both",  # softmax over samples and targets "both", over "targets" alone, "none"

@@ -1,20 +1,21 @@
-"""The drifting loss over many features (14), of a whole batch or of one that comes in pieces.
+"""The drifting loss over many features (14), of a whole batch or of one in microbatches.
 
-A piece is some of the class rows with all their samples. What the rows share, the distance scale S
-and the norms of the drift, is over the whole batch, so pieces take three passes: `distance_sums`,
-added up, give S; `drift_sums`, added up, the norms; `shared_loss` of every piece, averaged, is then
-the loss of the whole, and so is its gradient.
+A microbatch is some of the class rows with all their samples. What the rows share, the distance
+scale S and the norms of the drift, is taken over the whole batch. So microbatches take three
+passes: `distance_sums`, added up, give S; `drift_sums`, added up, give the norms; the mean of
+`shared_loss` over the microbatches is then the loss of the whole batch, and so is its gradient.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from drifting_jax.method import losses
-from drifting_jax.method.fields import FieldOptions
+from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.losses import DistanceSums, DriftingStatistics, drifting_loss
 
 _STACKED_ELEMENTS = 2**15  # of a feature's generated samples, up to which equal shapes are stacked
@@ -27,59 +28,56 @@ class FeatureSets:
     """All features of the samples of some class rows: {name: [c, n, t, d]}.
 
     Attributes:
-      generated: gradients reach these alone.
+      generated: of generated samples; gradients reach these alone.
       positive: of real samples of the row's class.
-      negative: of real samples of any class, or None.
-      negative_weight: [c, u], or None.
+      unconditional: of real samples of any class, or None.
+      unconditional_weight: [c, u], or None.
     """
 
     generated: Features
     positive: Features
-    negative: Features | None
-    negative_weight: jax.Array | None
+    unconditional: Features | None
+    unconditional_weight: jax.Array | None
 
 
 def feature_drifting_loss(
-    generated: Mapping[str, jax.Array],
-    positive: Mapping[str, jax.Array],
-    negative: Mapping[str, jax.Array] | None = None,
+    generated: Features,
+    positive: Features,
+    unconditional: Features | None = None,
     *,
     generated_weight: jax.Array | None = None,
     positive_weight: jax.Array | None = None,
-    negative_weight: jax.Array | None = None,
-    temperatures: Sequence[float] = (0.02, 0.05, 0.2),
-    affinity_floor: float = 1e-6,
-    options: FieldOptions = FieldOptions(),  # noqa: B008 (frozen)
+    unconditional_weight: jax.Array | None = None,
+    options: DriftOptions = DriftOptions(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, dict[str, DriftingStatistics]]:
-    """Sum of the drifting losses of many features (14).
+    """Returns the sum of the drifting losses of many features (14).
 
     A feature that hardly varies over the samples (`DriftingStatistics.is_degenerate`) has a drift
-    of pure rounding noise, which its normalisation would blow up to one: it is left out.
+    of rounding noise, which the normalisation would scale up to one. It is left out of the sum.
 
     Args:
-      generated, positive, negative: {name: [c, n, t, d]} with the same names; other arguments as in
-        `drifting_loss`.
+      generated, positive, unconditional: {name: [c, n, t, d]} with the same names; other arguments
+        as in `drifting_loss`.
 
     Returns:
       The loss [] and {name: DriftingStatistics}.
 
     Raises:
-      ValueError: if there is no feature, or the names differ.
+      ValueError: there is no feature, or the names differ.
     """
-    _check_names(generated, positive, negative)
+    _check_names(generated, positive, unconditional)
     one_feature = functools.partial(
         drifting_loss,
         generated_weight=generated_weight,
         positive_weight=positive_weight,
-        negative_weight=negative_weight,
-        temperatures=temperatures,
-        affinity_floor=affinity_floor,
+        unconditional_weight=unconditional_weight,
         options=options,
     )
-    total, statistics = 0.0, {}
+    total: jax.Array | float = 0.0
+    statistics: dict[str, DriftingStatistics] = {}
     for names in _groups(generated):
         values, found = jax.vmap(one_feature)(
-            *(_stacked(features, names) for features in (generated, positive, negative))
+            *(_stacked(features, names) for features in (generated, positive, unconditional))
         )
         total += jnp.sum(jnp.where(found.is_degenerate, 0.0, values))
         statistics |= _unstacked(found, names)
@@ -87,59 +85,35 @@ def feature_drifting_loss(
 
 
 def distance_sums(sets: FeatureSets) -> dict[str, DistanceSums]:
-    """First pass over a piece: the sums that give each feature's S."""
+    """First pass over a microbatch: the sums that give each feature's S."""
     return _of_each(sets, lambda one, _: losses.distance_sums(losses.distances(one), one), {})
 
 
 def drift_sums(
-    sets: FeatureSets,
-    distance_scales: Mapping[str, jax.Array],
-    *,
-    temperatures: Sequence[float],
-    affinity_floor: float,
-    options: FieldOptions,
+    sets: FeatureSets, distance_scales: Mapping[str, jax.Array], options: DriftOptions
 ) -> dict[str, jax.Array]:
-    """Second pass over a piece: {name: [n_τ]} Σ drift², given S [] of each feature."""
+    """Second pass over a microbatch: {name: [n_τ]} Σ drift², given S [] of each feature."""
 
     def one_feature(one: losses.Sets, scale: jax.Array) -> jax.Array:
-        drifts = losses.raw_drifts(
-            one,
-            losses.distances(one),
-            scale,
-            temperatures=tuple(temperatures),
-            affinity_floor=affinity_floor,
-            options=options,
-        )
-        return losses.drift_sums(drifts)
+        return losses.drift_sums(losses.raw_drifts(one, losses.distances(one), scale, options))
 
     return _of_each(sets, one_feature, distance_scales)
 
 
 def shared_loss(
-    sets: FeatureSets,
-    statistics: Mapping[str, DriftingStatistics],
-    *,
-    temperatures: Sequence[float],
-    affinity_floor: float,
-    options: FieldOptions,
+    sets: FeatureSets, statistics: Mapping[str, DriftingStatistics], options: DriftOptions
 ) -> jax.Array:
-    """Third pass over a piece: its [] loss, given the statistics of the whole batch."""
+    """Third pass over a microbatch: its [] loss, given the statistics of the whole batch."""
 
-    def one_feature(generated: jax.Array, one: losses.Sets, of_all: DriftingStatistics):
-        drifts = losses.raw_drifts(
-            one,
-            losses.distances(one),
-            of_all.distance_scale,
-            temperatures=tuple(temperatures),
-            affinity_floor=affinity_floor,
-            options=options,
-        )
-        loss = losses.drifted_loss(
-            generated, drifts, of_all.distance_scale, of_all.drift_mean_square
-        )
+    def one_feature(
+        generated: jax.Array, one: losses.Sets, of_all: DriftingStatistics
+    ) -> jax.Array:
+        scale = of_all.distance_scale
+        drifts = losses.raw_drifts(one, losses.distances(one), scale, options)
+        loss = losses.drifted_loss(generated, drifts, scale, of_all.drift_mean_square)
         return jnp.where(of_all.is_degenerate, 0.0, loss)
 
-    total = 0.0
+    total: jax.Array | float = 0.0
     for names in _groups(sets.generated):
         stacked = _stacked(sets.generated, names)
         of_all = _stacked(statistics, names)
@@ -147,10 +121,10 @@ def shared_loss(
     return total
 
 
-def _of_each(sets: FeatureSets, function, arguments: Mapping[str, jax.Array]) -> dict:
+def _of_each(sets: FeatureSets, function, arguments: Mapping[str, jax.Array]) -> dict[str, Any]:
     """{name: function(the feature's `losses.Sets`, its argument if there are any)}."""
-    _check_names(sets.generated, sets.positive, sets.negative)
-    found = {}
+    _check_names(sets.generated, sets.positive, sets.unconditional)
+    found: dict[str, Any] = {}
     for names in _groups(sets.generated):
         argument = _stacked(arguments, names) if arguments else None
         found |= _unstacked(jax.vmap(function)(_sets_of(sets, names), argument), names)
@@ -158,14 +132,13 @@ def _of_each(sets: FeatureSets, function, arguments: Mapping[str, jax.Array]) ->
 
 
 def _sets_of(sets: FeatureSets, names: Sequence[str]) -> losses.Sets:
-    make = functools.partial(losses.make_sets, negative_weight=sets.negative_weight)
-    return jax.vmap(make)(
-        *(_stacked(features, names) for features in (sets.generated, sets.positive, sets.negative))
-    )
+    make = functools.partial(losses.make_sets, unconditional_weight=sets.unconditional_weight)
+    groups = (sets.generated, sets.positive, sets.unconditional)
+    return jax.vmap(make)(*(_stacked(features, names) for features in groups))
 
 
-def _check_names(generated: Features, positive: Features, negative: Features | None) -> None:
-    for other, names in (("positive", positive), ("negative", negative)):
+def _check_names(generated: Features, positive: Features, unconditional: Features | None) -> None:
+    for other, names in (("positive", positive), ("unconditional", unconditional)):
         if names is not None and set(names) != set(generated):
             different = sorted(set(names) ^ set(generated))
             raise ValueError(
@@ -186,10 +159,11 @@ def _unstacked(stacked, names: Sequence[str]) -> dict:
 
 
 def _groups(features: Mapping[str, jax.Array]) -> list[list[str]]:
-    """Names by shape and dtype, small features together, large ones each alone.
+    """Groups names by shape and dtype: small features together, each large one alone.
 
-    Many small kernels cost more than their work: one for all of a shape takes 0.8 of the time and a
-    third of the compilation (benchmarks/feature_loss.py). Large features would only be copied.
+    Many small kernels cost more than their work. One kernel for all features of a shape takes 0.8
+    of the time and a third of the compilation (benchmarks/feature_loss.py). Large features would
+    only be copied.
     """
     groups: dict[tuple, list[str]] = {}
     for name in sorted(features):

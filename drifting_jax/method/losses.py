@@ -1,36 +1,33 @@
 """The drifting loss: a frozen, drifted target and a mean square, (6), (18)-(26), (36).
 
 A feature is [c, n, t, d]: class rows, samples, locations, channels. Every row and location has its
-own field; the distance scale S and the norm of the drift are shared by all of them, so they are
-computed here, between the passes, and never inside the `vmap`. A batch that comes in pieces (over
-class rows) adds up `distance_sums`, then `drift_sums`, then averages `drifted_loss` over the pieces
-(`feature_losses`).
+own field. The distance scale S and the norm of the drift are shared by all of them, so they are
+computed here, between the passes, and never inside the `vmap`. A batch in microbatches (over class
+rows) adds up `distance_sums`, then `drift_sums`, and then averages `drifted_loss` over the
+microbatches (`feature_losses`).
 """
-
-from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from drifting_jax.method import fields
-from drifting_jax.method.fields import FieldOptions
+from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.sets import ScaledSets, own_pairs, pairwise_distance
+from drifting_jax.method.fields.table import field_named
 
 SQUARED_DISTANCE_MINIMUM = 1e-8
 SCALE_MINIMUM = 1e-3
 DRIFT_MEAN_SQUARE_MINIMUM = 1e-8
-# Added to a sample's scaled distance to itself: what the release does, and out of reach of any τ.
-SELF_DISTANCE = 100.0
 
 
 @flax.struct.dataclass
 class DriftingStatistics:
-    """What one feature's loss was made of; float32 (float64 for float64 input).
+    """The numbers behind one feature's loss; float32 (float64 for float64 input).
 
     Attributes:
       distance_scale: [] S, the weighted mean distance to all targets, before its clip (21).
       drift_mean_square: [n_τ] mean square of each temperature's drift before it is normalised
-        (23). This falls towards its noise floor as q approaches p; the loss does not.
+        (23). It falls to the noise of a finite batch as q approaches p; the loss does not.
       generated_distance: [] mean distance between different generated samples (diversity; 0 when
         g is 1).
       positive_distance: [] mean distance from generated samples to positives.
@@ -43,19 +40,19 @@ class DriftingStatistics:
 
     @property
     def is_degenerate(self) -> jax.Array:
-        """Whether S is at its clip: the feature hardly varies, and its drift is rounding noise."""
+        """[] bool, S is at its clip: the feature hardly varies, and its drift is rounding noise."""
         return self.distance_scale <= SCALE_MINIMUM
 
 
 @flax.struct.dataclass
 class DistanceSums:
-    """Sums over pairs of a generated sample and a target; those of pieces of a batch add up.
+    """Sums over pairs of a generated sample and a target; those of microbatches add up.
 
     Attributes:
       weighted, weight: [] Σ w·distance and Σ w over all pairs (21).
-      generated, generated_pairs: [] Σ distance between different generated samples, and how many
-        (at least one a sample: 0 over some where g is 1).
-      positive, positive_pairs: [] likewise to positives.
+      generated, generated_pairs: [] Σ distance between different generated samples, and their
+        number (at least one a sample, so that g = 1 divides 0 by a positive number).
+      positive, positive_pairs: [] the same to positives.
     """
 
     weighted: jax.Array
@@ -66,7 +63,7 @@ class DistanceSums:
     positive_pairs: jax.Array
 
     def statistics(self, drift_mean_square: jax.Array) -> DriftingStatistics:
-        """With these and the drifts' mean squares [n_τ], what is logged and shared."""
+        """Returns the statistics that are logged and shared, given the drifts' mean squares."""
         return DriftingStatistics(
             distance_scale=self.distance_scale,
             drift_mean_square=drift_mean_square,
@@ -82,13 +79,13 @@ class DistanceSums:
 
 @flax.struct.dataclass
 class Sets:
-    """One feature's samples and targets, in the order of the release: generated first.
+    """One feature's samples and targets, in the order of the released code: generated first.
 
     Attributes:
       targets: [c, n, t, d], n = g + u + p, centred per row and location.
       weights: [c, n].
       num_generated: g.
-      num_negative: g + u.
+      num_negative: g + u, the targets that repel.
     """
 
     targets: jax.Array
@@ -104,55 +101,52 @@ class Sets:
 def make_sets(
     generated: jax.Array,
     positive: jax.Array,
-    negative: jax.Array | None = None,
+    unconditional: jax.Array | None = None,
     *,
     generated_weight: jax.Array | None = None,
     positive_weight: jax.Array | None = None,
-    negative_weight: jax.Array | None = None,
+    unconditional_weight: jax.Array | None = None,
 ) -> Sets:
     """Checks shapes and gathers all targets, under stop-gradient. Shapes as in `drifting_loss`."""
-    if negative is None:
-        negative = generated[:, :0]
-    groups = {"generated": generated, "negative": negative, "positive": positive}
+    if unconditional is None:
+        unconditional = generated[:, :0]
+    groups = {"generated": generated, "unconditional": unconditional, "positive": positive}
     for name, a in groups.items():
         if a.ndim != 4 or a.shape[0] != generated.shape[0] or a.shape[2:] != generated.shape[2:]:
             raise ValueError(
                 f"{name} must be [c, n, t, d] with the c, t, d of generated; "
                 f"found {name} {a.shape} and generated {generated.shape}"
             )
-        if 0 in a.shape and not (name == "negative" and a.shape[1] == 0):
+        if 0 in a.shape and not (name == "unconditional" and a.shape[1] == 0):
             raise ValueError(f"{name} is empty: found shape {a.shape}; every axis needs an entry")
     dtype = jnp.promote_types(jnp.result_type(*groups.values()), jnp.float32)
-    weights = {
+    given = {
         "generated": generated_weight,
-        "negative": negative_weight,
+        "unconditional": unconditional_weight,
         "positive": positive_weight,
     }
-    for name, w in weights.items():
+    weights = []
+    for name, w in given.items():
         expected = groups[name].shape[:2]
         if w is not None and jnp.shape(w) != expected:
             raise ValueError(f"{name}_weight must be {expected}; found {jnp.shape(w)}")
-        weights[name] = jnp.ones(expected, dtype) if w is None else jnp.asarray(w, dtype)
+        weights.append(jnp.ones(expected, dtype) if w is None else jnp.asarray(w, dtype))
     targets = jnp.concatenate([a.astype(dtype) for a in groups.values()], axis=1)
     targets = targets - jnp.mean(targets, axis=1, keepdims=True)
     return Sets(
         targets=jax.lax.stop_gradient(targets),
-        weights=jax.lax.stop_gradient(jnp.concatenate(list(weights.values()), axis=1)),
+        weights=jax.lax.stop_gradient(jnp.concatenate(weights, axis=1)),
         num_generated=generated.shape[1],
-        num_negative=generated.shape[1] + negative.shape[1],
+        num_negative=generated.shape[1] + unconditional.shape[1],
     )
 
 
-def _own_pairs(g: int, n: int) -> jax.Array:
-    return jnp.arange(g)[:, None] == jnp.arange(n)[None, :]
-
-
 def distances(sets: Sets) -> jax.Array:
-    """[c, t, g, n] distances of generated samples to all targets; own pairs at the clip, 1e-4."""
+    """Returns [c, t, g, n] distances of generated samples to all targets; own pairs are 1e-4."""
 
     def one_set(x, y):
-        distance = fields.pairwise_distance(x, y, squared_minimum=SQUARED_DISTANCE_MINIMUM)
-        own = _own_pairs(*distance.shape)
+        distance = pairwise_distance(x, y, squared_minimum=SQUARED_DISTANCE_MINIMUM)
+        own = own_pairs(*distance.shape)
         return jnp.where(own, jnp.asarray(SQUARED_DISTANCE_MINIMUM**0.5, x.dtype), distance)
 
     over_locations = jax.vmap(one_set, in_axes=1)
@@ -160,7 +154,7 @@ def distances(sets: Sets) -> jax.Array:
 
 
 def distance_sums(distance: jax.Array, sets: Sets) -> DistanceSums:
-    """Sums of `distances` [c, t, g, n] for the distance scale S (21) and the diversity."""
+    """Sums `distances` [c, t, g, n] for the distance scale S (21) and the diversity."""
     c, t, g, n = distance.shape
     positives = n - sets.num_negative
     own = c * t * g * SQUARED_DISTANCE_MINIMUM**0.5
@@ -184,37 +178,35 @@ def _scales(distance_scale: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
 
 
 def raw_drifts(
-    sets: Sets,
-    distance: jax.Array,
-    distance_scale: jax.Array,
-    *,
-    temperatures: Sequence[float],
-    affinity_floor: float,
-    options: FieldOptions = FieldOptions(),  # noqa: B008 (frozen)
+    sets: Sets, distance: jax.Array, distance_scale: jax.Array, options: DriftOptions
 ) -> jax.Array:
-    """[n_τ, c, t, g, d] drifts in scaled coordinates, not yet normalised (A.6)."""
+    """Returns [n_τ, c, t, g, d] drifts in scaled coordinates, not yet normalised (A.6).
+
+    Args:
+      sets: samples and targets.
+      distance: [c, t, g, n] of `distances`.
+      distance_scale: [] S, over the whole batch.
+      options: the field and its temperatures.
+    """
     for_distance, for_coordinates = _scales(distance_scale, sets.targets.shape[-1])
+    field = field_named(options.field)
 
-    def one_set(y, distance, weights):
-        g, m = sets.num_generated, sets.num_negative
-        y = y / for_coordinates
-        distance = distance / for_distance
-        distance = distance + jnp.where(_own_pairs(*distance.shape), SELF_DISTANCE, 0.0)
-
-        def at(temperature):
-            logits = fields.kernel_logits(distance, temperature=temperature, kernel=options.kernel)
-            a = fields.affinities(logits, floor=affinity_floor, normalize=options.normalize)
-            a = a * weights[None, :]
-            return fields.drift(y[:g], y[m:], y[:m], a[:, m:], a[:, :m], options=options)
-
-        return jnp.stack([at(temperature) for temperature in temperatures])
+    def one_set(y: jax.Array, distance: jax.Array, weights: jax.Array) -> jax.Array:
+        scaled = ScaledSets(
+            targets=y / for_coordinates,
+            distance=distance / for_distance,
+            weights=weights,
+            num_generated=sets.num_generated,
+            num_negative=sets.num_negative,
+        )
+        return jnp.stack([field(scaled, tau, options) for tau in options.temperatures])
 
     over_locations = jax.vmap(one_set, in_axes=(1, 0, None), out_axes=1)
     return jax.vmap(over_locations, out_axes=1)(sets.targets, distance, sets.weights)
 
 
 def drift_sums(drifts: jax.Array) -> jax.Array:
-    """[n_τ] Σ drift² over everything; over its count it is the raw drift mean square (23)."""
+    """Returns [n_τ] Σ drift² over all entries; their number makes it the mean square of (23)."""
     return jnp.sum(jnp.square(drifts), axis=(1, 2, 3, 4))
 
 
@@ -248,57 +240,45 @@ def drifted_loss(
 def drifting_loss(
     generated: jax.Array,
     positive: jax.Array,
-    negative: jax.Array | None = None,
+    unconditional: jax.Array | None = None,
     *,
     generated_weight: jax.Array | None = None,
     positive_weight: jax.Array | None = None,
-    negative_weight: jax.Array | None = None,
-    temperatures: Sequence[float] = (0.02, 0.05, 0.2),
-    affinity_floor: float = 1e-6,
-    options: FieldOptions = FieldOptions(),  # noqa: B008 (frozen)
+    unconditional_weight: jax.Array | None = None,
+    options: DriftOptions = DriftOptions(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, DriftingStatistics]:
     """Drifting loss of one feature (A.5, A.6).
 
-    Generated samples are always negatives of each other, self excluded. The value is the mean
-    square of a sum of unit-RMS drifts, between 0 and n_τ² and nearly constant in training: watch
+    Generated samples always repel each other, self excluded. The value is the mean square of a sum
+    of unit-RMS drifts: between 0 and n_τ², and nearly constant in training. Watch
     `drift_mean_square` instead.
 
     Args:
       generated: [c, g, t, d] features of generated samples; gradients reach these alone.
-      positive: [c, p, t, d] features of real samples of the row's class.
-      negative: [c, u, t, d] features of real samples of any class (guidance), or None.
-      generated_weight, positive_weight, negative_weight: [c, n] weights of the targets, 1 if None.
-        They multiply the affinities after both softmaxes and weigh the mean distance.
-      temperatures: τ, in units of the mean distance S.
-      affinity_floor: lower clip of softmax·softmax; 1e-6 as released, 0 as in Algorithm 2.
-      options: the paper's ablations of the field.
+      positive: [c, p, t, d] features of real samples of the row's class, which attract.
+      unconditional: [c, u, t, d] features of real samples of any class, which repel (guidance), or
+        None.
+      generated_weight, positive_weight, unconditional_weight: [c, n] weights of the targets, 1 if
+        None. They multiply the affinities after both softmaxes and weigh the mean distance.
+      options: temperatures and the paper's ablations of the field.
 
     Returns:
       The loss [] and its `DriftingStatistics`, in float32, or float64 if an input is.
 
     Raises:
-      ValueError: for shapes that do not fit each other, empty sets, or no temperature.
+      ValueError: shapes that do not fit each other, an empty set, or an unknown field.
     """
-    if not len(temperatures) or min(temperatures) <= 0:
-        raise ValueError(f"temperatures must be one or more positive numbers; found {temperatures}")
     sets = make_sets(
         generated,
         positive,
-        negative,
+        unconditional,
         generated_weight=generated_weight,
         positive_weight=positive_weight,
-        negative_weight=negative_weight,
+        unconditional_weight=unconditional_weight,
     )
     distance = distances(sets)
     sums = distance_sums(distance, sets)
-    drifts = raw_drifts(
-        sets,
-        distance,
-        sums.distance_scale,
-        temperatures=tuple(temperatures),
-        affinity_floor=affinity_floor,
-        options=options,
-    )
+    drifts = raw_drifts(sets, distance, sums.distance_scale, options)
     # As a float: beyond 2³¹ at the paper's sizes.
     drift_mean_square = drift_sums(drifts) / float(generated.size)
     loss = drifted_loss(generated, drifts, sums.distance_scale, drift_mean_square)

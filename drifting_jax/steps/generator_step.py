@@ -1,10 +1,16 @@
-"""The pure training step of the generator: shapes, keys and mathematics, no loop."""
+"""The training step of the generator (3.2-3.5, A.8): a pure function, no loop.
+
+The road of the samples: draw class rows and real samples → `generate` → features of all samples →
+drifting loss → gradients → new state.
+"""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,12 +21,14 @@ from drifting_jax.distributed import class_rows, meshes
 from drifting_jax.method import feature_losses, guidance
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.feature_losses import FeatureSets
-from drifting_jax.method.fields import FieldOptions
+from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.losses import DriftingStatistics
-from drifting_jax.models.dit import DiT
 from drifting_jax.steps import sample_queue, sampling
+from drifting_jax.steps.culprit import drift_culprit
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.state import TrainState, apply_gradients
+
+PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +36,22 @@ class GeneratorStepConfig:
     """Sizes and settings of a generator's step (A.8, A.9).
 
     Attributes:
-      labels: c; generated, positives, unconditional: g, p, u of each.
-      temperatures, affinity_floor, options: of `losses.drifting_loss`.
+      labels: c, class rows of a step.
+      generated, positives, unconditional: g, p, u, samples of each row.
+      drift: the field and its temperatures.
       cfg_minimum, cfg_maximum, cfg_power, cfg_probability_of_one: the law of α.
       ema_decays: one moving average of the parameters for each.
-      microbatches: pieces of the class rows that are computed one after another, for the memory's
-        sake, at about twice the work; numbers do not depend on it.
-      shared_statistics: what S and the norms of the drift are over: "batch", exactly, or
-        "microbatch", another method, in which each piece has its own, at no further work.
+      microbatches: parts of the class rows that are computed one after another, which takes less
+        memory and about twice the work. The numbers do not depend on it.
+      shared_statistics: what S and the norms of the drift are taken over: "batch" is exact;
+        "microbatch" is another method, in which each microbatch has its own, at no further work.
     """
 
     labels: int
     generated: int
     positives: int
     unconditional: int
-    temperatures: tuple[float, ...]
-    affinity_floor: float
-    options: FieldOptions
+    drift: DriftOptions
     cfg_minimum: float
     cfg_maximum: float
     cfg_power: float
@@ -56,10 +63,10 @@ class GeneratorStepConfig:
 
 @flax.struct.dataclass
 class GeneratorMetrics:
-    """What a generator's step tells: the loss says little, the statistics much.
+    """What a generator's step reports. The loss says little, the statistics much.
 
     Attributes:
-      updates: [] int32, updates before this step: those that were skipped do not count.
+      updates: [] int32, updates before this step; skipped steps do not count.
       loss: [] sum over features, nearly constant by construction.
       gradient_norm: [] before the clip.
       cfg_scale: [] mean α of the rows.
@@ -73,24 +80,16 @@ class GeneratorMetrics:
     statistics: dict[str, DriftingStatistics]
 
 
-def draw_labels(key: jax.Array, count: int, num_classes: int) -> jax.Array:
-    """[count] int32 class rows of a step: without replacement, or whole permutations in a row."""
-    rounds = -(-count // num_classes)
-    permutations = jax.vmap(lambda k: jax.random.permutation(k, num_classes))(
-        jax.random.split(key, rounds)
-    )
-    return permutations.reshape(-1)[:count].astype(jnp.int32)
-
-
 @flax.struct.dataclass
 class _Rows:
-    """The class rows of a step, or of a piece of it; real samples are [c, n, h, w, channels].
+    """The class rows of a step or microbatch; real samples are [c, n, h, w, channels].
 
     Attributes:
-      number: [c] their places in the step, which their random numbers depend on.
-      label, cfg_scale: [c]. weight: [c] of each unconditional negative.
-      input_keys: [c, g] of noise and styles.
-      positive, negative: real samples as the queue holds them; None for none.
+      number: [c] int32, places of the rows in the step; their random numbers depend on it.
+      label, cfg_scale: [c].
+      weight: [c], the weight of each unconditional sample.
+      input_keys: [c, g] keys of noise and styles.
+      positive, unconditional: real samples as the queue holds them; None for none.
     """
 
     number: jax.Array
@@ -99,32 +98,37 @@ class _Rows:
     weight: jax.Array
     input_keys: jax.Array
     positive: jax.Array | None = None
-    negative: jax.Array | None = None
+    unconditional: jax.Array | None = None
 
 
 def generator_step(
     state: TrainState,
     queue: SampleQueue,
-    frozen,
+    frozen: PyTree,
     batch: Mapping[str, jax.Array],
     key: jax.Array,
     *,
-    model: DiT,
+    model: nn.Module,
     feature_function: FeatureFunction,
     optimizer: optax.GradientTransformation,
     settings: GeneratorStepConfig,
 ) -> tuple[TrainState, SampleQueue, GeneratorMetrics]:
-    """One step: push, draw, generate, drift in feature space, update (3.2-3.5, A.8).
+    """Pushes new real samples, draws rows, generates, drifts in feature space, and updates.
 
     Args:
       state, queue: donated by the caller's jit.
-      frozen: what `feature_function` takes first, an argument and never a constant.
+      frozen: variables of the frozen networks, the first argument of `feature_function`. They are
+        an argument and never a constant of the program.
       batch: new real samples {"image": [b, h, w, c], "label": [b]} for the queue.
-      key: the run's root key; the step folds in its own number.
+      key: the root key of this stage; the step folds in its own number.
+      model: the generator.
+      feature_function: (frozen, samples [b, h, w, c]) -> {name: [b, t, d]}.
+      optimizer: of the parameters.
+      settings: see `GeneratorStepConfig`.
 
     Returns:
-      The new state and queue, and `GeneratorMetrics`. A step whose loss or gradient is not finite
-      changes neither parameters nor averages and is counted in the state.
+      The new state and queue, and `GeneratorMetrics`. If the loss or a gradient is not finite, the
+      step changes neither parameters nor averages, and the state counts it.
     """
     s = settings
     queue = sample_queue.push(queue, batch["image"], batch["label"])
@@ -132,7 +136,7 @@ def generator_step(
     # Gathered for use: split weights would split the activations, over channels.
     gathered = meshes.replicated(queue.mesh)
 
-    def sets_of(params, rows: _Rows, *, apart: bool) -> FeatureSets:
+    def features_of(params: PyTree, rows: _Rows, *, apart: bool) -> FeatureSets:
         return _feature_sets(
             jax.lax.with_sharding_constraint(params, gathered),
             frozen,
@@ -143,12 +147,7 @@ def generator_step(
             feature_function=feature_function,
         )
 
-    drift = {
-        "temperatures": s.temperatures,
-        "affinity_floor": s.affinity_floor,
-        "options": s.options,
-    }
-    (loss, statistics), gradients = _loss_and_gradients(state.params, rows, sets_of, s, drift)
+    (loss, statistics), gradients = _loss_and_gradients(state.params, rows, features_of, s)
     norm = optax.tree.norm(gradients)
     updates = state.step - state.skipped
     metrics = GeneratorMetrics(updates, loss, norm, jnp.mean(rows.cfg_scale), statistics)
@@ -163,8 +162,21 @@ def generator_step(
     return state, queue, metrics
 
 
+def draw_labels(key: jax.Array, count: int, num_classes: int) -> jax.Array:
+    """Returns [count] int32 labels of the class rows of a step.
+
+    They are drawn without replacement; for more rows than classes, whole permutations follow each
+    other.
+    """
+    rounds = -(-count // num_classes)
+    permutations = jax.vmap(lambda k: jax.random.permutation(k, num_classes))(
+        jax.random.split(key, rounds)
+    )
+    return permutations.reshape(-1)[:count].astype(jnp.int32)
+
+
 def _draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> _Rows:
-    """All class rows of a step, as pieces [microbatches, c / microbatches, ...]."""
+    """Draws all class rows of a step: [microbatches, c / microbatches, ...]."""
     label_key, cfg_key, positive_key, unconditional_key, input_key = jax.random.split(key, 5)
     cfg_scale = guidance.sample_cfg_scale(
         cfg_key,
@@ -183,53 +195,45 @@ def _draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> _R
         ),
         input_keys=jax.random.split(input_key, (s.labels, s.generated)),
     )
-    pieces = jax.tree.map(lambda x: x.reshape(s.microbatches, -1, *x.shape[1:]), rows)
+    microbatches = jax.tree.map(lambda x: x.reshape(s.microbatches, -1, *x.shape[1:]), rows)
 
-    def with_real(rows: _Rows) -> _Rows:
-        return rows.replace(
-            positive=sample_queue.draw(
-                queue, positive_key, rows.label, s.positives, rows=rows.number
-            ),
-            negative=sample_queue.draw_unconditional(
-                queue, unconditional_key, rows.number, s.unconditional
-            )
-            if s.unconditional
-            else None,
+    def with_real_samples(rows: _Rows) -> _Rows:
+        positive = sample_queue.draw(queue, positive_key, rows.label, s.positives, rows=rows.number)
+        if not s.unconditional:
+            return rows.replace(positive=positive)
+        unconditional = sample_queue.draw_unconditional(
+            queue, unconditional_key, rows.number, s.unconditional
         )
+        return rows.replace(positive=positive, unconditional=unconditional)
 
     if s.microbatches == 1:
-        return jax.tree.map(lambda x: x[None], with_real(jax.tree.map(lambda x: x[0], pieces)))
-    return jax.lax.map(with_real, pieces)
+        return jax.tree.map(lambda x: x[None], with_real_samples(_first(microbatches)))
+    return jax.lax.map(with_real_samples, microbatches)
+
+
+def _first(microbatches: _Rows) -> _Rows:
+    return jax.tree.map(lambda x: x[0], microbatches)
 
 
 def _feature_sets(
-    params,
-    frozen,
+    params: PyTree,
+    frozen: PyTree,
     rows: _Rows,
     mesh: Mesh,
     *,
     apart: bool,
-    model: DiT,
+    model: nn.Module,
     feature_function: FeatureFunction,
 ) -> FeatureSets:
-    """Generates the samples of some rows; features of them and of the real ones (3.4).
+    """Generates the samples of some rows; returns features of them and of the real samples (3.4).
 
-    The generated samples go through the encoders `apart` from the real ones where gradients shall
-    flow back through them alone, else together: one program instead of two.
+    `apart`: the generated samples go through the encoders by themselves, so that gradients flow
+    back through them alone. Otherwise all samples go together: one program instead of two.
     """
-    (c, g), p = rows.input_keys.shape, rows.positive.shape[1]
-    sharding = meshes.row_sharding(mesh, c, g)
-
-    def of_rows(per_row: jax.Array) -> jax.Array:
-        return class_rows.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
-
-    draw = jax.vmap(jax.vmap(lambda key: sampling.draw_inputs(key, model)))
-    noise, styles = (class_rows.merge(x, sharding) for x in draw(rows.input_keys))
-    images = model.apply(
-        {"params": params}, noise, of_rows(rows.label), styles, of_rows(rows.cfg_scale)
-    )
-    generated = class_rows.split(class_rows.keep_split(images, sharding), sharding, c, g)
-    real = [class_rows.to_float(x) for x in (rows.positive, rows.negative) if x is not None]
+    c, g = rows.input_keys.shape
+    generated = _generate(params, rows, mesh, model)
+    real = [x for x in (rows.positive, rows.unconditional) if x is not None]
+    real = [class_rows.to_float(x) for x in real]
 
     def features_of(*samples: jax.Array) -> dict[str, jax.Array]:
         where = class_rows.real_sharding(mesh, c, sum(x.shape[1] for x in samples))
@@ -240,21 +244,35 @@ def _feature_sets(
         of_generated, of_real = features_of(generated), features_of(*real)
     else:
         of_generated, of_real = _cut(features_of(generated, *real), g)
-    positive, negative = _cut(of_real, p)
-    has_negative = rows.negative is not None
-    weight = None
-    if has_negative:
-        weight = jnp.broadcast_to(rows.weight[:, None], rows.negative.shape[:2])
-    return FeatureSets(
-        generated=of_generated,
-        positive=positive,
-        negative=negative if has_negative else None,
-        negative_weight=weight,
+    if rows.unconditional is None:
+        return FeatureSets(of_generated, of_real, None, None)
+    positive, unconditional = _cut(of_real, real[0].shape[1])
+    weight = jnp.broadcast_to(rows.weight[:, None], rows.unconditional.shape[:2])
+    return FeatureSets(of_generated, positive, unconditional, weight)
+
+
+def _generate(params: PyTree, rows: _Rows, mesh: Mesh, model: nn.Module) -> jax.Array:
+    """Returns [c, g, h, w, channels] samples of some rows, split over the mesh."""
+    c, g = rows.input_keys.shape
+    sharding = meshes.row_sharding(mesh, c, g)
+
+    def for_each_sample(per_row: jax.Array) -> jax.Array:
+        return class_rows.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
+
+    draw = jax.vmap(jax.vmap(lambda key: sampling.draw_inputs(key, model)))
+    noise, styles = (class_rows.merge(x, sharding) for x in draw(rows.input_keys))
+    images = model.apply(
+        {"params": params},
+        noise,
+        for_each_sample(rows.label),
+        styles,
+        for_each_sample(rows.cfg_scale),
     )
+    return class_rows.split(class_rows.keep_split(images, sharding), sharding, c, g)
 
 
 def _cut(features: dict[str, jax.Array], count: int) -> tuple[dict[str, jax.Array], ...]:
-    """Features of the first `count` samples of each row, and of the others."""
+    """Returns the features of the first `count` samples of each row, and those of the others."""
     return (
         {name: x[:, :count] for name, x in features.items()},
         {name: x[:, count:] for name, x in features.items()},
@@ -262,74 +280,63 @@ def _cut(features: dict[str, jax.Array], count: int) -> tuple[dict[str, jax.Arra
 
 
 def _loss_and_gradients(
-    params, pieces: _Rows, sets_of: Callable, s: GeneratorStepConfig, drift: dict
-):
-    """((loss, statistics), gradients) of a batch in pieces, whole or one after another."""
+    params: PyTree, microbatches: _Rows, features_of: Callable, s: GeneratorStepConfig
+) -> tuple[tuple[jax.Array, dict[str, DriftingStatistics]], PyTree]:
+    """Returns ((loss, statistics), gradients) of a batch, in one piece or in microbatches."""
 
-    def loss_of(params, rows: _Rows):
-        sets = sets_of(params, rows, apart=True)
+    def loss_of(params: PyTree, rows: _Rows):
+        sets = features_of(params, rows, apart=True)
         return feature_losses.feature_drifting_loss(
             sets.generated,
             sets.positive,
-            sets.negative,
-            negative_weight=sets.negative_weight,
-            **drift,
+            sets.unconditional,
+            unconditional_weight=sets.unconditional_weight,
+            options=s.drift,
         )
 
     def with_gradients(rows: _Rows):
         return jax.value_and_grad(loss_of, has_aux=True)(params, rows)
 
     if s.microbatches == 1:
-        return with_gradients(jax.tree.map(lambda x: x[0], pieces))
+        return with_gradients(_first(microbatches))
     if s.shared_statistics == "microbatch":
-        total = class_rows.sum_over_pieces(with_gradients, pieces)
+        total = class_rows.sum_over_pieces(with_gradients, microbatches)
         return jax.tree.map(lambda x: x / s.microbatches, total)
+    statistics = _shared_statistics(params, microbatches, features_of, s)
 
-    def sums_of(rows: _Rows):
-        return feature_losses.distance_sums(sets_of(params, rows, apart=False))
-
-    sums = class_rows.sum_over_pieces(sums_of, pieces)
-    scales = {name: x.distance_scale for name, x in sums.items()}
-
-    def drifts_of(rows: _Rows):
-        return feature_losses.drift_sums(sets_of(params, rows, apart=False), scales, **drift)
-
-    drifts, entries = (
-        class_rows.sum_over_pieces(drifts_of, pieces),
-        _entries(sets_of, params, pieces),
-    )
-    statistics = {
-        name: sums[name].statistics(drifts[name] / (s.microbatches * entries[name]))
-        for name in sums
-    }
-
-    def shared(params, rows: _Rows):
-        return feature_losses.shared_loss(sets_of(params, rows, apart=True), statistics, **drift)
+    def shared_loss(params: PyTree, rows: _Rows) -> jax.Array:
+        return feature_losses.shared_loss(
+            features_of(params, rows, apart=True), statistics, s.drift
+        )
 
     total = class_rows.sum_over_pieces(
-        lambda rows: jax.value_and_grad(shared)(params, rows), pieces
+        lambda rows: jax.value_and_grad(shared_loss)(params, rows), microbatches
     )
     loss, gradients = jax.tree.map(lambda x: x / s.microbatches, total)
     return (loss, statistics), gradients
 
 
-def _entries(sets_of: Callable, params, pieces: _Rows) -> dict[str, float]:
-    """Entries of each feature of the generated samples of a piece; beyond 2³¹ at full size."""
-    one = functools.partial(sets_of, apart=True)
-    shapes = jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], pieces)).generated
-    return {name: float(math.prod(x.shape)) for name, x in shapes.items()}
+def _shared_statistics(
+    params: PyTree, microbatches: _Rows, features_of: Callable, s: GeneratorStepConfig
+) -> dict[str, DriftingStatistics]:
+    """Returns the statistics of the whole batch, in two passes over its microbatches."""
 
+    def distances_of(rows: _Rows):
+        return feature_losses.distance_sums(features_of(params, rows, apart=False))
 
-def drift_culprit(statistics: Mapping[str, DriftingStatistics]) -> jax.Array:
-    """[] int32 number of the first drift that is not finite, or one past the last if all are."""
-    drifts = jnp.stack([statistics[name].drift_mean_square for name in sorted(statistics)])
-    bad = ~jnp.isfinite(drifts).reshape(-1)
-    return jnp.where(jnp.any(bad), jnp.argmax(bad), bad.size).astype(jnp.int32)
+    sums = class_rows.sum_over_pieces(distances_of, microbatches)
+    scales = {name: x.distance_scale for name, x in sums.items()}
 
+    def drifts_of(rows: _Rows):
+        return feature_losses.drift_sums(features_of(params, rows, apart=False), scales, s.drift)
 
-def culprit_name(culprit: int, names: Sequence[str], temperatures: Sequence[float]) -> str:
-    """Words for `drift_culprit`: the feature and temperature, or the gradient."""
-    feature, temperature = divmod(culprit, len(temperatures))
-    if feature >= len(names):
-        return "the gradient (every drift was finite)"
-    return f"feature {sorted(names)[feature]} at temperature {temperatures[temperature]:g}"
+    drifts = class_rows.sum_over_pieces(drifts_of, microbatches)
+    # Entries of each feature of a microbatch's generated samples, as floats: beyond 2³¹ at full
+    # size.
+    one = functools.partial(features_of, apart=True)
+    shapes = jax.eval_shape(one, params, _first(microbatches)).generated
+    entries = {name: float(math.prod(x.shape)) for name, x in shapes.items()}
+    return {
+        name: sums[name].statistics(drifts[name] / (s.microbatches * entries[name]))
+        for name in sums
+    }

@@ -15,7 +15,8 @@ from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.method import encoders, features
 from drifting_jax.method.encoders import FeatureFunction
-from drifting_jax.method.fields import FieldOptions
+from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.table import FIELDS
 from drifting_jax.models import layers
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
@@ -25,6 +26,7 @@ from drifting_jax.steps.encoder_step import EncoderStepConfig
 from drifting_jax.steps.generator_step import GeneratorStepConfig
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.steps.sample_queue import SampleQueue
+from drifting_jax.steps.toy_step import ToyStepConfig
 
 _SAMPLES_AT_ONCE = 64  # generated, on a device, where config.train.microbatches is left open
 
@@ -149,18 +151,28 @@ def check_models(config: ConfigDict, source: Source) -> None:
             raise UserError(f"config.{section} does not fit the data: {reason}") from None
 
 
-def field_options(config: ConfigDict) -> FieldOptions:
+def drift_options(config: ConfigDict) -> DriftOptions:
+    """The options of config.drift.
+
+    Raises:
+      UserError: there is no field of that name.
+    """
     d = config.drift
-    return FieldOptions(
+    if d.field not in FIELDS:
+        raise UserError(f"config.drift.field must be one of {', '.join(FIELDS)}; found {d.field!r}")
+    return DriftOptions(
+        temperatures=tuple(d.temperatures),
+        affinity_floor=d.affinity_floor,
         kernel=d.kernel,
         normalize=d.normalize,
         combine=d.combine,
         attraction=d.attraction,
         repulsion=d.repulsion,
+        field=d.field,
     )
 
 
-def make_generator_step(config: ConfigDict, mesh: Mesh) -> GeneratorStepConfig:
+def generator_step_config(config: ConfigDict, mesh: Mesh) -> GeneratorStepConfig:
     """Sizes and settings of a generator's step on a mesh.
 
     Raises:
@@ -172,9 +184,7 @@ def make_generator_step(config: ConfigDict, mesh: Mesh) -> GeneratorStepConfig:
         generated=t.generated_per_label,
         positives=t.positives_per_label,
         unconditional=t.unconditional_per_label,
-        temperatures=tuple(config.drift.temperatures),
-        affinity_floor=config.drift.affinity_floor,
-        options=field_options(config),
+        drift=drift_options(config),
         cfg_minimum=g.minimum,
         cfg_maximum=g.maximum,
         cfg_power=g.power,
@@ -219,7 +229,7 @@ def microbatches(config: ConfigDict, mesh: Mesh) -> int:
     return next((pieces for pieces in fitting if pieces >= most), fitting[-1])
 
 
-def make_encoder_step(config: ConfigDict) -> EncoderStepConfig:
+def encoder_step_config(config: ConfigDict) -> EncoderStepConfig:
     t = config.encoder.train
     return EncoderStepConfig(
         mask_ratio_min=t.mask_ratio_min,
@@ -229,6 +239,16 @@ def make_encoder_step(config: ConfigDict) -> EncoderStepConfig:
         classifier_weight=t.classifier_weight,
         ema_decays=(t.ema_decay,),
         microbatches=t.microbatches,
+    )
+
+
+def toy_step_config(config: ConfigDict) -> ToyStepConfig:
+    """Sizes and settings of a toy's step."""
+    return ToyStepConfig(
+        generated=config.train.generated,
+        noise_features=config.model.noise_features,
+        drift=drift_options(config),
+        ema_decays=tuple(config.train.ema_decays),
     )
 
 

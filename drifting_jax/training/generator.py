@@ -1,32 +1,35 @@
-"""Generator training: encoder, queue, steps, pictures, checkpoints, and the figures at the end."""
+"""Generator training: the encoder, the frozen networks, the queue, then the steps and pictures."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax.config import ConfigDict, streams
-from drifting_jax.data.sources import Source
-from drifting_jax.distributed import meshes
+from drifting_jax.config import ConfigDict
+from drifting_jax.config.streams import stream_key
+from drifting_jax.data.sources import DataSpec, Source
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator
-from drifting_jax.steps.generator_step import GeneratorMetrics, culprit_name, generator_step
 from drifting_jax.steps.sample_queue import SampleQueue
-from drifting_jax.steps.state import TrainState, create_state, ema_name
-from drifting_jax.training import build, data_identity, device_batches, filling, frozen, monitoring
-from drifting_jax.training import encoder as train_mae
-from drifting_jax.training.loop import RunContext, Stage, run_stage
+from drifting_jax.steps.state import ema_name
+from drifting_jax.training import (
+    build,
+    data_identity,
+    encoder,
+    filling,
+    frozen,
+    monitoring,
+    programs,
+    stage,
+)
+from drifting_jax.training.device_batches import GlobalBatches
+from drifting_jax.training.hooks import RunContext
+from drifting_jax.training.loop import Hook, Moment
+from drifting_jax.training.stage import Stage
 from drifting_jax.weights.networks import Network
-from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.image_files import image_grid
-
-PyTree = Any
 
 _PICTURES_PER_CLASS = 10
 _CLASSES_IN_PICTURES = 10
@@ -34,23 +37,8 @@ _LEAST_GRID_PIXELS = 400
 
 
 def checkpoint_directory(workdir: Path) -> Path:
-    """Where a run keeps its generator."""
+    """Returns where a run keeps its generator."""
     return workdir / "checkpoints"
-
-
-def state_maker(config: ConfigDict, source: Source, mesh: Mesh):
-    """A function that makes the initial state, and one that says where its arrays lie."""
-    model, optimizer = build.make_generator(config, source), build.generator_optimizer(config)
-
-    def init() -> TrainState:
-        key = streams.stream_key(config, "generator_init")
-        noise, styles = sampling.draw_inputs(key, model)
-        label, scale = jnp.zeros(1, jnp.int32), jnp.ones(1)
-        params = model.init(key, noise[None], label, styles[None], scale)["params"]
-        return create_state(params, optimizer, ema_decays=config.train.ema_decays)
-
-    place = functools.partial(meshes.sharding_for_tree, mesh=mesh, rules=config.mesh.rules)
-    return init, place
 
 
 def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
@@ -68,72 +56,33 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     source = data_identity.open_source(config, workdir)
     build.check_models(config, source)
     filling.check_source(config, source)
-    given = frozen.load_pretrained(config, source)
+    pretrained = frozen.load_pretrained(config, source)
     monitor = monitoring.make_monitor(config, workdir=workdir, stops=context.stops)
-    encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, context=context)
-    if encoder is None:
+    params = encoder.encoder_params(config, source, mesh, workdir=workdir, context=context)
+    if params is None:
         return False
-    variables, networks, vae = frozen.place(config, encoder, given, mesh)
-    del encoder  # whose decoder would stay on the devices
-    feature_function = build.make_feature_function(config, source, **networks)
-    images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
-    names = list(jax.eval_shape(feature_function, variables, images))
-    t = config.train
-    stage = Stage(
-        name="generator",
-        num_steps=t.num_steps,
-        log_every=config.log_every,
-        save_every=t.save_every,
-        keep_every=t.keep_every,
-        images_per_step=t.labels_per_step * t.generated_per_label,
-        max_skipped_in_a_row=t.max_skipped_in_a_row,
-    )
-    directory = checkpoint_directory(workdir)
-    with Checkpoints(directory, keep=t.keep, keep_every=t.keep_every) as checkpoints:
-        start, position, state, queue = _start_or_resume(config, source, mesh, checkpoints)
-        for name in ("generator", monitoring.STAGE):
-            context.writer.truncate(name, start)
-        if start >= t.num_steps:
-            return True
-        context.announce("generator", state.params, start)
-        with device_batches.make_batches(
-            config,
-            source,
-            mesh,
+    variables, networks, vae = frozen.place(config, params, pretrained, mesh)
+    del params  # its decoder would stay on the devices
+    spec = DataSpec(source.image_shape, source.num_classes)
+    program = programs.generator_program(config, spec, mesh, **networks)
+    trained = stage.train(
+        Stage(
+            program=program,
+            folder=checkpoint_directory(workdir),
             batch_size=config.queue.push_per_step,
-            start=position,
+            save_every=config.train.save_every,
             crop=config.data.crop,
-            log=workdir,
-            stage="generator",
-        ) as batches:
-            if not start:
-                found = filling.fill(
-                    queue,
-                    batches,
-                    source,
-                    config.queue.push_per_step,
-                    is_main_process=context.is_main_process,
-                    stopped=context.stops,
-                )
-                if found is None:
-                    return False
-                queue, position = found
-                filling.check_queue(config, queue, source.class_names)
-            _, complete = run_stage(
-                stage,
-                (state, queue),
-                start=start,
-                advance=_make_advance(config, source, variables, feature_function, state, queue),
-                batches=batches,
-                describe=_make_describe(config),
-                state_of=lambda carry: carry[0],
-                culprit=lambda number: culprit_name(number, names, config.drift.temperatures),
-                items=lambda step, carry: _items(*carry, position + step - start),
-                checkpoints=checkpoints,
-                context=context,
-                on_step=_make_on_step(config, source, mesh, context, vae, monitor),
-            )
-    return complete
+            frozen=variables,
+            hooks=_hooks(config, source, mesh, context, vae, monitor),
+            names=(monitoring.STAGE,),
+            fill=functools.partial(_fill, config, source, context),
+        ),
+        config,
+        source,
+        workdir=workdir,
+        context=context,
+    )
+    return trained is not None
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -144,123 +93,52 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
             f"config.queue.push_per_step must be a multiple of the {jax.process_count()} "
             f"processes; found {config.queue.push_per_step}"
         )
-    train_mae.check_batch(config, mesh)
+    encoder.check_batch(config, mesh)
 
 
-def _items(state: TrainState, queue: SampleQueue, batches_taken: int) -> dict[str, PyTree]:
-    """The trees of a checkpoint; the averages by themselves, since samplers read them alone."""
-    return {
-        "state": state.replace(ema={}),
-        "ema": state.ema,
-        "queue": queue,
-        "position": {"batches": np.int64(batches_taken)},
-    }
-
-
-def _start_or_resume(
-    config: ConfigDict, source: Source, mesh: Mesh, checkpoints: Checkpoints
-) -> tuple[int, int, TrainState, SampleQueue]:
-    """Steps done, batches taken, state and queue."""
-    init, place = state_maker(config, source, mesh)
-    queue = build.make_queue(config, source, mesh)
-    template = _items(meshes.template(init, shardings=place), queue, 0)
-    restored = checkpoints.restore_latest(template, padded=("queue",))
-    if restored is None:
-        return 0, 0, meshes.init_sharded(init, shardings=place), queue
-    step, trees = restored
-    state = trees["state"].replace(ema=trees["ema"])
-    return step, int(trees["position"]["batches"]), state, trees["queue"]
-
-
-def _make_advance(config, source, variables, feature_function, state, queue) -> Callable:
-    """The jitted step on the carry (state, queue), which it donates."""
-    step = functools.partial(
-        generator_step,
-        key=streams.stream_key(config, "generator_steps"),
-        model=build.make_generator(config, source),
-        feature_function=feature_function,
-        optimizer=build.generator_optimizer(config),
-        settings=build.make_generator_step(config, queue.mesh),
+def _fill(
+    config: ConfigDict,
+    source: Source,
+    context: RunContext,
+    queue: SampleQueue,
+    batches: GlobalBatches,
+) -> tuple[SampleQueue, int] | None:
+    """Fills the queue and checks it; None if a signal stopped it."""
+    filled = filling.fill(
+        queue,
+        batches,
+        source,
+        config.queue.push_per_step,
+        is_main_process=context.is_main_process,
+        stopped=context.stops,
     )
-    where = jax.tree.map(lambda x: x.sharding, (state, queue))
-    jitted = jax.jit(
-        step, donate_argnums=(0, 1), out_shardings=(*where, meshes.replicated(queue.mesh))
-    )
-
-    def advance(carry, batch):
-        state, queue, metrics = jitted(*carry, variables, batch)
-        return (state, queue), metrics
-
-    return advance
+    if filled is not None:
+        filling.check_queue(config, filled[0], source.class_names)
+    return filled
 
 
-def _make_describe(config: ConfigDict) -> Callable[[GeneratorMetrics], dict[str, float]]:
-    schedule = build.generator_schedule(config)
-    return lambda metrics: describe_metrics(
-        metrics,
-        temperatures=config.drift.temperatures,
-        learning_rate=float(schedule(int(metrics.updates))),
-    )
-
-
-def describe_metrics(
-    metrics: GeneratorMetrics, *, temperatures: tuple[float, ...], learning_rate: float
-) -> dict[str, float]:
-    """Scalars of one line of metrics.jsonl.
-
-    Per feature: the raw drift mean square of each temperature, the distance scale S, and
-    `diversity`, the mean distance between generated samples over that to positives, which is near 1
-    when the samples vary as the data does and falls to 0 when they collapse. `.../mean` averages
-    over the features that are in the loss; `features_left_out` counts the others.
-    """
-    scalars = {
-        "loss": float(metrics.loss),
-        "grad_norm": float(metrics.gradient_norm),
-        "learning_rate": learning_rate,
-        "cfg_scale": float(metrics.cfg_scale),
-    }
-    used = {n: s for n, s in metrics.statistics.items() if not bool(s.is_degenerate)}
-    scalars["features_left_out"] = len(metrics.statistics) - len(used)
-    diversity = {
-        name: float(s.generated_distance / np.maximum(s.positive_distance, 1e-12))
-        for name, s in used.items()
-    }
-    if used:
-        for i, temperature in enumerate(temperatures):
-            drifts = [float(s.drift_mean_square[i]) for s in used.values()]
-            scalars[f"drift/mean/{temperature:g}"] = float(np.mean(drifts))
-        scalars["diversity/mean"] = float(np.mean(list(diversity.values())))
-    for name, s in metrics.statistics.items():
-        for i, temperature in enumerate(temperatures):
-            scalars[f"drift/{name}/{temperature:g}"] = float(s.drift_mean_square[i])
-        scalars[f"distance_scale/{name}"] = float(s.distance_scale)
-    return scalars | {f"diversity/{name}": value for name, value in diversity.items()}
-
-
-def _make_on_step(
+def _hooks(
     config: ConfigDict,
     source: Source,
     mesh: Mesh,
     context: RunContext,
     vae: Network | None,
     monitor: monitoring.Monitor | None,
-) -> Callable[[int, tuple], None]:
-    """Grids of samples, and figures, of the average that config.eval names."""
+) -> list[Hook]:
+    """Returns the hooks that draw and measure the average that config.eval names."""
     if config.data.latent and vae is None:
         if context.is_main_process:
             print("no pictures of samples: config.vae.path does not say what decodes the latents")
-        return lambda step, carry: None
-    model, e = build.make_generator(config, source), config.eval
-    sampler = sampling.make_sampler(model, mesh, vae=vae.model if vae else None)
+        return []
+    e = config.eval
+    sampler = sampling.make_sampler(
+        build.make_generator(config, source), mesh, vae=vae.model if vae else None
+    )
 
-    def on_step(step: int, carry: tuple) -> None:
-        draws = step % config.train.sample_every == 0 or step == config.train.num_steps
-        measures = monitor is not None and step % e.every == 0
-        if not draws and not measures:
-            return
-        params = carry[0].ema[ema_name(e.ema_decay)]
-        generator = Generator(
-            step=step,
+    def generator_at(moment: Moment) -> Generator:
+        params = moment.carry.state.ema[ema_name(e.ema_decay)]
+        return Generator(
+            step=moment.step,
             ema_decay=e.ema_decay,
             params={"generator": params, "vae": vae.variables} if vae else params,
             class_names=source.class_names,
@@ -268,22 +146,28 @@ def _make_on_step(
             sampler=sampler,
             makes_pixels=True,
         )
-        if draws:
-            _write_grid(config, generator, context)
-        if measures and (scalars := monitor(generator)):
-            context.writer.write_scalars(monitoring.STAGE, step, scalars)
 
-    return on_step
+    def draw(moment: Moment) -> None:
+        _write_grid(config, generator_at(moment), context)
+
+    def measure(moment: Moment) -> None:
+        if monitor and (scalars := monitor(generator_at(moment))):
+            context.writer.write_scalars(monitoring.STAGE, moment.step, scalars)
+
+    hooks = [Hook(config.train.sample_every, draw)]
+    if monitor is not None:
+        hooks.append(Hook(e.every, measure, at_end=False))
+    return hooks
 
 
 def _write_grid(config: ConfigDict, generator: Generator, context: RunContext) -> None:
-    """Samples from noise, styles and labels that stay the same all along the run."""
+    """Writes samples of noise, styles and labels that stay the same throughout the run."""
     classes = range(min(len(generator.class_names), _CLASSES_IN_PICTURES))
     labels, indices = sampling.class_major(classes, _PICTURES_PER_CLASS)
     images = sampling.sample_all(
         generator.sampler,
         generator.params,
-        streams.stream_key(config, "pictures"),
+        stream_key(config, "pictures"),
         labels,
         indices,
         cfg_scale=1.0,

@@ -1,5 +1,6 @@
 """A trained run, read back from its workdir for sampling and evaluation."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -11,8 +12,8 @@ from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator, Run
 from drifting_jax.steps.state import ema_name
-from drifting_jax.training import build, data_identity
-from drifting_jax.training import generator as train
+from drifting_jax.training import build, data_identity, programs
+from drifting_jax.training.generator import checkpoint_directory
 from drifting_jax.weights.networks import load_network
 from drifting_jax.workdir.checkpoint import Checkpoints
 
@@ -84,13 +85,13 @@ def load_run(
         raise UserError(
             f"the run keeps the averages of decay {tuple(config.train.ema_decays)}; found {decay}"
         )
-    directory = train.checkpoint_directory(workdir)
+    directory = checkpoint_directory(workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
     source, class_names = data_identity.read_data_spec(workdir, config)
     mesh = meshes.make_mesh()
-    init, place = train.state_maker(config, source, mesh)
-    wanted = {"ema": meshes.template(init, shardings=place).ema}
+    init = functools.partial(programs.init_generator, config, source)
+    wanted = {"ema": programs.state_template(config, mesh, init).ema}
     with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
         if step is None:
             restored = checkpoints.restore_latest(wanted)

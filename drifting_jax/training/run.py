@@ -20,7 +20,7 @@ from drifting_jax.files import write_json
 from drifting_jax.training import encoder as train_mae
 from drifting_jax.training import generator as train
 from drifting_jax.training import toy
-from drifting_jax.training.loop import RunContext
+from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.restore import load_run
 from drifting_jax.workdir import pictures
 from drifting_jax.workdir.interruption import Interruption

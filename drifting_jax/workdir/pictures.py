@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from drifting_jax.method import fields, losses
-from drifting_jax.method.fields import FieldOptions
+from drifting_jax.method import losses
+from drifting_jax.method.fields.mean_shift import drifting_field
+from drifting_jax.method.fields.options import DriftOptions
 
 _REAL, _GENERATED, _ARROW = "#9aa5b1", "#d1495b", "#22333b"
 _LAST_FRAME_MILLISECONDS = 2500
@@ -62,15 +63,15 @@ def write_field(
     frames: Mapping[int, np.ndarray],
     target: np.ndarray,
     *,
-    temperature: float,
-    affinity_floor: float,
-    options: FieldOptions,
+    options: DriftOptions,
 ) -> None:
-    """The field V on a grid, at the start, on the way, and at the end: Algorithm 2 at one τ.
+    """Draws the field V on a grid, at the start, on the way and at the end: Algorithm 2 at one τ.
 
-    `temperature` is in units of the mean distance S between the points of each frame and their
-    targets, as in the loss. Arrows are scaled per panel; the title gives the largest.
+    The largest of `options.temperatures` is taken, in units of the mean distance S between the
+    points of each frame and their targets, as in the loss. Arrows are scaled per panel; the title
+    gives the length of the largest.
     """
+    temperature = max(options.temperatures)
     steps = sorted(frames)
     chosen = [steps[0], steps[len(steps) // 3], steps[-1]]
     limits = _limits(target, frames)
@@ -84,12 +85,11 @@ def write_field(
         sets = losses.make_sets(points[None, :, None], target[None, :, None])
         scale = losses.distance_sums(losses.distances(sets), sets).distance_scale
         v = np.asarray(
-            fields.drifting_field(
+            drifting_field(
                 jnp.asarray(grid, jnp.float32),
                 jnp.asarray(target),
                 jnp.asarray(points),
                 temperature=temperature * scale,
-                affinity_floor=affinity_floor,
                 options=options,
             )
         )

@@ -12,9 +12,9 @@ from read_release import unpacked
 from drifting_jax import convert, sample
 from drifting_jax.config import resolve, save_config
 from drifting_jax.data.sources import make_source
-from drifting_jax.distributed import meshes, transfer
+from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
-from drifting_jax.training import build, restore
+from drifting_jax.training import build, programs, restore
 from drifting_jax.training import encoder as train_mae
 from drifting_jax.training import generator as train
 from drifting_jax.weights.networks import load_network
@@ -70,12 +70,11 @@ def workdir(tmp_path):
     save_config(folder, config)
     (folder / "metrics.jsonl").write_text("")
     source, mesh = make_source(config.data, "train"), build.make_mesh(config)
-    for module, directory, step in (
-        (train, train.checkpoint_directory(folder), 7),
-        (train_mae, train_mae.checkpoint_directory(folder), 10),
+    for program, directory, step in (
+        (programs.generator_program, train.checkpoint_directory(folder), 7),
+        (programs.encoder_program, train_mae.checkpoint_directory(folder), 10),
     ):
-        init, place = module.state_maker(config, source, mesh)
-        ema = meshes.init_sharded(init, shardings=place).ema
+        ema = program(config, source, mesh).first_carry().state.ema
         with Checkpoints(directory, keep=1) as checkpoints:
             checkpoints.save(step, {"ema": ema})
     return folder

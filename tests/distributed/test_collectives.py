@@ -32,9 +32,9 @@ def check(found, devices=None):
     mesh = build.make_mesh(found, devices=devices)
     program = dry_run.program(resolve(found), mesh)
     moved = collectives(program.lower().compile().as_text(), mesh.size)
-    state, queue = program.arguments["state"], program.arguments["queue"]
+    state, queue = program.carry.state, program.carry.queue
     parameters = [4 * math.prod(x.shape) for x in jax.tree.leaves(state.params)]
-    frozen = [4 * math.prod(x.shape) for x in jax.tree.leaves(program.arguments["frozen networks"])]
+    frozen = [4 * math.prod(x.shape) for x in jax.tree.leaves(program.frozen)]
     rows = found.train.labels_per_step // program.microbatches
     drawn, pushed = (n * SIDE * SIDE for n in (rows * SAMPLES, PUSHED))
     ring = math.prod(queue.by_class.images.shape)

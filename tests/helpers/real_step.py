@@ -3,23 +3,19 @@
 As a program it is one process of a job told by its environment: `real_step.py KIND STEPS OUT.npz`.
 """
 
-import functools
 import sys
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny_config
 
-from drifting_jax.config import resolve, streams
+from drifting_jax.config import resolve
 from drifting_jax.config.defaults import FSDP_RULES
+from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes, processes, transfer
 from drifting_jax.steps import sample_queue
-from drifting_jax.steps.generator_step import generator_step
-from drifting_jax.training import build
-from drifting_jax.training import encoder as train_mae
-from drifting_jax.training import generator as train
+from drifting_jax.training import programs
 
 SHAPES = {"pixel": (8, 8, 1), "latent": (8, 8, 4)}
 CLASSES, PUSHED = 10, 16
@@ -69,40 +65,30 @@ def smooth(encoder):
 
 def run(kind, mesh, steps):
     """State and metrics of the first step, the last state, and all curves: {path: array}."""
-    c, source = config(kind), SimpleNamespace(image_shape=SHAPES[kind], num_classes=CLASSES)
-    init, place = train.state_maker(c, source, mesh)
-    state = meshes.init_sharded(init, shardings=place)
-    state = state.replace(params=jax.device_put(
-        scattered(state.params, 0), jax.tree.map(lambda x: x.sharding, state.params)))  # fmt: skip
-    encoder_init, encoder_place = train_mae.state_maker(c, source, mesh)
-    encoder = meshes.init_sharded(encoder_init, shardings=encoder_place).params
+    c, spec = config(kind), DataSpec(SHAPES[kind], CLASSES)
+    program = programs.generator_program(c, spec, mesh)
+    carry = program.first_carry()
+    shardings = jax.tree.map(lambda x: x.sharding, carry.state.params)
+    params = jax.device_put(scattered(carry.state.params, 0), shardings)
+    encoder = programs.encoder_program(c, spec, mesh).first_carry().state.params
     frozen = {"": {"params": smooth(encoder)}}
-    queue = build.make_queue(c, source, mesh)
+    queue = carry.queue
     for seed in range(5):
         queue = sample_queue.push(queue, *samples(kind, 32, seed))
-    step = functools.partial(
-        generator_step,
-        key=streams.stream_key(c, "generator_steps"),
-        model=build.make_generator(c, source),
-        feature_function=build.make_feature_function(c, source),
-        optimizer=build.generator_optimizer(c),
-        settings=build.make_generator_step(c, mesh),
-    )
-    where = jax.tree.map(lambda x: x.sharding, (state, queue))
-    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*where, meshes.replicated(mesh)))
+    carry = programs.Carry(carry.state.replace(params=params), queue)
     curves = []
     share = PUSHED // jax.process_count()
     mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     for number in range(steps):
         image, label = samples(kind, PUSHED, 100 + number)
         batch = transfer.global_batch(mesh, {"image": image[mine], "label": label[mine]})
-        state, queue, metrics = jitted(state, queue, frozen, batch)
-        curves.append(transfer.fetch(metrics))
+        carry, report = program.step(carry, frozen, batch)
+        curves.append(transfer.fetch(report.metrics))
         if number == 0:
-            first = {"state": transfer.fetch(state), "metrics": curves[0]}
+            first = {"state": transfer.fetch(carry.state), "metrics": curves[0]}
     curves = jax.tree.map(lambda *x: np.stack(x), *curves)
     found = jax.tree_util.tree_leaves_with_path(
-        {"first": first, "last": {"state": transfer.fetch(state), "metrics": curves}}
+        {"first": first, "last": {"state": transfer.fetch(carry.state), "metrics": curves}}
     )
     return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 

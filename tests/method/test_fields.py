@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from read_release import load
 
-from drifting_jax.method import fields
-from drifting_jax.method.fields import FieldOptions, drifting_field
+from drifting_jax.method.fields.mean_shift import drifting_field
+from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.sets import DIRECT_CHANNELS, pairwise_distance
 
-FIELD = jax.jit(
-    drifting_field, static_argnames=("exclude_self", "affinity_floor", "options", "temperature")
-)
+FIELD = jax.jit(drifting_field, static_argnames=("exclude_self", "options", "temperature"))
 DRAWN = settings(max_examples=20, deadline=None)
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -103,19 +102,18 @@ def test_options_match_the_written_out_field(options):
             x,
             temperature=0.7,
             exclude_self=True,
-            affinity_floor=1e-4,
-            options=FieldOptions(**options),
+            options=DriftOptions(affinity_floor=1e-4, **options),
         )
     expected = expected_field(x, y_pos, x, 0.7, exclude_self=True, floor=1e-4, **options)
     np.testing.assert_allclose(v, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_both_ways_to_a_distance_agree_with_float64():
-    for d in (3, fields._DIRECT_CHANNELS, fields._DIRECT_CHANNELS + 1, 200):
+    for d in (3, DIRECT_CHANNELS, DIRECT_CHANNELS + 1, 200):
         x, y, _ = draw(d, d=d)
         expected = np.linalg.norm(x[:, None] - y[None], axis=-1)
         offset = 100.0  # a common offset, which must not cost digits
-        found = jax.jit(fields.pairwise_distance)(np.float32(x + offset), np.float32(y + offset))
+        found = jax.jit(pairwise_distance)(np.float32(x + offset), np.float32(y + offset))
         np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
@@ -194,7 +192,7 @@ def test_bias_of_excluding_self_shrinks_with_g():
 @pytest.mark.parametrize("normalize", ["both", "none"])
 @pytest.mark.parametrize("combine", ["crossed", "separate"])
 def test_finite_for_degenerate_sets(exclude_self, kernel, normalize, combine):
-    options = FieldOptions(kernel=kernel, normalize=normalize, combine=combine)
+    options = DriftOptions(affinity_floor=0.0, kernel=kernel, normalize=normalize, combine=combine)
     field = jax.jit(
         jax.vmap(
             lambda x, y_pos: drifting_field(
@@ -236,8 +234,3 @@ def test_matmuls_are_lowered_at_highest_precision():
 def test_shapes_that_do_not_fit(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         drifting_field(*(np.zeros(s) for s in shapes), temperature=0.5, **options)
-
-
-def test_unknown_options():
-    with pytest.raises(ValueError, match="kernel must be one of laplacian, gaussian; found 'box'"):
-        FieldOptions(kernel="box")

@@ -13,12 +13,13 @@ from read_release import load
 from drifting_jax.distributed.meshes import BATCH_AXES, make_mesh
 from drifting_jax.method import losses
 from drifting_jax.method.feature_losses import feature_drifting_loss
+from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.losses import drifting_loss
 
 TEMPERATURES = (0.02, 0.05, 0.2)
 DRAWN = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**31 - 1)
-LOSS = jax.jit(drifting_loss, static_argnames=("temperatures", "affinity_floor", "options"))
+LOSS = jax.jit(drifting_loss, static_argnames="options")
 CASES = load("A_drift_loss.npz")
 # In these the float32 reference is itself off: they are judged by its float64 restatement alone.
 ILL_CONDITIONED = {"near_duplicates", "gen_eq_pos", "offset_mean_relu", "one_gen_one_pos"}
@@ -82,8 +83,8 @@ def test_reference_numbers(case):
             feature("fixed_neg"),
             generated_weight=entry("weight_gen"),
             positive_weight=entry("weight_pos"),
-            negative_weight=entry("weight_neg"),
-            temperatures=temperatures,
+            unconditional_weight=entry("weight_neg"),
+            options=DriftOptions(temperatures),
         )
 
     (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(feature("gen"))
@@ -103,13 +104,13 @@ def test_reference_numbers(case):
 def test_matches_numpy_over_rows_locations_weights_and_negatives():
     gen, pos, neg, weight = draw(0)
     with jax.enable_x64(True):
-        value, statistics = LOSS(gen, pos, neg, negative_weight=weight)
+        value, statistics = LOSS(gen, pos, neg, unconditional_weight=weight)
     expected, scale, squares, _ = expected_loss(gen, pos, neg, w_neg=weight)
     assert value.dtype == np.float64
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     np.testing.assert_allclose(statistics.distance_scale, scale, rtol=1e-12)
     np.testing.assert_allclose(statistics.drift_mean_square, squares, rtol=1e-11)
-    value, statistics = LOSS(*(np.float32(a) for a in (gen, pos, neg)), negative_weight=weight)
+    value, statistics = LOSS(*(np.float32(a) for a in (gen, pos, neg)), unconditional_weight=weight)
     assert value.dtype == np.float32
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
@@ -118,7 +119,7 @@ def test_gradient_is_that_of_the_frozen_target_and_none_reaches_the_rest():
     gen, pos, neg, weight = draw(1)
 
     def loss(gen, pos, neg, weight):
-        return drifting_loss(gen, pos, neg, negative_weight=weight, temperatures=TEMPERATURES)[0]
+        return drifting_loss(gen, pos, neg, unconditional_weight=weight)[0]
 
     with jax.enable_x64(True):
         gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(gen, pos, neg, weight)
@@ -172,7 +173,7 @@ def test_loss_does_not_depend_on_the_order_of_samples_rows_or_locations(seed):
 def test_one_temperature_gives_one_and_several_at_most_their_square():
     gen, pos, _, _ = draw(3)
     for temperature in TEMPERATURES:
-        value, _ = LOSS(np.float32(gen), np.float32(pos), temperatures=(temperature,))
+        value, _ = LOSS(np.float32(gen), np.float32(pos), options=DriftOptions((temperature,)))
         np.testing.assert_allclose(value, 1.0, rtol=1e-5)
     value, _ = LOSS(np.float32(gen), np.float32(pos))
     assert 1.0 < value <= 9.0
@@ -185,18 +186,12 @@ def test_pieces_over_class_rows_equal_the_whole():
 
         def sets_of(piece):
             return losses.make_sets(
-                gen[piece], pos[piece], neg[piece], negative_weight=weight[piece]
+                gen[piece], pos[piece], neg[piece], unconditional_weight=weight[piece]
             )
 
         def drifts_of(piece, scale):
             sets = sets_of(piece)
-            return losses.raw_drifts(
-                sets,
-                losses.distances(sets),
-                scale,
-                temperatures=TEMPERATURES,
-                affinity_floor=1e-6,
-            )
+            return losses.raw_drifts(sets, losses.distances(sets), scale, DriftOptions())
 
         pieces = [slice(0, 1), slice(1, 4)]
         sums = [losses.distance_sums(losses.distances(sets), sets) for sets in map(sets_of, pieces)]
@@ -208,7 +203,7 @@ def test_pieces_over_class_rows_equal_the_whole():
             for piece in pieces
         ]
         mean = (values[0] + 3 * values[1]) / 4
-        whole, statistics = drifting_loss(gen, pos, neg, negative_weight=weight)
+        whole, statistics = drifting_loss(gen, pos, neg, unconditional_weight=weight)
         added_up = total.statistics(squares)
     np.testing.assert_allclose(scale, statistics.distance_scale, rtol=1e-12)
     np.testing.assert_allclose(squares, statistics.drift_mean_square, rtol=1e-12)
@@ -223,7 +218,7 @@ def test_sharded_equals_single(spec):
     gen, pos, neg, weight = (np.float32(a) for a in draw(5, c=8, g=8, p=8, u=8))
 
     def loss(gen, pos, neg, weight):
-        return drifting_loss(gen, pos, neg, negative_weight=weight)
+        return drifting_loss(gen, pos, neg, unconditional_weight=weight)
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, statistics), gradient = step(gen, pos, neg, weight)
@@ -278,11 +273,11 @@ def test_sum_over_features_leaves_out_those_that_hardly_vary():
     ]
 
     def loss(generated):
-        return feature_drifting_loss(generated, *features[1:], negative_weight=weight)
+        return feature_drifting_loss(generated, *features[1:], unconditional_weight=weight)
 
     (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(features[0])
     parts = [
-        drifting_loss(*(f[name] for f in features), negative_weight=weight)[0] for name in "ab"
+        drifting_loss(*(f[name] for f in features), unconditional_weight=weight)[0] for name in "ab"
     ]
     np.testing.assert_allclose(value, sum(parts), rtol=1e-5)
     assert statistics["still"].is_degenerate
@@ -296,18 +291,37 @@ def test_sum_over_features_leaves_out_those_that_hardly_vary():
     [
         ({"positive": np.zeros((2, 4, 3, 5))}, "positive must be"),
         ({"positive": np.zeros((2, 0, 3, 6))}, "positive is empty"),
-        ({"negative": np.zeros((1, 3, 3, 6))}, "negative must be"),
+        ({"unconditional": np.zeros((1, 3, 3, 6))}, "unconditional must be"),
         ({"generated": np.zeros((2, 5, 6))}, "generated must be"),
-        ({"negative_weight": np.ones((2, 4))}, r"negative_weight must be \(2, 3\)"),
-        ({"temperatures": ()}, "temperatures must be one or more"),
-        ({"temperatures": (0.0,)}, "temperatures must be one or more"),
+        ({"unconditional_weight": np.ones((2, 4))}, r"unconditional_weight must be \(2, 3\)"),
     ],
 )
 def test_input_that_does_not_fit(change, message):
     gen, pos, neg, _ = draw(9)
-    arguments = {"generated": gen, "positive": pos, "negative": neg} | change
+    arguments = {"generated": gen, "positive": pos, "unconditional": neg} | change
     with pytest.raises(ValueError, match=message):
         drifting_loss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperatures": ()}, "temperatures must be one or more"),
+        ({"temperatures": (0.0,)}, "temperatures must be one or more"),
+        ({"kernel": "box"}, "kernel must be one of laplacian, gaussian; found 'box'"),
+        ({"normalize": "rows"}, "normalize must be one of"),
+        ({"combine": "sum"}, "combine must be one of"),
+    ],
+)
+def test_options_that_make_no_sense(change, message):
+    with pytest.raises(ValueError, match=message):
+        DriftOptions(**change)
+
+
+def test_an_unknown_field():
+    gen, pos, _, _ = draw(9)
+    with pytest.raises(ValueError, match="field must be one of mean_shift; found 'gravity'"):
+        drifting_loss(gen, pos, options=DriftOptions(field="gravity"))
 
 
 def test_features_that_differ_or_lack():

@@ -13,7 +13,7 @@ import release_names
 
 from drifting_jax.distributed import meshes
 from drifting_jax.method import encoders
-from drifting_jax.method.fields import FieldOptions
+from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.steps import generator_step, sample_queue
@@ -109,9 +109,7 @@ def test_steps_equal_the_release(monkeypatch):
         generated=4,
         positives=6,
         unconditional=3,
-        temperatures=tuple(arguments["R_list"]),
-        affinity_floor=1e-6,
-        options=FieldOptions(),
+        drift=DriftOptions(temperatures=tuple(arguments["R_list"])),
         cfg_minimum=1.0,
         cfg_maximum=4.0,
         cfg_power=3.0,

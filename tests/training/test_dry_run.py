@@ -10,7 +10,7 @@ from drifting_jax.config import base_config, file_beside, resolve
 from drifting_jax.data.sources import describe
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
-from drifting_jax.training import build, dry_run
+from drifting_jax.training import build, dry_run, loop, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -27,18 +27,18 @@ def config(**changes):
 
 def test_bytes_of_a_step_on_one_device_and_on_eight():
     one = dry_run.program(config(), build.make_mesh(config()))
-    parameters = one.networks["generator"]
-    state = dry_run.bytes_per_device(one.arguments["state"])
+    parameters = dry_run.parameter_counts(one)["generator"]
+    state = dry_run.bytes_per_device(one.carry.state)
     # Parameters, two moments, two averages; a few counters besides.
     assert 0 <= state - 5 * 4 * parameters < 100
     ring = 8 * 10 * 64 + 32 * 64  # uint8 pixels, 10 classes
-    assert 0 <= dry_run.bytes_per_device(one.arguments["queue"]) - ring < 200
+    assert 0 <= dry_run.bytes_per_device(one.carry.queue) - ring < 200
     rules = (("kernel", (None, "fsdp")),)
     split = config(mesh__data=1, mesh__fsdp=8, mesh__rules=rules, train__generated_per_label=8)
     eight = dry_run.program(split, build.make_mesh(split))
-    assert dry_run.bytes_per_device(eight.arguments["state"]) < 0.6 * state
+    assert dry_run.bytes_per_device(eight.carry.state) < 0.6 * state
     padded = 8 * 2 * 64 + 32 * 64  # 16 classes over 8 devices
-    assert 0 <= dry_run.bytes_per_device(eight.arguments["queue"]) - padded < 200
+    assert 0 <= dry_run.bytes_per_device(eight.carry.queue) - padded < 200
 
 
 def test_work_grows_with_the_batch_and_not_with_the_mesh():
@@ -72,11 +72,31 @@ def test_microbatches_that_are_left_open_follow_the_devices():
 def test_the_report():
     told = dry_run.dry_run(config())
     assert "generator: " in told and "encoder: " in told and "TFLOP" in told
-    with pytest.raises(UserError, match="runs in under a minute"):
-        dry_run.dry_run(resolve(base_config("toy")))
+    assert "toy: " in dry_run.dry_run(resolve(base_config("toy")))
     with pytest.raises(UserError, match=r"batch_size must be a multiple of 8 devices"):
         changes = {"mesh__data": 8, "train__generated_per_label": 8}
         dry_run.dry_run(config(**changes, encoder__train__batch_size=9))
+
+
+def test_the_dry_run_lowers_the_very_program_that_training_runs(tmp_path, monkeypatch):
+    """Lowered with the arrays of a training, and with the shapes of a dry run."""
+    found, seen, real = config(encoder__train__num_steps=12), {}, loop.run
+
+    def watched(program, carry, frozen, batches, hooks, *, start):
+        lowered = program.step.lower(carry, frozen, next(batches.batches))
+        seen[program.name] = lowered.as_text()
+        if program.name == "encoder":
+            return real(program, carry, frozen, batches, hooks, start=start)
+        return carry, False
+
+    monkeypatch.setattr(loop, "run", watched)
+    run.run(found, workdir=tmp_path / "run")
+    mesh = build.make_mesh(found)
+    assert seen["generator"] == dry_run.program(found, mesh).lower().as_text()
+    alone = found.copy_and_resolve_references()
+    with alone.unlocked():
+        alone.task = "encoder"
+    assert seen["encoder"] == dry_run.program(alone, mesh).lower().as_text()
 
 
 @pytest.mark.parametrize(
@@ -95,12 +115,12 @@ def test_networks_of_the_paper(name, variant, millions):
     """Table 8; and the largest states split over eight devices."""
     found = resolve(load(name, variant))
     program = dry_run.program(found, build.make_mesh(found))
-    counted = {key: round(count / 1e6) for key, count in program.networks.items()}
+    counted = {key: round(count / 1e6) for key, count in dry_run.parameter_counts(program).items()}
     assert counted.keys() == millions.keys()
     for key, expected in millions.items():
         assert abs(counted[key] - expected) <= 3, (key, counted)
-    whole = sum(4 * x.size for x in jax.tree.leaves(program.arguments["state"]))
-    assert dry_run.bytes_per_device(program.arguments["state"]) < 0.2 * whole
+    whole = sum(4 * x.size for x in jax.tree.leaves(program.carry.state))
+    assert dry_run.bytes_per_device(program.carry.state) < 0.2 * whole
     assert describe(found.data).image_shape in ((32, 32, 4), (256, 256, 3))
 
 

@@ -1,25 +1,41 @@
 """The loop of a stage with a step that only counts: when it logs, saves, stops and gives up."""
 
-import dataclasses
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from drifting_jax.config import base_config, resolve
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
-from drifting_jax.training.loop import RunContext, Stage, run_stage
+from drifting_jax.training import build, loop, programs, stage
+from drifting_jax.training.hooks import RunContext
+from drifting_jax.training.loop import Hook
+from drifting_jax.training.programs import Carry, Program, Report
 from drifting_jax.workdir.stopping import StopAgreement
 
-STAGE = Stage(
-    name="encoder",
-    num_steps=10,
-    log_every=4,
-    save_every=3,
-    keep_every=0,
-    images_per_step=8,
-    max_skipped_in_a_row=3,
-)
+
+def make_program(step):
+    """Ten steps of a program that only counts."""
+    return Program(
+        name="encoder",
+        mesh=meshes.make_mesh(1),
+        init=None,
+        make_queue=None,
+        carry=None,
+        frozen={},
+        batch={},
+        step=step,
+        to_scalars=lambda metrics: {"loss": float(metrics["loss"])},
+        culprit_name=lambda number: f"culprit {number}",
+        checkpoint_items=lambda carry, batches: {"state": carry.state, "batches": batches},
+        num_steps=10,
+        images_per_step=8,
+    )
 
 
 class Checkpoints:
@@ -39,51 +55,53 @@ class Checkpoints:
         return list(self.saved)
 
 
-def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, **changes):
-    """Runs the stage on a carry (steps done, skipped, in a row), with batches numbered from 0."""
+def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_every=0):
+    """Runs the stage with batches numbered from 0; its state counts steps done and skipped."""
     lines, interruption = [], SimpleNamespace(requested=False)
     checkpoints, seen = Checkpoints(full=full), []
 
-    def advance(carry, batch):
-        done, total, in_a_row = carry
-        assert batch == done
-        if done + 1 in skipped:
-            return (done + 1, total + 1, in_a_row + 1), {"loss": np.float32(np.nan)}
-        return (done + 1, total, 0), {"loss": np.float32(done)}
+    def step(carry, frozen, batch):
+        done, total, in_a_row = (int(x) for x in carry.state.counts)
+        assert batch == done and frozen == {}
+        skips = done + 1 in skipped
+        counts = (done + 1, total + skips, (in_a_row + 1) * skips)
+        loss = jnp.float32(np.nan if skips else done)
+        report = Report({"loss": loss}, *map(jnp.int32, (counts[1], counts[2], 7)))
+        return Carry(SimpleNamespace(counts=counts, skipped=counts[1])), report
 
-    def on_step(step, carry):
-        assert carry[0] == step
-        seen.append(step)
-        interruption.requested |= step == stop_at
+    def look(moment):
+        assert moment.carry.state.counts[0] == moment.step
+        seen.append(moment.step)
+        interruption.requested |= moment.step == stop_at
 
+    config = base_config("encoder")
+    config.log_every = 4
+    config.train.keep_every = keep_every
+    config.train.max_skipped_in_a_row = 3
     writer = SimpleNamespace(write_scalars=lambda *line: lines.append(line), flush=lambda: None)
-    result = SimpleNamespace(lines=lines, saved=checkpoints.saved, seen=seen)
-    result.carry, result.complete = run_stage(
-        dataclasses.replace(STAGE, **changes),
-        (start, 0, 0),
-        start=start,
-        advance=advance,
-        batches=batches or itertools.count(start),
-        describe=lambda metrics: {"loss": float(metrics["loss"])},
-        state_of=lambda carry: SimpleNamespace(
-            skipped=carry[1], skipped_in_a_row=carry[2], culprit=7
+    carry = stage.run_loop(
+        stage.Stage(
+            program=make_program(step),
+            folder=Path("nowhere"),
+            batch_size=8,
+            save_every=3,
+            hooks=[Hook(1, look)],
         ),
-        culprit=lambda number: f"culprit {number}",
-        items=lambda step, carry: {"state": carry},
-        checkpoints=checkpoints,
-        context=RunContext(
-            writer, interruption, StopAgreement(interruption), is_main_process=False
-        ),
-        on_step=on_step,
+        config,
+        Carry(SimpleNamespace(counts=(start, 0, 0), skipped=0)),
+        (start, start),
+        batches or itertools.count(start),
+        checkpoints,
+        RunContext(writer, interruption, StopAgreement(interruption), is_main_process=False),
     )
-    return result
+    return SimpleNamespace(lines=lines, saved=checkpoints.saved, seen=seen, carry=carry)
 
 
 def test_a_whole_stage():
     found = run()
-    assert found.complete and found.carry == (10, 0, 0)
+    assert found.carry.state.counts == (10, 0, 0)
     assert found.seen == list(range(1, 11))
-    assert {step: items["state"][0] for step, items in found.saved.items()} == {
+    assert {step: items["state"].counts[0] for step, items in found.saved.items()} == {
         step: step for step in (3, 6, 9, 10)
     }
     assert [line[:2] for line in found.lines] == [("encoder", step) for step in (4, 8, 10)]
@@ -97,7 +115,7 @@ def test_steps_that_are_kept_are_saved():
 
 def test_a_stage_that_is_resumed():
     found = run(start=7)
-    assert found.complete and found.seen == [8, 9, 10]
+    assert found.carry and found.seen == [8, 9, 10]
     assert list(found.saved) == [9, 10]
     assert run(start=10).seen == []
 
@@ -105,13 +123,13 @@ def test_a_stage_that_is_resumed():
 @pytest.mark.parametrize("stop_at, saved", [(5, [3, 5]), (6, [3, 6])])
 def test_a_stop_is_saved_after_the_step_at_hand(stop_at, saved):
     found = run(stop_at=stop_at)
-    assert not found.complete and found.seen[-1] == stop_at
+    assert found.carry is None and found.seen[-1] == stop_at
     assert list(found.saved) == saved
 
 
 def test_a_stop_in_the_last_step_finds_the_stage_complete():
     found = run(stop_at=10)
-    assert found.complete and list(found.saved) == [3, 6, 9, 10]
+    assert found.carry and list(found.saved) == [3, 6, 9, 10]
 
 
 def test_batches_that_end_with_the_signal_do_not_take_the_save_with_them():
@@ -129,12 +147,12 @@ def test_batches_that_end_with_the_signal_do_not_take_the_save_with_them():
     with pytest.raises(RuntimeError, match="a worker was terminated"):
         run(batches=Ended())
     found = run(batches=Ended(), stop_at=5)
-    assert not found.complete and list(found.saved) == [3, 5]
+    assert found.carry is None and list(found.saved) == [3, 5]
 
 
 def test_skipped_steps_are_counted_and_told(caplog):
     found = run(skipped={2, 3, 6})
-    assert found.complete
+    assert found.carry
     assert [line[2]["skipped"] for line in found.lines] == [2, 3, 3]
     told = [r.getMessage() for r in caplog.records if "not finite" in r.getMessage()]
     assert len(told) == 2 and "2 of the steps up to 3" in told[0] and "culprit 7" in told[0]
@@ -149,3 +167,33 @@ def test_too_many_skipped_steps_in_a_row_end_the_run():
 def test_a_run_whose_end_could_not_be_saved_does_not_call_itself_done(stop_at):
     with pytest.raises(UserError, match=r"could not be saved .* goes on from step 0"):
         run(stop_at=stop_at, full=True)
+
+
+def test_a_line_is_fetched_when_the_next_one_is_due_or_a_checkpoint_is_saved():
+    """The devices never wait for a line of metrics, and no line is behind a checkpoint."""
+    written = {}
+    for line in run().lines:
+        written[line[1]] = line[2]
+    assert list(written) == [4, 8, 10]
+    found = run(stop_at=5)  # the line of step 4 is written before step 5 is saved
+    assert [line[1] for line in found.lines] == [4]
+
+
+def test_the_loop_moves_nothing_between_host_and_devices():
+    """Steps and their hooks run under a transfer guard, which a host array would trip."""
+    config = base_config("toy")
+    config.train.num_steps, config.optim.warmup_steps = 6, 1
+    config.train.positives = config.train.generated = 8
+    config.model.widths = (8,)
+    config = resolve(config)
+    program = programs.toy_program(config, build.make_mesh(config))
+    rows = {name: np.zeros(x.shape, x.dtype) for name, x in program.batch.items()}
+    batch = transfer.global_batch(program.mesh, rows)
+    carry, _ = program.step(program.first_carry(), {}, batch)
+    seen = []
+    hooks = [Hook(1, lambda moment: seen.append(moment.step))]
+    with jax.transfer_guard("disallow"):
+        carry, complete = loop.run(program, carry, {}, itertools.repeat(batch), hooks, start=1)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            loop.run(program, carry, {}, itertools.repeat(rows), hooks, start=5)
+    assert complete and seen == [2, 3, 4, 5, 6] and int(carry.state.step) == 6

@@ -23,9 +23,8 @@ from drifting_jax.data.sources import make_source
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import small_runs
-from drifting_jax.training import build, restore, run
+from drifting_jax.training import build, programs, restore, run
 from drifting_jax.training import encoder as train_mae
-from drifting_jax.training import generator as train
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.metrics import read_metrics
 
@@ -76,14 +75,8 @@ def read_checkpoint(directory: Path, at: int, tmp_path: Path) -> dict[str, np.nd
     (alone / str(at)).symlink_to(directory / str(at))
     source = make_source(config().data, "train")
     mesh = build.make_mesh(config())
-    init, place = train.state_maker(config(), source, mesh)
-    state = meshes.template(init, shardings=place)
-    template = {
-        "state": state.replace(ema={}),
-        "ema": state.ema,
-        "queue": build.make_queue(config(), source, mesh),
-        "position": {"batches": np.int64(0)},
-    }
+    program = programs.generator_program(config(), source, mesh)
+    template = program.checkpoint_items(program.carry, 0)
     with Checkpoints(alone, keep=1, read_only=True) as checkpoints:
         step, items = checkpoints.restore_latest(template)
     assert step == at

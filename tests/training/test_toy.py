@@ -15,7 +15,7 @@ from drifting_jax.config import base_config, file_beside, resolve
 from drifting_jax.data.points import MODE_STD
 from drifting_jax.errors import UserError
 from drifting_jax.models.mlp import MLP
-from drifting_jax.training import build, run, toy
+from drifting_jax.training import build, programs, run, toy
 from drifting_jax.workdir.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -59,8 +59,7 @@ def toy2d():
 def test_q_starts_where_the_config_says(start):
     found = config(start=start)
     model = MLP(widths=found.model.widths)
-    init, _ = toy._state_maker(found, model, build.make_mesh(found))
-    state = jax.jit(init)()
+    state = programs.toy_program(found, build.make_mesh(found)).first_carry().state
     noise = jax.random.normal(jax.random.key(0), (2000, found.model.noise_features))
     points = np.asarray(model.apply({"params": state.params}, noise))
     np.testing.assert_allclose(points.mean(axis=0), CENTRES[start], atol=0.05)

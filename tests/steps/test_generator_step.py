@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from drifting_jax.distributed import class_rows, meshes, transfer
-from drifting_jax.method.fields import FieldOptions
+from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE
-from drifting_jax.steps import encoder_step, generator_step, sample_queue
+from drifting_jax.steps import culprit, encoder_step, generator_step, sample_queue
 from drifting_jax.steps import state as states
 
 MESHES = {"1": (1, 1), "8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
@@ -35,9 +35,7 @@ SETTINGS = generator_step.GeneratorStepConfig(
     generated=8,
     positives=4,
     unconditional=4,
-    temperatures=(0.05, 0.2),
-    affinity_floor=1e-6,
-    options=FieldOptions(),
+    drift=DriftOptions(temperatures=(0.05, 0.2)),
     cfg_minimum=1.0,
     cfg_maximum=4.0,
     cfg_power=3.0,
@@ -223,8 +221,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_named():
         state, queue, metrics = step(state, queue, broken, batch, key)
         assert not np.isfinite(metrics.gradient_norm)
         assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (count,) * 3
-        words = generator_step.culprit_name(
-            int(state.culprit), list(metrics.statistics), SETTINGS.temperatures
+        words = culprit.culprit_name(
+            int(state.culprit), list(metrics.statistics), SETTINGS.drift.temperatures
         )
         assert words == "feature stage at temperature 0.05"
         assert np.isfinite(metrics.statistics["raw"].drift_mean_square).all()
@@ -251,8 +249,8 @@ def test_culprits():
         ((1.0, 1.0), (np.nan, 1.0), "feature b at temperature 0.02"),
         ((1.0, 1.0), (1.0, 1.0), "the gradient (every drift was finite)"),
     ]:
-        culprit = generator_step.drift_culprit({"b": statistics(*second), "a": statistics(*first)})
-        assert generator_step.culprit_name(int(culprit), names, temperatures) == words
+        number = culprit.drift_culprit({"b": statistics(*second), "a": statistics(*first)})
+        assert culprit.culprit_name(int(number), names, temperatures) == words
 
 
 def test_bfloat16_computes_on_float32_parameters():

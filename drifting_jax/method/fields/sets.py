@@ -1,0 +1,73 @@
+"""What a field is given: one row and location of a feature, and the distances in it."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+# Subtracting takes about 4x the time of the matmul on a CPU: fine for few channels.
+DIRECT_CHANNELS = 32
+
+
+@flax.struct.dataclass
+class ScaledSets:
+    """Samples and targets of one class row and location, in units of the mean distance S.
+
+    Attributes:
+      targets: [n, d] coordinates over S/√d: g generated samples, then u unconditional real ones,
+        then p positives; n = g + u + p. The generated samples are targets of each other.
+      distance: [g, n] distances of the generated samples to all targets, over S.
+      weights: [n] weights of the targets.
+      num_generated: g.
+      num_negative: g + u, the targets that repel.
+    """
+
+    targets: jax.Array
+    distance: jax.Array
+    weights: jax.Array
+    num_generated: int = flax.struct.field(pytree_node=False)
+    num_negative: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def generated(self) -> jax.Array:
+        """[g, d] the samples that drift."""
+        return self.targets[: self.num_generated]
+
+    @property
+    def negative(self) -> jax.Array:
+        """[g + u, d] the targets that repel."""
+        return self.targets[: self.num_negative]
+
+    @property
+    def positive(self) -> jax.Array:
+        """[p, d] the targets that attract."""
+        return self.targets[self.num_negative :]
+
+
+def own_pairs(g: int, n: int) -> jax.Array:
+    """[g, n] bool: pairs of a generated sample with itself, where generated samples come first."""
+    return jnp.arange(g)[:, None] == jnp.arange(n)[None, :]
+
+
+def pairwise_distance(x: jax.Array, y: jax.Array, *, squared_minimum: float = 0.0) -> jax.Array:
+    """Euclidean distances ‖x_i - y_j‖.
+
+    Few channels are subtracted directly, which is exact for near duplicates. Many go through
+    ‖x‖² + ‖y‖² - 2x·y at the highest matmul precision, after the mean of `y` is taken off both
+    sets: a common offset would otherwise cancel only after it had eaten the digits.
+
+    Args:
+      x: [g, d] float.
+      y: [n, d] float.
+      squared_minimum: lower clip of the squared distance.
+
+    Returns:
+      [g, n], not negative.
+    """
+    if x.shape[-1] <= DIRECT_CHANNELS:
+        squared = jnp.sum(jnp.square(x[:, None, :] - y[None, :, :]), axis=-1)
+    else:
+        centre = jnp.mean(y, axis=0, keepdims=True)
+        x, y = x - centre, y - centre
+        products = jnp.einsum("gd,nd->gn", x, y, precision=jax.lax.Precision.HIGHEST)
+        squared = jnp.sum(x * x, -1)[:, None] + jnp.sum(y * y, -1)[None, :] - 2 * products
+    return jnp.sqrt(jnp.maximum(squared, squared_minimum))

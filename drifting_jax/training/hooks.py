@@ -1,0 +1,236 @@
+"""What happens beside the steps: lines of metrics, checks for non-finite steps, checkpoints.
+
+The devices never wait for a line: it is fetched and written when the next one is due.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from tqdm import tqdm
+
+from drifting_jax.distributed import transfer
+from drifting_jax.errors import TransientError, UserError
+from drifting_jax.training.loop import Moment
+from drifting_jax.training.programs import Carry, Program, Report
+from drifting_jax.workdir.checkpoint import Checkpoints
+from drifting_jax.workdir.interruption import Interruption
+from drifting_jax.workdir.metrics import MetricWriter
+from drifting_jax.workdir.stopping import StopAgreement
+
+_SECONDS_BETWEEN_LINES = 15.0  # of plain text, where there is no terminal for a bar
+
+
+@dataclasses.dataclass(frozen=True)
+class RunContext:
+    """What a run opens once.
+
+    Attributes:
+      writer: of metrics and pictures.
+      interruption: SIGTERM and Ctrl-C on this process.
+      stops: whether any process was asked to stop.
+      is_main_process: whether this is process 0, which alone prints and writes.
+    """
+
+    writer: MetricWriter
+    interruption: Interruption
+    stops: StopAgreement
+    is_main_process: bool
+
+
+class TimedBatches(Iterator[Any]):
+    """Hands out batches and adds up the seconds that the loop waited for them."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+        self.waited = 0.0
+
+    def __next__(self) -> Any:
+        asked = time.monotonic()
+        batch = next(self.batches)
+        self.waited += time.monotonic() - asked
+        return batch
+
+
+class MetricLines:
+    """Writes a line of metrics.jsonl for each step that it is called for, one call late."""
+
+    def __init__(
+        self, program: Program, context: RunContext, batches: TimedBatches, bar: tqdm, *, start: int
+    ) -> None:
+        """Begins at step `start`; `bar` gets the latest numbers.
+
+        Without a terminal, a line of text takes the place of the bar, every few seconds.
+        """
+        self._program, self._context, self._batches, self._bar = program, context, batches, bar
+        self._pending: tuple[int, Report] | None = None
+        self._start, self._written_step = start, start
+        self._started = self._written_at = self._printed_at = time.monotonic()
+        self._waited = 0.0
+        self._compiled_at = self._started
+
+    def after_every_step(self, moment: Moment) -> None:
+        """Moves the bar."""
+        self._bar.update()
+        if moment.step == self._start + 1:
+            self._compiled_at = time.monotonic()
+
+    def __call__(self, moment: Moment) -> None:
+        """Writes the line before, and keeps this one until the next call."""
+        self.flush()
+        for leaf in jax.tree.leaves(moment.report):
+            leaf.copy_to_host_async()
+        self._pending = moment.step, moment.report
+
+    def flush(self) -> None:
+        """Writes the line that is kept, if there is one."""
+        if self._pending is None:
+            return
+        (step, report), self._pending = self._pending, None
+        report = transfer.fetch(report)
+        scalars = dict(self._program.to_scalars(report.metrics))
+        now = time.monotonic()
+        passed = max(now - self._written_at, 1e-9)
+        images = self._program.images_per_step * (step - self._written_step)
+        scalars |= {
+            "images_per_second": images / passed,
+            "seconds": now - self._started,
+            "skipped": int(report.skipped),
+            "waiting_for_data": (self._batches.waited - self._waited) / passed,
+        }
+        self._written_step, self._written_at = step, now
+        self._waited = self._batches.waited
+        self._context.writer.write_scalars(self._program.name, step, scalars)
+        self._show(step, scalars, now)
+
+    def _show(self, step: int, scalars: Mapping[str, float], now: float) -> None:
+        self._bar.set_postfix_str(postfix(scalars), refresh=False)
+        if not self._context.is_main_process or not self._bar.disable:
+            return
+        num_steps = self._program.num_steps
+        if step == num_steps or now - self._printed_at > _SECONDS_BETWEEN_LINES:
+            self._printed_at = now
+            pace = (now - self._compiled_at) / max(step - self._start - 1, 1)
+            print(
+                f"{self._program.name} {step}/{num_steps}, {pace * (num_steps - step):.0f} s left, "
+                f"{postfix(scalars)}",
+                file=sys.stderr,
+            )
+
+
+def postfix(scalars: Mapping[str, float]) -> str:
+    """Returns what the progress bar shows: loss, raw drift per temperature, images per second."""
+    parts = [f"loss {scalars['loss']:.4g}"]
+    drifts = {name: value for name, value in scalars.items() if name.startswith("drift/mean/")}
+    if drifts:
+        values = " ".join(
+            f"{name.removeprefix('drift/mean/')}:{value:.2g}" for name, value in drifts.items()
+        )
+        parts.append(f"drift² {values}")
+    return ", ".join([*parts, f"{scalars['images_per_second']:.0f} img/s"])
+
+
+class SkippedSteps:
+    """Warns of steps that were not applied, and ends the run if too many in a row were not.
+
+    Like the lines of metrics, it looks at a step when it is called for the next one.
+    """
+
+    def __init__(self, program: Program, *, most_in_a_row: int, skipped: int) -> None:
+        """`skipped`: steps that were skipped before, of which it does not warn again."""
+        self._program, self._most_in_a_row = program, most_in_a_row
+        self._skipped = skipped
+        self._pending: tuple[int, Report] | None = None
+
+    def __call__(self, moment: Moment) -> None:
+        """Looks at the step before, and keeps this one until the next call."""
+        if self._pending is not None and self._pending[0] == moment.step:
+            return
+        self.flush()
+        self._pending = moment.step, moment.report.replace(metrics=None)
+
+    def flush(self) -> None:
+        """Looks at the step that is kept.
+
+        Raises:
+          UserError: too many steps in a row were not finite.
+        """
+        if self._pending is None:
+            return
+        (step, report), self._pending = self._pending, None
+        report = transfer.fetch(report)
+        skipped, in_a_row = int(report.skipped), int(report.skipped_in_a_row)
+        if skipped == self._skipped:
+            return
+        cause = self._program.culprit_name(int(report.culprit))
+        logging.warning(
+            "%s: %d of the steps up to %d were not finite and not applied; the latest because of "
+            "%s",
+            self._program.name,
+            skipped - self._skipped,
+            step,
+            cause,
+        )
+        self._skipped = skipped
+        if in_a_row >= self._most_in_a_row:
+            raise UserError(
+                f"the last {in_a_row} steps up to {step} were not finite because of {cause}; begin "
+                "another --workdir with a lower learning rate (--config.encoder.path=<this "
+                "workdir> keeps an encoder that is done)"
+            )
+
+
+class Saver:
+    """Saves checkpoints: every so many steps, at the end, and before the loop stops."""
+
+    def __init__(
+        self,
+        program: Program,
+        checkpoints: Checkpoints,
+        lines: MetricLines,
+        writer: MetricWriter,
+        *,
+        save_every: int,
+        keep_every: int,
+        batches_before: int,
+    ) -> None:
+        """`batches_before`: batches taken before step 0, in filling the queue."""
+        self._program, self._checkpoints = program, checkpoints
+        self._lines, self._writer = lines, writer
+        self._save_every, self._keep_every = save_every, keep_every
+        self._batches_before = batches_before
+
+    def __call__(self, moment: Moment) -> None:
+        """Saves if this step is one of those."""
+        step = moment.step
+        kept = self._keep_every and step % self._keep_every == 0
+        if step % self._save_every == 0 or kept or moment.is_last or moment.stops:
+            self.save(step, moment.carry)
+
+    def save(self, step: int, carry: Carry) -> None:
+        """Starts a save. The lines of metrics must not be behind the checkpoint, so they go first.
+
+        Raises:
+          TransientError: too many saves in a row have failed.
+        """
+        self._lines.flush()
+        self._writer.flush()
+        items = self._program.checkpoint_items(carry, self._batches_before + step)
+        self._checkpoints.save(step, items)
+
+    def require_saved(self) -> None:
+        """Waits for the last save.
+
+        Raises:
+          TransientError: it failed.
+        """
+        if not self._checkpoints.wait():
+            raise TransientError(
+                "the last checkpoint could not be saved (see the error above): make room and run "
+                "the same command again; it goes on from step "
+                f"{max(self._checkpoints.steps(), default=0)}"
+            )

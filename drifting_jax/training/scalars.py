@@ -1,0 +1,67 @@
+"""The scalars of a line of metrics.jsonl, from the metrics of a step."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from drifting_jax.method.losses import DriftingStatistics
+from drifting_jax.steps.generator_step import GeneratorMetrics
+from drifting_jax.steps.toy_step import ToyMetrics
+
+
+def of_generator(
+    metrics: GeneratorMetrics, *, temperatures: Sequence[float], learning_rate: float
+) -> dict[str, float]:
+    """Returns the scalars of a generator's step.
+
+    For each feature: the raw drift mean square of each temperature, the distance scale S, and
+    `diversity`, the mean distance between generated samples over that to positives. The diversity
+    is near 1 when the samples vary as the data does, and falls to 0 when they collapse.
+    `.../mean` averages over the features that are in the loss; `features_left_out` counts the
+    others.
+    """
+    scalars = {
+        "loss": float(metrics.loss),
+        "grad_norm": float(metrics.gradient_norm),
+        "learning_rate": learning_rate,
+        "cfg_scale": float(metrics.cfg_scale),
+    }
+    used = {n: s for n, s in metrics.statistics.items() if not bool(s.is_degenerate)}
+    scalars["features_left_out"] = len(metrics.statistics) - len(used)
+    diversity = {name: _diversity(s) for name, s in used.items()}
+    if used:
+        for i, temperature in enumerate(temperatures):
+            drifts = [float(s.drift_mean_square[i]) for s in used.values()]
+            scalars[f"drift/mean/{temperature:g}"] = float(np.mean(drifts))
+        scalars["diversity/mean"] = float(np.mean(list(diversity.values())))
+    for name, s in metrics.statistics.items():
+        for i, temperature in enumerate(temperatures):
+            scalars[f"drift/{name}/{temperature:g}"] = float(s.drift_mean_square[i])
+        scalars[f"distance_scale/{name}"] = float(s.distance_scale)
+    return scalars | {f"diversity/{name}": value for name, value in diversity.items()}
+
+
+def of_encoder(metrics: Mapping[str, np.ndarray], *, learning_rate: float) -> dict[str, float]:
+    """Returns the scalars of a masked autoencoder's step."""
+    values = {name: float(value) for name, value in metrics.items() if name != "updates"}
+    return {"learning_rate": learning_rate, **values}
+
+
+def of_toy(
+    metrics: ToyMetrics, *, temperatures: Sequence[float], learning_rate: float
+) -> dict[str, float]:
+    """Returns the scalars of a toy's step; its one feature is the points themselves."""
+    s = metrics.statistics
+    drifts = dict(zip(temperatures, s.drift_mean_square, strict=True))
+    return {
+        "loss": float(metrics.loss),
+        "grad_norm": float(metrics.gradient_norm),
+        "learning_rate": learning_rate,
+        **{f"drift/mean/{t:g}": float(value) for t, value in drifts.items()},
+        "distance_scale": float(s.distance_scale),
+        "diversity/mean": _diversity(s),
+    }
+
+
+def _diversity(s: DriftingStatistics) -> float:
+    return float(s.generated_distance / np.maximum(s.positive_distance, 1e-12))

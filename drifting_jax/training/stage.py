@@ -1,0 +1,193 @@
+"""One stage of a run: resumed or begun, looped, saved. Encoder, generator and toy share it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from drifting_jax.config import ConfigDict
+from drifting_jax.data.sources import Source
+from drifting_jax.steps.sample_queue import SampleQueue
+from drifting_jax.training import loop
+from drifting_jax.training.device_batches import GlobalBatches, make_batches
+from drifting_jax.training.hooks import (
+    MetricLines,
+    RunContext,
+    Saver,
+    SkippedSteps,
+    TimedBatches,
+)
+from drifting_jax.training.loop import BatchError, Hook, Moment
+from drifting_jax.training.programs import Carry, Program, carry_of
+from drifting_jax.workdir.checkpoint import Checkpoints
+from drifting_jax.workdir.progress import progress_bar
+
+PyTree = Any
+Fill = Callable[[SampleQueue, GlobalBatches], tuple[SampleQueue, int] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A program with what it trains on, and what happens beside its steps.
+
+    Attributes:
+      program: the step.
+      frozen: variables of the frozen networks; empty without any.
+      folder: of its checkpoints.
+      batch_size: records of a batch, of all processes together.
+      crop: of its images, "center" or "random_resized".
+      save_every: steps between two checkpoints.
+      hooks: called before the stage's own stop and save: pictures, measurements.
+      names: stages of metrics.jsonl that its hooks write, cut back to the checkpoint on a resume.
+      fill: fills the queue before the first step: (queue, batches) -> queue and the number of
+        batches taken, or None if it was stopped. None for a program without a queue.
+      begin: called with the carry before the first step.
+    """
+
+    program: Program
+    folder: Path
+    batch_size: int
+    save_every: int
+    crop: str = "center"
+    frozen: PyTree = dataclasses.field(default_factory=dict)
+    hooks: Sequence[Hook] = ()
+    names: tuple[str, ...] = ()
+    fill: Fill | None = None
+    begin: Callable[[Carry], None] | None = None
+
+
+def train(
+    stage: Stage, config: ConfigDict, source: Source, *, workdir: Path, context: RunContext
+) -> Carry | None:
+    """Trains from wherever the stage stands.
+
+    Args:
+      stage: what is trained.
+      config: of the run; says how images are augmented, what is logged and kept.
+      source: of the batches.
+      workdir: of the run.
+      context: writer, signals and stops.
+
+    Returns:
+      The last carry; None if a signal stopped the training, which was saved and can go on.
+
+    Raises:
+      UserError: the data fails, or too many steps in a row were not finite.
+      TransientError: the last checkpoint could not be saved.
+    """
+    program, kept = stage.program, config.train
+    with Checkpoints(stage.folder, keep=kept.keep, keep_every=kept.keep_every) as checkpoints:
+        start, taken, carry = start_or_resume(program, checkpoints)
+        for name in (program.name, *stage.names):
+            context.writer.truncate(name, start)
+        if start >= program.num_steps:
+            return carry
+        _announce(program, context, start)
+        with make_batches(
+            config,
+            source,
+            program.mesh,
+            batch_size=stage.batch_size,
+            start=taken,
+            crop=stage.crop,
+            log=workdir if program.name != "toy" else None,
+            stage=program.name,
+        ) as batches:
+            if stage.fill is not None and not start:
+                filled = stage.fill(carry.queue, batches)
+                if filled is None:
+                    return None
+                queue, taken = filled
+                carry = carry.replace(queue=queue)
+            if stage.begin is not None and not start:
+                stage.begin(carry)
+            position = start, taken
+            return run_loop(stage, config, carry, position, batches, checkpoints, context)
+
+
+def start_or_resume(program: Program, checkpoints: Checkpoints) -> tuple[int, int, Carry]:
+    """Returns the steps done, the batches taken and the carry: the newest checkpoint's, if any."""
+    template = program.checkpoint_items(program.carry, 0)
+    restored = checkpoints.restore_latest(template, padded=("queue",))
+    if restored is None:
+        return 0, 0, program.first_carry()
+    step, items = restored
+    taken = int(items["position"]["batches"]) if "position" in items else step
+    return step, taken, carry_of(items)
+
+
+def _announce(program: Program, context: RunContext, start: int) -> None:
+    """Prints how large the network is and where the training goes on."""
+    context.writer.write_parameters(program.name, program.carry.state.params)
+    if start and context.is_main_process:
+        print(f"{program.name}: goes on from step {start}", flush=True)
+
+
+def run_loop(
+    stage: Stage,
+    config: ConfigDict,
+    carry: Carry,
+    position: tuple[int, int],
+    batches: GlobalBatches,
+    checkpoints: Checkpoints,
+    context: RunContext,
+) -> Carry | None:
+    """Puts the hooks together and runs the loop.
+
+    Args:
+      stage, config, context: as in `train`.
+      carry: before the first step.
+      position: steps done and batches taken.
+      batches: the first one is that of the next step.
+      checkpoints: where they are saved.
+
+    Returns:
+      The carry, or None if a signal stopped the loop.
+    """
+    program, (start, taken) = stage.program, position
+    timed, most = TimedBatches(batches), config.train.max_skipped_in_a_row
+    with progress_bar(
+        program.num_steps,
+        initial=start,
+        description=program.name,
+        enabled=context.is_main_process,
+    ) as bar:
+        lines = MetricLines(program, context, timed, bar, start=start)
+        skipped = SkippedSteps(program, most_in_a_row=most, skipped=int(carry.state.skipped))
+        saver = Saver(
+            program,
+            checkpoints,
+            lines,
+            context.writer,
+            save_every=stage.save_every,
+            keep_every=config.train.keep_every,
+            batches_before=taken - start,
+        )
+
+        def stop(moment: Moment) -> None:
+            moment.stops = moment.stops or context.stops(moment.step)
+
+        hooks = (
+            Hook(1, lines.after_every_step),
+            Hook(config.log_every, skipped),
+            Hook(most, skipped, at_end=False),
+            Hook(config.log_every, lines),
+            *stage.hooks,
+            Hook(1, stop),
+            Hook(1, saver),
+        )
+        try:
+            carry, complete = loop.run(program, carry, stage.frozen, timed, hooks, start=start)
+        except BatchError as error:  # the steps that are done are not lost
+            if jax.process_count() == 1 and error.step > start:
+                saver.save(error.step, error.carry)
+                saver.require_saved()
+            if jax.process_count() > 1 or not context.interruption.requested:
+                raise error.__cause__ from None  # type: ignore[misc]
+            return None
+        skipped.flush()
+        lines.flush()
+        saver.require_saved()
+    return carry if complete else None
