@@ -1,4 +1,4 @@
-"""The pure training step of the masked autoencoder: keys and mathematics, no loop (A.3)."""
+"""The training step of the masked autoencoder (A.3): a pure function, no loop."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ class EncoderStepConfig:
     """Settings of the masked autoencoder's step (A.3).
 
     Attributes:
-      mask_ratio_min, mask_ratio_max: share of masked squares, drawn per image between the two.
-      classifier_start: step at which the linear classifier joins; its weight λ rises linearly to
+      mask_ratio_min, mask_ratio_max: each image draws its share of masked squares between these.
+      classifier_start: step at which the linear classifier joins. Its weight λ rises linearly to
         `classifier_weight` over `classifier_warmup` steps.
       ema_decays: one moving average of the parameters for each.
-      microbatches: parts of the batch whose gradients are added up one after another, for the
-        memory's sake; numbers do not depend on it.
+      microbatches: parts of the batch whose gradients are added up one after another, which takes
+        less memory. The numbers do not depend on it.
     """
 
     mask_ratio_min: float
@@ -44,15 +44,18 @@ def encoder_step(
     optimizer: optax.GradientTransformation,
     settings: EncoderStepConfig,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of the masked autoencoder (A.3).
+    """Masks images, reconstructs and classifies them, and updates.
 
     Args:
       state: donated by the caller's jit.
       batch: {"image": [b, h, w, c] uint8 or latents, "label": [b] int32}.
-      key: the run's root key of this stage; the step folds in its own number.
+      key: the root key of this stage; the step folds in its own number.
+      model: the masked autoencoder.
+      optimizer: of the parameters.
+      settings: see `EncoderStepConfig`.
 
     Returns:
-      The new state, and scalars `updates` (before this step), `loss`, `reconstruction`,
+      The new state, and the scalars `updates` (before this step), `loss`, `reconstruction`,
       `classification`, `accuracy`, `classifier_weight` and `grad_norm`.
     """
     s = settings

@@ -1,23 +1,24 @@
-"""Learning-rate schedule and optimizer: clip, then AdamW (Table 8)."""
+"""The learning-rate schedule and the optimizer: gradient clip, then AdamW (Table 8)."""
 
 import optax
 
 _WARMUP_START = 1e-6
-_COSINE_END = 1e-6  # as a share of the peak
+_COSINE_END = 1e-6  # share of the peak
 
 
 def learning_rate_schedule(
     learning_rate: float, *, warmup_steps: int, num_steps: int = 0, schedule: str = "constant"
 ) -> optax.Schedule:
-    """Linear warm-up from 1e-6, then constant, or cosine to 1e-6 of the peak at `num_steps`.
+    """Returns a linear warm-up from 1e-6, then a constant rate or a cosine.
 
     Args:
       learning_rate: the peak, reached at step `warmup_steps`.
-      num_steps: length of the run, warm-up included; used by "cosine" alone.
-      schedule: "constant" or "cosine".
+      warmup_steps: steps of the warm-up; 0 for none.
+      num_steps: steps of the whole run; only the cosine uses it.
+      schedule: "constant", or "cosine" to 1e-6 of the peak at `num_steps`.
 
     Raises:
-      ValueError: for another schedule, or a cosine that ends before the warm-up does.
+      ValueError: another schedule, or a cosine that ends before the warm-up does.
     """
     if schedule == "constant":
         after = optax.constant_schedule(learning_rate)
@@ -39,6 +40,6 @@ def learning_rate_schedule(
 def make_optimizer(
     schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
-    """Global-norm clip (0: none), then AdamW with decay on every parameter."""
+    """Returns a clip by global norm (0: none), then AdamW with decay on every parameter."""
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     return optax.chain(clip, optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay))

@@ -1,10 +1,10 @@
-"""Device-resident rings of real samples: a pytree with `init`, `push` and `draw`.
+"""The sample queue: rings of real samples on the devices, with `init`, `push` and `draw`.
 
-A drifting step compares generated samples with real ones of the same class (positives) and of any
-class (unconditional). Both are drawn from rings that hold the newest samples (A.8): one ring per
-class, its class axis sharded over the whole mesh, and one ring of any class, replicated. The
-per-class ring is never gathered: a push writes on the device that owns the class, a draw moves the
-drawn samples alone, in pieces of bounded size. Numbers do not depend on the mesh.
+A drifting step compares generated samples with real samples of the same class (positives) and of
+any class (unconditional). Both are drawn from rings that hold the newest samples (A.8): one ring
+for each class, sharded over the whole mesh by class, and one ring of all classes, replicated. The
+rings of the classes are never gathered: a push writes on the device that owns the class, and a draw
+moves only the drawn samples, in parts of bounded size. The numbers do not depend on the mesh.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from drifting_jax.distributed import meshes
 
 @flax.struct.dataclass
 class Ring:
-    """One ring (leading shape `[]`) or one per class (leading shape `[classes_padded]`).
+    """One ring (leading shape `[]`), or one for each class (leading shape `[classes_padded]`).
 
-    Slots fill from 0 upwards, then the oldest is overwritten: a ring that is not full holds its
-    samples in the slots below `filled`.
+    Slots fill from 0 upwards; then the oldest sample is overwritten. A ring that is not full holds
+    its samples in the slots below `filled`.
     """
 
     images: jax.Array  # [..., capacity, *shape], the queue's dtype
@@ -40,10 +40,10 @@ class SampleQueue:
     """Rings of real samples on a mesh.
 
     `by_class.images` is `[classes_padded, per_class, *shape]`, sharded on its first axis over both
-    mesh axes; classes are padded with always-empty ones to a multiple of the mesh's size (so a
-    queue moves to another mesh by cutting or zero-padding `by_class` on its first axis). Counters
-    are replicated, so that every device knows each slot without asking, and so is
-    `unconditional.images`, `[unconditional, *shape]`, small and drawn more often than pushed.
+    mesh axes. Empty classes pad it to a multiple of the mesh's size, so a queue moves to another
+    mesh by cutting or zero-padding the first axis of `by_class`. The counters are replicated, so
+    that every device knows each slot. `unconditional.images`, `[unconditional, *shape]`, is
+    replicated too: it is small, and drawn from more often than pushed to.
     """
 
     by_class: Ring
@@ -64,13 +64,13 @@ def init(
     dtype: jax.typing.DTypeLike,
     mesh: Mesh,
 ) -> SampleQueue:
-    """Empty rings.
+    """Returns empty rings.
 
     Args:
         num_classes: labels are `0 … num_classes - 1`.
-        per_class, unconditional: capacities of each class's ring, and of that of any class.
+        per_class, unconditional: capacity of each class's ring, and of the ring of all classes.
         shape: of one sample.
-        dtype: of the samples as they are pushed, kept and drawn (uint8 stays uint8).
+        dtype: of the samples, in the ring as outside (uint8 stays uint8).
         mesh: see `meshes.make_mesh`.
 
     Raises:
@@ -91,7 +91,7 @@ def template(
     dtype: jax.typing.DTypeLike,
     mesh: Mesh,
 ) -> SampleQueue:
-    """What `init` would make, as `jax.ShapeDtypeStruct`s with shardings."""
+    """Returns the shapes and shardings of what `init` makes, as `jax.ShapeDtypeStruct`s."""
     sizes = (num_classes, per_class, unconditional, shape, dtype, mesh)
     rings, shardings = _empty_rings(*sizes)
     by_class, of_any = meshes.template(rings, shardings=lambda _: shardings)
@@ -99,7 +99,7 @@ def template(
 
 
 def _empty_rings(num_classes, per_class, unconditional, shape, dtype, mesh):
-    """A function that makes the rings of a queue, and their shardings."""
+    """Returns a function that makes the rings of a queue, and their shardings."""
     _require_positive(num_classes=num_classes, per_class=per_class, unconditional=unconditional)
     padded = -(-num_classes // mesh.size) * mesh.size
 
@@ -116,11 +116,11 @@ def _empty_rings(num_classes, per_class, unconditional, shape, dtype, mesh):
 def _advance(
     next_slot: jax.Array, filled: jax.Array, labels: jax.Array, capacity: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Slots of pushed samples, one after another, and the counters afterwards.
+    """Returns the slots of pushed samples and the counters afterwards.
 
-    Takes counters `[n]` and labels `[b]` in `0 … n`, where `n` stands for "nowhere"; returns
-    `(slots [b], next_slot [n], filled [n])`. With more samples of a label than slots, later ones
-    have the slots of earlier ones.
+    Takes counters `[n]` and labels `[b]` in `0 … n`, where `n` means that the sample is not kept.
+    Returns `(slots [b], next_slot [n], filled [n])`. If a label has more samples than slots, later
+    samples take the slots of earlier ones.
     """
     n, b = next_slot.shape[0], labels.shape[0]
     order = jnp.argsort(labels, stable=True)
@@ -133,9 +133,10 @@ def _advance(
 
 
 def _write(images: jax.Array, new: jax.Array, rows: jax.Array, slots: jax.Array) -> jax.Array:
-    """`images[rows, slots] = new`, in order; a row outside of `images` is not written.
+    """Returns `images` after `images[rows, slots] = new`, in order; rows outside are not written.
 
-    One slice after another: a scatter makes TPUs copy the whole ring into another layout.
+    It writes one slice after another, because a scatter makes TPUs copy the whole ring into another
+    layout.
     """
     n = images.shape[0]
 
@@ -154,11 +155,11 @@ def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueu
     """Adds samples to both rings, in order, overwriting the oldest. Donates the queue.
 
     Args:
-        queue: its buffers are reused: it must not be read afterwards.
+        queue: must not be read afterwards, because its buffers are reused.
         images: `[b, *shape]` of the queue's shape and dtype, in any sharding.
-        labels: `[b]` integers. Any mix: of a class with more samples than its ring has slots, the
-            last ones stay. -1, or anything outside `0 … num_classes - 1`, is padding: ignored in
-            both rings.
+        labels: `[b]` integers. If a class has more samples than its ring has slots, the last ones
+            stay. A label outside `0 … num_classes - 1`, such as -1, marks padding, which both
+            rings ignore.
 
     Raises:
         ValueError: a shape or a dtype other than the queue's.
@@ -198,9 +199,9 @@ def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueu
 def _slots(
     key: jax.Array, rows: jax.Array, filled: jax.Array, capacity: int, count: int
 ) -> jax.Array:
-    """Slots `[rows, count]` to draw: each row a random order of its `filled [rows]` slots.
+    """Returns slots `[rows, count]` to draw: in each row a random order of its filled slots.
 
-    Past `filled`, the order starts again. Row i depends on `fold_in(key, rows[i])` alone.
+    Beyond `filled [rows]` the order starts again. Row i depends on `fold_in(key, rows[i])` alone.
     """
 
     def one(row: jax.Array, filled: jax.Array) -> jax.Array:
@@ -214,7 +215,7 @@ def _slots(
 
 
 def _layout(mesh: Mesh, rows: int, count: int) -> tuple[P, tuple[int, int]]:
-    """Spec of drawn samples, and into how many blocks it cuts rows and samples within a row."""
+    """Returns the spec of drawn samples, and the blocks it makes of rows and of a row's samples."""
     try:
         sharding = meshes.row_sharding(mesh, rows, count)
     except ValueError:
@@ -224,7 +225,7 @@ def _layout(mesh: Mesh, rows: int, count: int) -> tuple[P, tuple[int, int]]:
 
 
 def _blocks(index: jax.Array, split: tuple[int, int]) -> jax.Array:
-    """`[rows, count]` to `[blocks, rows * count / blocks]`: block i belongs to device i."""
+    """Returns `[blocks, rows * count / blocks]` of `[rows, count]`; block i is of device i."""
     (rows, count), (r, g) = index.shape, split
     return index.reshape(r, rows // r, g, count // g).swapaxes(1, 2).reshape(r * g, -1)
 
@@ -239,19 +240,19 @@ def draw(
     rows: jax.Array | None = None,
     piece_bytes: int = 2**26,
 ) -> jax.Array:
-    """Draws real samples of given classes: without replacement within a row, rows independent.
+    """Draws real samples of given classes: without replacement in a row, independently by row.
 
     Args:
         key: row i uses `fold_in(key, rows[i])`.
-        labels: `[c]` integers; a class may stand in several rows. Outside
-            `0 … num_classes - 1`, and of an empty class, a row is zeros (see `filling.check`).
-        count: samples per row. Of a class that holds fewer, each is repeated evenly.
-        rows: `[c]` numbers of the rows, where they are some of a larger draw; None for 0 … c-1.
-        piece_bytes: bound on the samples that a device handles at once, one per device at least.
+        labels: `[c]` integers; a class may appear in several rows. A row of an empty class, or of
+            a label outside `0 … num_classes - 1`, is zeros (`filling.check_queue` rules it out).
+        count: samples per row. A class that holds fewer repeats each of them evenly.
+        rows: `[c]` numbers of the rows, if they are part of a larger draw; None for 0 … c-1.
+        piece_bytes: bound on the bytes that a device moves at once; at least a sample per device.
 
     Returns:
-        `[c, count, *shape]` of the queue's dtype, sharded as `meshes.row_sharding` where it
-        divides, else replicated. The numbers are the same on every mesh.
+        `[c, count, *shape]` of the queue's dtype, sharded by `meshes.row_sharding` if it divides,
+        else replicated. The numbers are the same on every mesh.
 
     Raises:
         ValueError: labels that are not a vector of integers, or no row or sample asked for.
@@ -269,7 +270,7 @@ def draw(
         local, capacity, *shape = by_class.images.shape
         slots = _slots(key, numbers, by_class.filled[labels], capacity, count)
         own = labels - jax.lax.axis_index(meshes.BATCH_AXES) * local
-        rows = jnp.where((own >= 0) & (own < local), own, local)  # past the end: read as zeros
+        rows = jnp.where((own >= 0) & (own < local), own, local)  # past the end it reads zeros
         rows = _blocks(jnp.broadcast_to(rows[:, None], slots.shape), split)
         slots = _blocks(slots, split)
         size = slots.shape[1]
@@ -277,10 +278,10 @@ def draw(
         piece = max(1, min(size, piece_bytes // (num_blocks * sample_bytes)))
 
         def move(i: jax.Array, drawn: jax.Array) -> jax.Array:
-            start = jnp.minimum(i * piece, size - piece)  # the last piece may overlap its neighbour
+            start = jnp.minimum(i * piece, size - piece)  # the last part may overlap its neighbour
             at = [jax.lax.dynamic_slice_in_dim(x, start, piece, axis=1) for x in (rows, slots)]
             mine = by_class.images.at[tuple(at)].get(mode="fill", fill_value=0)
-            # One device owns each class, so a sum over devices is a move.
+            # Only one device owns a class, so a sum over devices moves its samples.
             if num_blocks == 1:
                 moved = jax.lax.psum(mine[0], meshes.BATCH_AXES)
             else:
@@ -302,16 +303,17 @@ def draw(
 def draw_unconditional(
     queue: SampleQueue, key: jax.Array, rows: jax.Array, count: int
 ) -> jax.Array:
-    """Draws real samples of any class: without replacement within a row, rows independent.
+    """Draws real samples of any class: without replacement in a row, independently by row.
 
     Args:
-        key: row i uses `fold_in(key, rows[i])`; not the key of `draw`, or the choices are related.
+        key: row i uses `fold_in(key, rows[i])`. It must differ from the key of `draw`, or the two
+            choices are related.
         rows: `[c]` numbers of the class rows.
-        count: samples per row. Where the ring holds fewer, each is repeated evenly.
+        count: samples per row. If the ring holds fewer, each is repeated evenly.
 
     Returns:
-        `[c, count, *shape]` of the queue's dtype, sharded and independent of the mesh as
-        `draw`'s; zeros from an empty ring. Nothing moves between devices.
+        `[c, count, *shape]` of the queue's dtype, sharded as in `draw` and the same on every mesh;
+        zeros from an empty ring. Nothing moves between devices.
 
     Raises:
         ValueError: no row or no sample asked for.

@@ -1,7 +1,6 @@
-"""1-NFE sampling: the generator once, jitted apart from training.
+"""1-NFE sampling: one evaluation of the generator, in a jitted function apart from training.
 
-Sample i of a class depends on (seed, class, i, α) alone, never on the batch or the devices it was
-made with.
+Sample i of a class depends on (seed, class, i, α) alone, never on the batch size or the devices.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ Array = Any  # of NumPy or JAX
 
 
 class Samples(NamedTuple):
-    """images [b, h, w, c] uint8; finite [b] bool: whether the generator gave numbers alone."""
+    """images: [b, h, w, c] uint8; finite: [b] bool, whether every value of a sample was finite."""
 
     images: Array
     finite: Array
@@ -41,22 +40,23 @@ def draw_inputs(key: jax.Array, model: DiT) -> tuple[jax.Array, jax.Array]:
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
-    """[-1, 1] float -> uint8, half to even; what is outside is clipped."""
+    """Returns uint8 of floats in [-1, 1], rounded half to even; values outside are clipped."""
     return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
 
 
 def make_sampler(model: DiT, mesh: Mesh, *, vae: VAE | None = None) -> Sampler:
-    """The jitted 1-NFE function.
+    """Returns the jitted 1-NFE function.
 
     Args:
       model: the generator, of pixels in [-1, 1] or of scaled latents.
       mesh: devices that share a batch.
-      vae: decodes latents to pixels.
+      vae: decodes latents to pixels; None for a generator of pixels.
 
     Returns:
-      sampler(params, key, labels [b] int32, indices [b] int32, cfg_scale []) -> `Samples`, with
-      `key` that of the seed, `indices` the number of each sample within its class, and b a multiple
-      of the mesh's size. With a `vae`, params is {"generator": params, "vae": variables}.
+      sampler(params, key, labels [b] int32, indices [b] int32, cfg_scale []) -> `Samples`. `key`
+      comes from the seed, `indices` are the numbers of the samples within their classes, and b is
+      a multiple of the mesh's size. With a `vae`, params is {"generator": params, "vae":
+      variables}.
     """
     rows = meshes.batch_sharding(mesh)
 
@@ -80,7 +80,7 @@ def make_sampler(model: DiT, mesh: Mesh, *, vae: VAE | None = None) -> Sampler:
 
 
 def class_major(classes: Sequence[int], per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [n] and indices within each class [n], both int32: all of the first class first."""
+    """Returns labels [n] and indices within each class [n], both int32, sorted by class."""
     labels = np.repeat(np.asarray(classes, np.int32), per_class)
     return labels, np.tile(np.arange(per_class, dtype=np.int32), len(classes))
 
@@ -96,10 +96,10 @@ def sample_in_batches(
     batch_size: int,
     mesh: Mesh,
 ) -> Iterator[Samples]:
-    """Yields samples of all labels, in order, on the devices; the last batch is padded.
+    """Yields samples of all labels, in order, on the devices.
 
-    Fewer labels than `batch_size` make one batch of their number. A batch is made a multiple of the
-    mesh's size; its last rows are padding where there are more than labels left.
+    The batch size is rounded up to a multiple of the mesh's size; for fewer labels it is their
+    number. The last batch ends in padding where there are fewer labels left.
     """
     batch_size = -(-max(min(batch_size, len(labels)), 1) // mesh.size) * mesh.size
     for start in range(0, len(labels), batch_size):
@@ -115,7 +115,7 @@ def sample_in_batches(
 
 
 def concatenated(batches: Iterable[Samples], count: int) -> Samples:
-    """Batches on the host, one after another, without the padding: the first `count` samples."""
+    """Returns the first `count` samples of some batches, on the host, without the padding."""
     parts = [transfer.fetch(batch) for batch in batches]
     return Samples(*(np.concatenate(x)[:count] for x in zip(*parts, strict=True)))
 
@@ -123,6 +123,6 @@ def concatenated(batches: Iterable[Samples], count: int) -> Samples:
 def sample_all(
     sampler: Sampler, params, key: jax.Array, labels: np.ndarray, *args, **kwargs
 ) -> Samples:
-    """`sample_in_batches`, on the host: `Samples` of all labels."""
+    """Returns the samples of all labels on the host; arguments as in `sample_in_batches`."""
     batches = sample_in_batches(sampler, params, key, labels, *args, **kwargs)
     return concatenated(batches, len(labels))

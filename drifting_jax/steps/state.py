@@ -18,14 +18,14 @@ class TrainState:
     """Everything a step changes besides the queue.
 
     Attributes:
-      step: [] int32, steps taken, the skipped ones included.
+      step: [] int32, steps taken, skipped ones included.
       params: float32 parameters.
-      opt_state: of the optax chain.
-      ema: {name of the decay: moving average of params}.
+      opt_state: state of the optax chain.
+      ema: {name of the decay: moving average of the parameters}.
       skipped: [] int32, steps not applied because the loss or its gradient was not finite.
-      skipped_in_a_row: [] int32, how many of the latest steps were.
-      culprit: [] int32, which quantity of the latest skipped step was not finite, as numbered by
-        the step function; -1 for none.
+      skipped_in_a_row: [] int32, how many of the latest steps were skipped.
+      culprit: [] int32, the quantity of the latest skipped step that was not finite, as the step
+        function numbers it; -1 for none.
     """
 
     step: jax.Array
@@ -38,19 +38,19 @@ class TrainState:
 
 
 def ema_name(decay: float) -> str:
-    """Key of a decay in `TrainState.ema`: 0.999 -> "0.999"."""
+    """Returns the key of a decay in `TrainState.ema`: 0.999 -> "0.999"."""
     return f"{decay:g}"
 
 
 def create_state(
     params: PyTree, optimizer: optax.GradientTransformation, *, ema_decays: Sequence[float]
 ) -> TrainState:
-    """State before the first step; every average starts at the parameters themselves."""
+    """Returns the state before the first step; every average starts at the parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
-        # Copies: the step donates the state, and a buffer can be donated only once.
+        # Copies, because the step donates the state and a buffer can be donated only once.
         ema={ema_name(decay): jax.tree.map(jnp.copy, params) for decay in ema_decays},
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
@@ -59,7 +59,7 @@ def create_state(
 
 
 def update_ema(average: PyTree, params: PyTree, decay: float) -> PyTree:
-    """decay·average + (1 - decay)·params, without warm-up."""
+    """Returns decay·average + (1 - decay)·params, without warm-up."""
     return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
 
 
@@ -72,7 +72,17 @@ def apply_gradients(
     finite: jax.Array,
     culprit: jax.Array,
 ) -> TrainState:
-    """One optimizer step, or, where `finite` [] bool is false, a skipped and counted one."""
+    """Returns the state after one optimizer step, or after a skipped step.
+
+    Args:
+      state: before the step.
+      gradients: of the parameters.
+      optimizer: of the parameters.
+      ema_decays: one moving average for each.
+      finite: [] bool; where it is false, parameters, optimizer and averages stay as they are and
+        the step is counted as skipped.
+      culprit: [] int32, stored for a skipped step.
+    """
 
     def keep_if_finite(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
