@@ -7,8 +7,7 @@ encoder, 30k steps: the setting of the paper's ablations). The paper reports FID
 for B and 8.46 for the ablation, at one network evaluation. Made for TPU slices.
 """
 
-from drifting_jax.config import base_config, check_variant
-from drifting_jax.config.defaults import FSDP_RULES, PAPER_ENCODER
+from drifting_jax.config import FSDP_RULES, PAPER_ENCODER, base_config, check_variant
 
 SIZES = {
     "B": {"width": 768, "depth": 12, "num_heads": 12},

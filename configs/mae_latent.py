@@ -7,8 +7,7 @@ batches of 8,192, averages of decay 0.9995, and a linear classifier in the last 
 its optimizer and average the wide one takes 43 GB, so it is split over all devices.
 """
 
-from drifting_jax.config import base_config, check_variant
-from drifting_jax.config.defaults import FSDP_RULES, PAPER_ENCODER
+from drifting_jax.config import FSDP_RULES, PAPER_ENCODER, base_config, check_variant
 
 WIDTHS = ("640", "256")
 

@@ -10,7 +10,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from drifting_jax.config.checks import flat, unknown_field
+from drifting_jax.config.checks import unknown_field
+from drifting_jax.config.values import flat
 from drifting_jax.errors import TransientError, UserError
 from drifting_jax.workdir.orbax_settings import quiet_orbax
 

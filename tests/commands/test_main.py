@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drifting_jax.commands.command_line import exit_status
-from drifting_jax.config import base_config, default_workdir, resolve
+from drifting_jax.config import base_config, resolve
 from drifting_jax.errors import LockHeldError, TransientError, UserError
 from drifting_jax.training import run
 from drifting_jax.workdir import lock
@@ -67,11 +67,6 @@ def test_mistakes_are_one_line_and_status_two(tmp_path):
         assert len(lines) == 1 and lines[0].startswith("error: "), (message, error)
         assert message in lines[0]
     assert not nowhere.exists()
-
-
-def test_workdirs_are_named_after_configs():
-    assert default_workdir("configs/toy2d.py:far") == Path("runs/toy2d_far")
-    assert default_workdir(CONFIG) == Path("runs/tiny_config")
 
 
 @pytest.mark.parametrize(
