@@ -62,13 +62,15 @@ _ENCODER_TRAIN = section(
     "encoder.train",
     "The training of the encoder: masked reconstruction, then also classification (A.3).",
     num_steps=Field(1000, "steps, those with the classifier included"),
-    batch_size=Field(128, "images a step"),
+    batch_size=Field(128, "images per step"),
     crop=Field("center", "how the encoder's images are cropped", choices=_CROPS),
     microbatches=Field(
         1, "parts of a batch, computed in turn and added up: less memory", on_resume="may change"
     ),
     learning_rate=Field(1e-3, "AdamW: rate after the warm-up"),
-    schedule=Field("constant", "rate after the warm-up; cosine ends near zero", choices=SCHEDULES),
+    schedule=Field(
+        "constant", "rate after the warm-up; cosine falls to about zero", choices=SCHEDULES
+    ),
     warmup_steps=Field(100, "steps over which the rate rises linearly", minimum=0),
     weight_decay=Field(0.01, "AdamW: decay of every parameter", minimum=0),
     b1=Field(0.9, "AdamW: decay of the mean of the gradients", minimum=0, below=1),
@@ -77,10 +79,8 @@ _ENCODER_TRAIN = section(
     ema_decay=Field(
         0.99, "decay of the average of the weights, which serves as encoder", minimum=0, below=1
     ),
-    mask_ratio_min=Field(0.5, "smallest share of masked squares of an image", minimum=0, maximum=1),
-    mask_ratio_max=Field(
-        0.5, "largest share of them; each image draws one between the two", maximum=1
-    ),
+    mask_ratio_min=Field(0.5, "smallest share of an image that is masked", minimum=0, maximum=1),
+    mask_ratio_max=Field(0.5, "largest share; each image draws its own between the two", maximum=1),
     classifier_steps=Field(
         200, "last steps, in which a linear classifier is trained too; 0 = none", minimum=0
     ),
@@ -138,7 +138,7 @@ _GUIDANCE = section(
     maximum=Field(4.0, "largest α"),
     power=Field(3.0, "α has a density ∝ α^−power; 0 = uniform, 1 = log-uniform", minimum=0),
     probability_of_one=Field(
-        0.0, "share of the class rows that take α = 1 instead", minimum=0, maximum=1
+        0.0, "share of the class rows that have α = 1 instead", minimum=0, maximum=1
     ),
 )
 
@@ -147,14 +147,15 @@ _QUEUE = section(
     "The real samples that the devices hold (A.8).",
     per_class=Field(64, "newest samples kept of each class"),
     unconditional=Field(512, "newest samples kept of all classes together"),
-    push_per_step=Field(64, "real samples added a step"),
+    push_per_step=Field(64, "real samples added per step"),
     allow_repeats=Field(False, "a class with fewer samples than a row draws may repeat them"),
 )
 
 _TRAIN = section(
     "train",
     "The training of the generator (3.3, A.8).",
-    labels_per_step=Field(10, "class rows a step, c"),
+    **STEPS.fields,
+    labels_per_step=Field(10, "class rows per step, c"),
     generated_per_label=Field(16, "generated samples of each class row, g"),
     positives_per_label=Field(32, "real samples of its class, p"),
     unconditional_per_label=Field(16, "real samples of any class, u; 0 = none", minimum=0),
@@ -170,7 +171,6 @@ _TRAIN = section(
         choices=("batch", "microbatch"),
     ),
     sample_every=Field(500, "steps between two pictures of samples", on_resume="may change"),
-    **STEPS.fields,
 )
 
 _EVAL = section(
@@ -180,19 +180,24 @@ _EVAL = section(
         (1.0, 1.5, 2.0), "guidance scales α that samples are measured at", on_resume="may change"
     ),
     samples_per_class=Field(
-        50, "samples of each class, for images of CIFAR-10's size and below", on_resume="may change"
+        50, "for images up to CIFAR-10's size: samples of each class", on_resume="may change"
     ),
     ema_decay=Field(
-        0.999, "which of train.ema_decays is measured", below=1, on_resume="may change"
+        0.999,
+        "decay of the average that is measured; one of train.ema_decays",
+        below=1,
+        on_resume="may change",
     ),
-    k=Field(5, "neighbours k in precision and recall", on_resume="may change"),
+    k=Field(5, "number of neighbours in precision and recall", on_resume="may change"),
     every=Field(
         0,
         "steps between two measurements during training; 0 = none",
         minimum=0,
         on_resume="may change",
     ),
-    num_samples=Field(50000, "samples of larger images", on_resume="may change"),
+    num_samples=Field(
+        50000, "for larger images: samples that are measured", on_resume="may change"
+    ),
     reference=Field(
         "", "for larger images: .npz file of statistics of real images", on_resume="may change"
     ),

@@ -54,9 +54,11 @@ DRIFT = section(
 
 OPTIM = section(
     "optim",
-    "The optimizer of the network: gradient clipping, then AdamW, after a linear warm-up.",
+    "The optimizer: gradient clipping, then AdamW, with a linear warm-up of its rate.",
     learning_rate=Field(4e-4, "AdamW: rate after the warm-up"),
-    schedule=Field("constant", "rate after the warm-up; cosine ends near zero", choices=SCHEDULES),
+    schedule=Field(
+        "constant", "rate after the warm-up; cosine falls to about zero", choices=SCHEDULES
+    ),
     warmup_steps=Field(200, "steps over which the rate rises linearly", minimum=0),
     weight_decay=Field(0.01, "AdamW: decay of every parameter", minimum=0),
     b1=Field(0.9, "AdamW: decay of the mean of the gradients", minimum=0, below=1),

@@ -29,7 +29,7 @@ _DATA = section(
 _MODEL = section(
     "model",
     "An MLP that maps noise to a point of the plane.",
-    noise_features=Field(32, "numbers of noise that a point is made from"),
+    noise_features=Field(32, "normal random numbers that a point is made from"),
     widths=Field((256, 256, 256), "channels of each hidden layer"),
 )
 
@@ -44,9 +44,9 @@ _OPTIM = OPTIM.with_defaults(
 _TRAIN = section(
     "train",
     "The training of the toy.",
-    generated=Field(256, "generated points a step"),
-    positives=Field(256, "real points a step"),
     **STEPS.with_defaults(num_steps=2000, ema_decays=(0.99,)).fields,
+    generated=Field(256, "generated points per step"),
+    positives=Field(256, "real points per step"),
 )
 
 _EVAL = section(
@@ -54,7 +54,12 @@ _EVAL = section(
     "The evaluation after training.",
     num_samples=Field(4096, "points that are measured", on_resume="may change"),
     directions=Field(256, "projections of the sliced Wasserstein distance", on_resume="may change"),
-    ema_decay=Field(0.99, "which of train.ema_decays is measured", below=1, on_resume="may change"),
+    ema_decay=Field(
+        0.99,
+        "decay of the average that is measured; one of train.ema_decays",
+        below=1,
+        on_resume="may change",
+    ),
 )
 
 TOY = (_RUN, _DATA, _MODEL, _DRIFT, _OPTIM, _TRAIN, _EVAL, MESH)

@@ -87,7 +87,7 @@ def test_only_mistakes_have_the_status_that_launchers_take_for_the_end(error, st
 def test_how_to_go_on_is_told_without_what_a_launcher_added(monkeypatch, tmp_path):
     words = ["python", "main.py", "--config=a.py", "--coordinator=a:1", "--num_processes", "2"]
     monkeypatch.setattr(sys, "orig_argv", [*words, "--process_id=0", "--workdir=b c"])
-    assert run._stopped_message(tmp_path).endswith(
+    assert run.stopped_message(tmp_path).endswith(
         "\n  python main.py --config=a.py '--workdir=b c'"
     )
 
