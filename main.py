@@ -1,9 +1,9 @@
-"""Trains: `python main.py --config=configs/digits.py`; run it again to resume.
+"""Trains: `python main.py --config=configs/digits.py`; the same command resumes the run.
 
-Fields of the config are changed with --config.section.field=value, the directory of the run with
---workdir. Exit status: 0 done, 2 a mistake in the command or the data, 75 stopped by SIGTERM and
-130 by Ctrl-C, both after a save (a second Ctrl-C does without); 1 any other failure, after which
-the same command may go well.
+--config.section.field=value changes a field of the config, --workdir the directory of the run.
+Exit status: 0 the run is complete; 1 a failure after which the same command may succeed; 2 a
+mistake in the command or the data; 75 stopped by SIGTERM and 130 by Ctrl-C, both after a save (a
+second Ctrl-C stops without one).
 """
 
 import sys
@@ -21,24 +21,24 @@ from drifting_jax.errors import UserError
 from drifting_jax.training import dry_run, run
 from drifting_jax.workdir.orbax_settings import quiet_orbax
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, with :variant.")
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file: PATH.py[:VARIANT].")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; default: runs/<config>.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, if several.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, if several.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, if several.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, if several.")
 _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_timeout_seconds",
     processes.HEARTBEAT_TIMEOUT_SECONDS,
-    "Without a sign of life from a process of the run, after which the others end.",
+    "Seconds without a sign of life from a process after which the others stop.",
     lower_bound=5,
 )
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Tell what a step needs, and run nothing.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what a step needs; run nothing.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --dry_run: a TPU slice, such as v5e:8x8.")
 flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Joins the run's processes, resolves the config and runs its task."""
+    """Joins the processes of the run, resolves the config and runs its task."""
     if len(argv) > 1:
         print(f"error: expected flags alone; found {' '.join(argv[1:])!r}", file=sys.stderr)
         return 2
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         config = resolve(_CONFIG.value)
         if _TOPOLOGY.value and not _DRY_RUN.value:
             raise UserError("--topology goes with --dry_run")
-        if _TOPOLOGY.value:  # whose devices are not those of these processes
+        if _TOPOLOGY.value:  # its devices are not those of these processes
             print(dry_run.dry_run(config, topology=_TOPOLOGY.value))
             return 0
         processes.initialize(

@@ -1,14 +1,16 @@
 """ImageNet 256x256, class-conditional, in the latents of the Stable Diffusion VAE (Table 8).
 
     python main.py --config=configs/imagenet_latent.py:L --dry_run --topology=v5e:8x8
+    python main.py --config=configs/imagenet_latent.py:L --config.data.path=LATENTS
 
-Variants: `:L` (463M parameters, the default), `:B` (133M) and `:ablation` (B with a narrow
-encoder, 30k steps: the setting of the paper's ablations). The paper reports FID 1.54 for L, 1.75
-for B and 8.46 for the ablation, at one network evaluation. Made for TPU slices.
+Variants: `:L` (463M parameters, the default), `:B` (133M) and `:ablation` (B with a narrow encoder
+and 30k steps, the setting of the paper's ablations). Made for TPU slices such as v5e-64; the first
+command prints what a step needs. `--config.encoder.path=runs/mae_latent_640` uses an encoder that
+configs/mae_latent.py trained; without it the run trains its own first. The paper reports an FID of
+1.54 for L, 1.75 for B and 8.46 for the ablation, with one network evaluation.
 """
 
-from drifting_jax.config import base_config, check_variant
-from drifting_jax.config.defaults import FSDP_RULES, PAPER_ENCODER
+from drifting_jax.config import FSDP_RULES, PAPER_ENCODER, base_config, check_variant
 
 SIZES = {
     "B": {"width": 768, "depth": 12, "num_heads": 12},
@@ -18,7 +20,7 @@ SIZES["ablation"] = SIZES["B"]
 
 
 def get_config(variant: str = "L"):
-    """The config of a variant; every field and its default is in drifting_jax/defaults.py."""
+    """Returns the config of a variant; `drifting_jax.config.fields` lists every field."""
     check_variant(__file__, variant, SIZES)
     config = base_config("generator")
     set_common(config)
@@ -50,7 +52,7 @@ def get_config(variant: str = "L"):
 
 
 def set_common(config):
-    """What all of the paper's ImageNet generators share."""
+    """Sets what all ImageNet generators of the paper share."""
     config.log_every = 100
     config.data.source = "imagenet"
     config.data.num_workers = 16
@@ -68,14 +70,14 @@ def set_common(config):
     config.queue.per_class = 128
     config.queue.unconditional = 1000
     config.train.generated_per_label = 64
-    config.train.microbatches = 0  # so that any number of devices computes the same
+    config.train.microbatches = 0  # as many as the devices need; the numbers do not depend on it
     config.train.positives_per_label = 64
     config.train.ema_decays = (0.999, 0.9995, 0.9998, 0.9999)
     config.train.save_every = 5000
     config.train.sample_every = 5000
     config.eval.ema_decay = 0.999
 
-    # Parameters, averages and the frozen encoder are split over all devices.
+    # Parameters, their averages and the frozen encoder are split over all devices.
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.mesh.rules = FSDP_RULES

@@ -1,17 +1,20 @@
 """ImageNet 256x256, class-conditional, in pixels (Table 8).
 
     python main.py --config=configs/imagenet_pixel.py:L --dry_run --topology=v5e:8x8
+    python main.py --config=configs/imagenet_pixel.py:L --config.data.path=IMAGES
 
-Variants: `:L` (464M parameters, the default) and `:B` (134M). The paper reports FID 1.61 for L and
-1.76 for B, at one network evaluation. Besides the masked autoencoder, a frozen ConvNeXt-V2 Base
-gives features. Made for TPU slices.
+Variants: `:L` (464M parameters, the default) and `:B` (134M). A frozen ConvNeXt-V2 Base gives
+features besides the masked autoencoder. Made for TPU slices such as v5e-64; the first command
+prints what a step needs. `--config.encoder.path=runs/mae_pixel_640` uses an encoder that
+configs/mae_pixel.py trained; without it the run trains its own first. The paper reports an FID of
+1.61 for L and 1.76 for B, with one network evaluation.
 """
 
 from drifting_jax.config import base_config, check_variant, file_beside
 
 
 def get_config(variant: str = "L"):
-    """The config of a variant; every field and its default is in drifting_jax/defaults.py."""
+    """Returns the config of a variant; `drifting_jax.config.fields` lists every field."""
     check_variant(__file__, variant, ("B", "L"))
     shared = file_beside(__file__, "imagenet_latent.py")
     config = base_config("generator")

@@ -3,10 +3,10 @@
     python main.py --config=configs/images.py --config.data.path=FOLDER
     python main.py --config=configs/images.py:small --config.data.path=FOLDER
 
-The images are cropped to squares of 64x64 (the default, for one GPU), or of 16x16 (`:small`, a
-quarter of an hour on two CPU cores, to see the whole way). FOLDER holds the class folders, or
-`train/` with them; a class needs at least `train.positives_per_label` images, or
-`--config.queue.allow_repeats=True`. Neither variant was tuned on any data set.
+Variants: `:64` crops the images to 64x64 and is made for one GPU (the default); `:small` crops them
+to 16x16 and takes a quarter of an hour on two CPU cores, to try the whole way. Neither is tuned on
+any data set. FOLDER holds the class folders, or `train/` with them. A class needs at least
+`train.positives_per_label` images, or `--config.queue.allow_repeats=True`.
 """
 
 from drifting_jax.config import base_config, check_variant
@@ -15,7 +15,7 @@ VARIANTS = ("64", "small")
 
 
 def get_config(variant: str = "64"):
-    """The config of a size; every field and its default is in drifting_jax/defaults.py."""
+    """Returns the config of a size; `drifting_jax.config.fields` lists every field."""
     check_variant(__file__, variant, VARIANTS)
     config = base_config("generator")
     config.data.source = "images"

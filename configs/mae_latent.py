@@ -1,20 +1,21 @@
 """The masked autoencoder of ImageNet 256x256 that gives the features of latents (A.3).
 
     python main.py --config=configs/mae_latent.py:640 --dry_run --topology=v5e:8x8
+    python main.py --config=configs/mae_latent.py:640 --config.data.path=LATENTS
 
-Variants are base widths: `:640` (2.69B parameters, the default) and `:256` (431M). AdamW at 4e-3,
-batches of 8,192, averages of decay 0.9995, and a linear classifier in the last 3,000 steps. With
-its optimizer and average the wide one takes 43 GB, so it is split over all devices.
+Variants are base widths: `:640` (2.69B parameters, the default) and `:256` (431M). Made for TPU
+slices such as v5e-64. The wide network takes 43 GB with its optimizer and average, so everything is
+split over all devices. Training: AdamW at 4e-3, batches of 8,192, an average of decay 0.9995, and a
+linear classifier in the last 3,000 steps.
 """
 
-from drifting_jax.config import base_config, check_variant
-from drifting_jax.config.defaults import FSDP_RULES, PAPER_ENCODER
+from drifting_jax.config import FSDP_RULES, PAPER_ENCODER, base_config, check_variant
 
 WIDTHS = ("640", "256")
 
 
 def get_config(variant: str = "640"):
-    """The config of a width; every field and its default is in drifting_jax/defaults.py."""
+    """Returns the config of a width; `drifting_jax.config.fields` lists every field."""
     check_variant(__file__, variant, WIDTHS)
     config = base_config("encoder")
     config.log_every = 100

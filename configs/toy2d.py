@@ -1,17 +1,20 @@
-"""Two-dimensional toy (section 5.1 of the paper): an MLP drifts onto a target, in pictures.
+"""Two-dimensional toy: an MLP drifts onto a target, in pictures (5.1).
 
-    python main.py --config=configs/toy2d.py              # two modes, q collapsed on one of them
+    python main.py --config=configs/toy2d.py              # two modes; q starts collapsed on one
     python main.py --config=configs/toy2d.py:far
     python main.py --config=configs/toy2d.py:checkerboard
     python main.py --config=configs/toy2d.py:attraction_only
 
-A variant is one word, or several joined by commas: where q starts (collapsed, between, far), the
-target (two_modes, eight_gaussians, checkerboard, two_moons), and one of the destructive cases of
-Table 1 (attraction_1.5x, repulsion_1.5x, attraction_2x, repulsion_2x, attraction_only), which break
-the anti-symmetry of the field and show what then goes wrong.
+A variant is one of these words, or several joined by commas:
 
-Under a minute on two CPU cores. The run leaves drift.gif (q drifting to p), field.png, drift.png,
-and prints the mass per mode and the sliced Wasserstein distance beside that of real against real.
+* where q starts: collapsed, between, far;
+* the target: two_modes, eight_gaussians, checkerboard, two_moons;
+* a destructive case of Table 1: attraction_1.5x, repulsion_1.5x, attraction_2x, repulsion_2x,
+  attraction_only. These break the anti-symmetry of the field and show what goes wrong then.
+
+Takes under a minute on two CPU cores. The run writes drift.gif (q drifts to p), field.png and
+drift.png, and prints the mass per mode and the sliced Wasserstein distance beside that of real
+points. Expect about 0.024, against 0.018 of real points, for the default.
 """
 
 from drifting_jax.config import base_config
@@ -19,7 +22,7 @@ from drifting_jax.errors import UserError
 
 STARTS = ("collapsed", "between", "far")
 TARGETS = ("two_modes", "eight_gaussians", "checkerboard", "two_moons")
-DESTRUCTIVE = {  # attraction, repulsion
+DESTRUCTIVE = {  # name: (attraction, repulsion)
     "attraction_1.5x": (1.5, 1.0),
     "repulsion_1.5x": (1.0, 1.5),
     "attraction_2x": (2.0, 1.0),
@@ -29,7 +32,7 @@ DESTRUCTIVE = {  # attraction, repulsion
 
 
 def get_config(variant: str = "collapsed"):
-    """The config of a variant; every field and its default is in drifting_jax/defaults.py."""
+    """Returns the config of a variant; `drifting_jax.config.fields` lists every field."""
     config = base_config("toy")
     for word in variant.split(","):
         if word in STARTS:

@@ -1,4 +1,4 @@
-"""Command lines: flags parsed so that a mistake is one line on stderr and exit status 2."""
+"""Command lines: flags, exit statuses, and mistakes as one line on stderr."""
 
 import functools
 import re
@@ -10,16 +10,20 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from drifting_jax.config.checks import flat, unknown_field
+from drifting_jax.config.checks import unknown_field
+from drifting_jax.config.values import flat
 from drifting_jax.errors import TransientError, UserError
 from drifting_jax.workdir.orbax_settings import quiet_orbax
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; for `absl.app.run(main, flags_parser=parse_flags)`.
+    """Parses a command line with --config; for `absl.app.run(main, flags_parser=parse_flags)`.
 
-    A mistake (no such field, flag or file, a value of a wrong type) is one line on stderr and exit
-    status 2, where ml_collections alone would show a traceback.
+    A mistake (no such field, flag or file, a value of a wrong type) ends the process with one line
+    on stderr and exit status 2; ml_collections alone would show a traceback.
+
+    Returns:
+      The program's name and the arguments that are no flags.
     """
     try:
         _check_overrides(list(argv))
@@ -29,7 +33,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _reason(error: Exception, argv: list[str]) -> Exception:
-    """A mistake in the command, or a bug in the config file, whose traceback is wanted."""
+    """A UserError for a variant that the file does not take, else an error with a traceback."""
     given = next((x.partition("=")[2] for x in argv if x.lstrip("-").startswith("config=")), "")
     path, _, variant = given.partition(":")
     if variant and "positional argument" in str(error):
@@ -38,7 +42,12 @@ def _reason(error: Exception, argv: list[str]) -> Exception:
 
 
 def _check_overrides(argv: list[str]) -> None:
-    """Loads the file of --config by itself and looks up every --config.field given."""
+    """Loads the file of --config and checks that it has every field that --config.field sets.
+
+    Raises:
+      UserError: There is no such file, variant or field, or the file raised one.
+      RuntimeError: The file has a bug.
+    """
     override = re.compile(r"--?(?:no)?config\.([^=]+)")
     alone = flags.FlagValues()
     kept = [argument for argument in argv if not override.match(argument)]
@@ -53,7 +62,7 @@ def _check_overrides(argv: list[str]) -> None:
     if holder.value is None:  # asked for help, or forgotten
         return
     if not isinstance(holder.value, ConfigDict):
-        path = Path(alone["config"].config_filename.partition(":")[0])
+        path = Path(config_flags.get_config_filename(alone["config"]).partition(":")[0])
         others = ", ".join(sorted(str(other) for other in path.parent.glob("*.py"))) or "none"
         raise UserError(f"--config={path} is not a file that can be read; found there: {others}")
     fields = flat(holder.value)
@@ -69,12 +78,14 @@ def run_program(
     words: int = 0,
     flags_of: str = "",
 ) -> None:
-    """Runs a command's main through absl; an error is one line and its `exit_status`.
+    """Runs the main function of a command through absl and ends the process with its exit status.
+
+    A mistake or a failed read or write is one line on stderr; its status is `exit_status`.
 
     Args:
-      main_function: given the program's name and at most `words` words besides flags.
-      words: a command's words, such as a subcommand.
-      flags_of: module that defines the flags, where it is another than the function's.
+      main_function: is given the program's name and at most `words` arguments that are no flags.
+      words: how many such arguments the command takes, such as a subcommand.
+      flags_of: module that defines the flags; empty for the module of the function.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -93,9 +104,9 @@ def run_program(
 
 
 def exit_status(error: UserError | OSError) -> int:
-    """2 for a mistake, which the same command would make again; 1 for what may pass.
+    """Returns 2 for a mistake, which the same command would repeat, and 1 for what may pass.
 
-    A disk or a network that fails may be well again when a launcher starts the run anew.
+    A disk or a network that failed may work again when a launcher restarts the run.
     """
     if isinstance(error, TransientError):
         return 1
@@ -105,7 +116,17 @@ def exit_status(error: UserError | OSError) -> int:
 
 
 def parse_plain_flags(argv: Sequence[str], *, words: int = 0) -> list[str]:
-    """absl's parser, with a mistake as one line and exit status 2."""
+    """Parses a command line without --config.
+
+    A mistake ends the process with one line on stderr and exit status 2.
+
+    Args:
+      argv: the program's name and its arguments.
+      words: how many arguments that are no flags are allowed.
+
+    Returns:
+      The program's name and the arguments that are no flags.
+    """
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:

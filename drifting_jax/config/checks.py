@@ -1,40 +1,40 @@
-"""What a config's fields must be: names, types, ranges, and how they go together.
+"""Checks of a config: names, types, bounds, and rules between two fields.
 
 Every mistake is a `UserError` of one line that names the field.
 """
 
 import difflib
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from drifting_jax.config.defaults import AT_MOST_ONE, BELOW_ONE, CHOICES, MAY_BE_EMPTY, MAY_BE_ZERO
+from drifting_jax.config.field import Field
 from drifting_jax.errors import UserError
 
 
-def check_fields(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Checks the fields of a config in plain dicts and tuples against its task's defaults.
+def check_fields(values: Mapping[str, Any], fields: Mapping[str, Field]) -> None:
+    """Checks the values of a config, by dotted names, against the fields of its task.
 
     Raises:
       UserError: As `config.validate`.
     """
-    default, found = flat(defaults), flat(values)
-    for name in found:
-        if name not in default:
-            raise UserError(unknown_field(name, default))
-    for name in default:
-        if name not in found:
+    for name in values:
+        if name not in fields:
+            raise UserError(unknown_field(name, fields))
+    for name, field in fields.items():
+        if name not in values:
             raise UserError(f"config.{name} is missing: start from base_config({values['task']!r})")
-        _check_type(name, found[name], default[name])
-        _check_value(name, found[name])
-    _check_relations(found)
+        _check_type(name, values[name], field.default, may_be_empty=field.may_be_empty)
+        _check_value(name, values[name], field)
+    _check_relations(values)
 
 
-def unknown_field(name: str, fields: Mapping[str, Any]) -> str:
-    """One line on a field that does not exist, with the nearest: same section first, then any."""
+def unknown_field(name: str, fields: Iterable[str]) -> str:
+    """Returns a line that says that a field does not exist and names the nearest.
+
+    A field of the same name in another section is nearer than one that is only spelled alike.
+    """
+    fields = list(fields)
     sections = {prefix for field in fields for prefix in _prefixes(field)}
     if name in sections:
         return f"config.{name} is a section with fields of its own: set one of those"
@@ -48,22 +48,16 @@ def unknown_field(name: str, fields: Mapping[str, Any]) -> str:
     return f"config.{name} does not exist; the nearest field is config.{nearest[0]}"
 
 
-def flat(values: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; an empty section vanishes."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping | ConfigDict):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
+def listed(names: Iterable[str]) -> str:
+    """Returns names in quotes with commas, for a message."""
+    return ", ".join(repr(name) for name in names)
 
 
-def _check_type(name: str, value: Any, default: Any) -> None:
+def _check_type(name: str, value: Any, default: Any, *, may_be_empty: bool = False) -> None:
     if isinstance(default, tuple):
         if not isinstance(value, tuple):
             raise UserError(f"config.{name} must be a tuple like {default!r}; found {value!r}")
-        if not value and name not in MAY_BE_EMPTY:
+        if not value and not may_be_empty:
             raise UserError(f"config.{name} must have at least one entry")
         for entry in value if default else ():
             _check_type(name, entry, default[0])
@@ -74,109 +68,88 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         raise UserError(f"config.{name} must be of type {expected.__name__}; found {value!r}")
 
 
-def _check_value(name: str, value: Any) -> None:
-    if name == "mesh.rules":
-        return _check_rules(value)
-    if name in CHOICES and value not in CHOICES[name]:
-        raise UserError(f"config.{name} must be one of {listed(CHOICES[name])}; found {value!r}")
+def _check_value(name: str, value: Any, field: Field) -> None:
+    if field.check is not None:
+        field.check(name, value)
+        return
+    if field.choices and value not in field.choices:
+        raise UserError(f"config.{name} must be one of {listed(field.choices)}; found {value!r}")
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, bool | str) or (name in ("mesh.data", "mesh.fsdp") and number == -1):
+        if isinstance(number, bool | str) or number in field.also:
             continue
         if not math.isfinite(number):
             raise UserError(f"config.{name} must be finite; found {value!r}")
-        if number < 0 or (number == 0 and name not in MAY_BE_ZERO):
-            bound = "zero or above" if name in MAY_BE_ZERO else "above zero"
-            raise UserError(f"config.{name} must be {bound}; found {value!r}")
-        if name in AT_MOST_ONE and number > 1:
-            raise UserError(f"config.{name} must be at most 1; found {value!r}")
-        if name in BELOW_ONE and number >= 1:
-            raise UserError(f"config.{name} must be below 1; found {value!r}")
-    return None
+        if bound := _broken_bound(number, field):
+            raise UserError(f"config.{name} must be {bound}; found {value!r} ({field.doc})")
 
 
-def _check_rules(rules: tuple) -> None:
-    for rule in rules:
-        pair = isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[1], tuple)
-        if not pair or not isinstance(rule[0], str):
-            raise UserError(
-                "config.mesh.rules must hold pairs like ('attention/.*kernel', (None, 'fsdp')); "
-                f"found {rule!r}"
-            )
-        entries = [entry if isinstance(entry, tuple) else (entry,) for entry in rule[1]]
-        named = [axis for entry in entries for axis in entry if axis is not None]
-        if not set(named) <= {"data", "fsdp"} or len(named) != len(set(named)):
-            raise UserError(
-                "config.mesh.rules may name the mesh axes 'data' and 'fsdp', each once in a rule; "
-                f"found {rule!r}"
-            )
-        try:
-            re.compile(rule[0])
-        except re.error as error:
-            raise UserError(f"config.mesh.rules has the bad regex {rule[0]!r}: {error}") from None
+def _broken_bound(number: float, field: Field) -> str:
+    """Returns the bound that a number breaks, such as "at most 1"; empty where it keeps all."""
+    also = "".join(f" or {value}" for value in field.also)
+    if field.minimum is None and number <= 0:
+        return f"above zero{also}"
+    if field.minimum is not None and number < field.minimum:
+        bound = f"at least {field.minimum:g}" if field.minimum else "zero or above"
+        return f"{bound}{also}"
+    if field.maximum is not None and number > field.maximum:
+        return f"at most {field.maximum:g}{also}"
+    if field.below is not None and number >= field.below:
+        return f"below {field.below:g}{also}"
+    return ""
 
 
-def _check_relations(field: Mapping[str, Any]) -> None:
-    """Checks between two fields, each as (smaller, larger) or (divisor, multiple)."""
-    ordered = [
+def _check_relations(values: Mapping[str, Any]) -> None:
+    """Checks the rules between two fields."""
+    ordered = [  # (smaller, larger)
         ("guidance.minimum", "guidance.maximum"),
         ("encoder.train.mask_ratio_min", "encoder.train.mask_ratio_max"),
         ("encoder.train.classifier_steps", "encoder.train.num_steps"),
     ]
-    if not field.get("queue.allow_repeats", True):
+    if not values.get("queue.allow_repeats", True):
         ordered += [
             ("train.positives_per_label", "queue.per_class"),
             ("train.unconditional_per_label", "queue.unconditional"),
         ]
     for small, large in ordered:
-        if small in field and field[small] > field[large]:
+        if small in values and values[small] > values[large]:
             raise UserError(
                 f"config.{small} must be at most config.{large}; "
-                f"found {field[small]} and {field[large]}"
+                f"found {values[small]} and {values[large]}"
             )
-    _check_schedules(field)
+    _check_schedules(values)
     for divisor, multiple in (
         ("model.num_heads", "model.width"),
         ("encoder.groups", "encoder.width"),
     ):
-        if divisor in field and field[multiple] % field[divisor]:
+        if divisor in values and values[multiple] % values[divisor]:
             raise UserError(
                 f"config.{divisor} must divide config.{multiple}; "
-                f"found {field[divisor]} and {field[multiple]}"
+                f"found {values[divisor]} and {values[multiple]}"
             )
-    if field.get("guidance.minimum", 1.0) < 1:
-        raise UserError(
-            "config.guidance.minimum must be at least 1, where guidance is off; found "
-            f"{field['guidance.minimum']}"
-        )
-    by_piece = field.get("train.shared_statistics") == "microbatch"
-    if by_piece and not field["train.microbatches"]:
+    of_microbatches = values.get("train.shared_statistics") == "microbatch"
+    if of_microbatches and not values["train.microbatches"]:
         raise UserError(
             "config.train.shared_statistics='microbatch' needs config.train.microbatches as a "
             "number: with 0, as many as the devices need, the loss would depend on the devices"
         )
-    decay, decays = field["eval.ema_decay"], field["train.ema_decays"]
+    decay, decays = values["eval.ema_decay"], values["train.ema_decays"]
     if decay not in decays:
         raise UserError(
             f"config.eval.ema_decay must be one of config.train.ema_decays {decays}; found {decay}"
         )
 
 
-def _check_schedules(field: Mapping[str, Any]) -> None:
+def _check_schedules(values: Mapping[str, Any]) -> None:
     for optimizer, training in (("optim", "train"), ("encoder.train", "encoder.train")):
         steps, warmup = f"{training}.num_steps", f"{optimizer}.warmup_steps"
-        cosine = field.get(f"{optimizer}.schedule") == "cosine"
-        if cosine and field[steps] <= field[warmup]:
+        cosine = values.get(f"{optimizer}.schedule") == "cosine"
+        if cosine and values[steps] <= values[warmup]:
             raise UserError(
                 f"config.{steps} must be above config.{warmup} for a cosine schedule; found "
-                f"{field[steps]} and {field[warmup]}"
+                f"{values[steps]} and {values[warmup]}"
             )
 
 
 def _prefixes(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts))]
-
-
-def listed(names: Sequence[str] | Mapping[str, Any]) -> str:
-    """Names in quotes, for a message."""
-    return ", ".join(repr(name) for name in names)

@@ -1,13 +1,20 @@
-"""The streams of random numbers that a run draws from, each with a number that never changes."""
+"""Streams of random numbers: each use of randomness in a run has a number of its own.
+
+The numbers are a contract: a run that is resumed, by this version or a later one, draws the same.
+"""
 
 import jax
 from ml_collections import ConfigDict
 
-# Streams of a run's root key: fold_in(key(seed), stream).
 STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generator_steps": 3,
            "classifier": 4, "pictures": 5, "toy_init": 6, "toy_steps": 7, "samples": 8}  # fmt: skip
 
 
 def stream_key(config: ConfigDict, name: str) -> jax.Array:
-    """The root key of one named use of randomness in a run."""
+    """Returns the key of a stream: the root key of the run, folded with the stream's number.
+
+    Args:
+      config: of the run; its `seed` makes the root key.
+      name: one of `STREAMS`.
+    """
     return jax.random.fold_in(jax.random.key(config.seed), STREAMS[name])

@@ -64,7 +64,7 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
         started = time.monotonic()
         tasks = {"toy": toy.train, "encoder": train_mae.train, "generator": _generator}
         if not tasks[config.task](config, workdir=workdir, context=context):
-            _say(is_main_process, _stopped_message(workdir))
+            _say(is_main_process, stopped_message(workdir))
             return interruption.exit_status
         minutes = (time.monotonic() - started) / 60
         _say(is_main_process, f"\ndone in {minutes:.1f} min\n{_where(workdir)}")
@@ -173,7 +173,8 @@ def _complete_message(config: ConfigDict, workdir: Path) -> str:
     )
 
 
-def _stopped_message(workdir: Path) -> str:
+def stopped_message(workdir: Path) -> str:
+    """Returns what a stopped run prints: the command that resumes it, without launcher flags."""
     own = re.compile(r"--?(coordinator|num_processes|process_id)(=.*)?")
     kept, found = [], None
     for word in sys.orig_argv:

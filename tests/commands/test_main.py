@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drifting_jax.commands.command_line import exit_status
-from drifting_jax.config import base_config, default_workdir, resolve
+from drifting_jax.config import base_config, resolve
 from drifting_jax.errors import LockHeldError, TransientError, UserError
 from drifting_jax.training import run
 from drifting_jax.workdir import lock
@@ -69,11 +69,6 @@ def test_mistakes_are_one_line_and_status_two(tmp_path):
     assert not nowhere.exists()
 
 
-def test_workdirs_are_named_after_configs():
-    assert default_workdir("configs/toy2d.py:far") == Path("runs/toy2d_far")
-    assert default_workdir(CONFIG) == Path("runs/tiny_config")
-
-
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -92,7 +87,7 @@ def test_only_mistakes_have_the_status_that_launchers_take_for_the_end(error, st
 def test_how_to_go_on_is_told_without_what_a_launcher_added(monkeypatch, tmp_path):
     words = ["python", "main.py", "--config=a.py", "--coordinator=a:1", "--num_processes", "2"]
     monkeypatch.setattr(sys, "orig_argv", [*words, "--process_id=0", "--workdir=b c"])
-    assert run._stopped_message(tmp_path).endswith(
+    assert run.stopped_message(tmp_path).endswith(
         "\n  python main.py --config=a.py '--workdir=b c'"
     )
 

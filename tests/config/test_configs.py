@@ -1,5 +1,6 @@
-"""The shipped configs: each resolves, and those for data sets on disk run, made small."""
+"""The config files: each resolves, and small versions of those for data sets on disk run."""
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from tfds_files import CIFAR10, write_tfds
 
 from drifting_jax.config import file_beside, resolve
+from drifting_jax.errors import UserError
 from drifting_jax.training import build, run
 from drifting_jax.workdir.metrics import read_metrics
 
@@ -51,8 +53,29 @@ def load(name):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_every_config_resolves(path):
+def test_every_config_resolves_and_gives_its_command(path):
     assert resolve(load(path.stem)).task in ("toy", "encoder", "generator")
+    described = file_beside(path, path.name).__doc__
+    assert f"python main.py --config=configs/{path.name}" in described
+
+
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    {
+        "imagenet_latent": ("B", "L", "ablation"),
+        "imagenet_pixel": ("B", "L"),
+        "images": ("64", "small"),
+        "mae_latent": ("256", "640"),
+        "mae_pixel": ("256", "640"),
+        "toy2d": ("far", "between,two_moons", "checkerboard,attraction_only"),
+    }.items(),
+)
+def test_every_variant_resolves(name, variants):
+    found = file_beside(CONFIGS / "any.py", f"{name}.py")
+    resolved = [resolve(found.get_config(variant)).to_dict() for variant in variants]
+    assert all(one != other for one, other in itertools.pairwise(resolved))
+    with pytest.raises(UserError, match=rf"configs/{name}\.py has no variant 'none'; it knows"):
+        found.get_config("none")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +100,7 @@ def test_a_data_set_on_disk_is_trained_on(tmp_path, monkeypatch, name, version, 
     config = load(name)
     config.update_from_flattened_dict(SMALL | {"data.path": str(tmp_path)})
     workdir = tmp_path / "run"
-    if name == "cifar10":  # whose covariances of 3,072 pixels take half a minute
+    if name == "cifar10":  # the covariances of 3,072 pixels would take half a minute
         monkeypatch.setattr(run, "evaluate_run", lambda *_, **__: [])
     assert run.run(resolve(config), workdir=workdir) == 0
     assert read_metrics(workdir, stage="generator")[-1]["step"] == 2

@@ -1,10 +1,10 @@
-"""A generator's config that trains in seconds on one device."""
+"""The config of a generator that trains in seconds on one device."""
 
 from drifting_jax.config import base_config
 
 
 def get_config():
-    """Digits, a few steps of everything."""
+    """Returns a config of digits with few steps of everything."""
     config = base_config("generator")
     config.log_every = 5
     config.mesh.data = 1

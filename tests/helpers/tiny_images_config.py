@@ -1,10 +1,10 @@
-"""tiny_config.py on images of one's own: --config=tests/helpers/tiny_images_config.py."""
+"""tiny_config.py on a folder of images: --config=tests/helpers/tiny_images_config.py."""
 
 from drifting_jax.config import file_beside
 
 
 def get_config():
-    """Eight pixels a side, flipped and cropped at random, the records of all batches noted."""
+    """Returns a config of images of 8x8, flipped and cropped at random, with a log of batches."""
     config = file_beside(__file__, "tiny_config.py").get_config()
     config.data.source = "images"
     config.data.image_size = 8

@@ -1,0 +1,233 @@
+"""The fields of a generator; an encoder by itself has the same sections and reads its own."""
+
+from drifting_jax.config.field import Field, section
+from drifting_jax.config.shared_fields import DRIFT, MESH, NUM_WORKERS, OPTIM, RUN, SCHEDULES, STEPS
+
+_DTYPES = ("float32", "bfloat16")
+_CROPS = ("center", "random_resized")
+
+_IMAGE_DATA = section(
+    "data",
+    "The images that a run trains on.",
+    source=Field(
+        "digits",
+        'the data set; "images" is a folder of your own images',
+        choices=("digits", "mnist", "cifar10", "imagenet", "images"),
+    ),
+    image_size=Field(256, "side of the crops of imagenet and images; the others have a fixed size"),
+    latent=Field(False, "train on the VAE's latents of the images, with an eighth of the side"),
+    path=Field(
+        "",
+        "folder of the images, shards or latents, or of tfds data sets; digits need none",
+        on_resume="may change",
+    ),
+    num_workers=NUM_WORKERS,
+    flip=Field(False, "flip half of the images horizontally, at random"),
+    crop=Field("center", "how the generator's images are cropped", choices=_CROPS),
+    crop_min_area=Field(0.2, "smallest share of an image that a random crop covers", maximum=1),
+    decoder=Field(
+        "pillow",
+        'decoder of the image files; "opencv" is faster and differs by a few grey levels',
+        choices=("pillow", "opencv"),
+    ),
+    log_batches=Field(
+        False,
+        "write which records each batch holds to batches_<process>.jsonl",
+        on_resume="may change",
+    ),
+    max_unreadable=Field(
+        0.1,
+        "share of the data set; the run stops when more images than this cannot be read",
+        minimum=0,
+        maximum=1,
+        on_resume="may change",
+    ),
+)
+
+_ENCODER = section(
+    "encoder",
+    "The frozen network whose features the loss uses: a masked autoencoder (A.3).",
+    width=Field(32, "channels of the first stage; each later stage has twice as many"),
+    blocks=Field((1, 1), "residual blocks of each stage"),
+    groups=Field(8, "groups of each GroupNorm; must divide the width"),
+    input_patch_size=Field(1, "side of the squares of pixels that become one input location"),
+    mask_patch_size=Field(2, "side of a masked square, in input locations"),
+    every_k_block=Field(1, "take features after every k-th residual block of a stage"),
+    dtype=Field("float32", "dtype of the computation; parameters are float32", choices=_DTYPES),
+    remat=Field(False, "compute blocks again in the backward pass: less memory, more time"),
+    path=Field("", "workdir or weights of a trained encoder; empty = the run trains its own first"),
+)
+
+_ENCODER_TRAIN = section(
+    "encoder.train",
+    "The training of the encoder: masked reconstruction, then also classification (A.3).",
+    num_steps=Field(1000, "steps, those with the classifier included"),
+    batch_size=Field(128, "images per step"),
+    crop=Field("center", "how the encoder's images are cropped", choices=_CROPS),
+    microbatches=Field(
+        1, "parts of a batch, computed in turn and added up: less memory", on_resume="may change"
+    ),
+    learning_rate=Field(1e-3, "AdamW: rate after the warm-up"),
+    schedule=Field(
+        "constant", "rate after the warm-up; cosine falls to about zero", choices=SCHEDULES
+    ),
+    warmup_steps=Field(100, "steps over which the rate rises linearly", minimum=0),
+    weight_decay=Field(0.01, "AdamW: decay of every parameter", minimum=0),
+    b1=Field(0.9, "AdamW: decay of the mean of the gradients", minimum=0, below=1),
+    b2=Field(0.95, "AdamW: decay of the mean of the squared gradients", minimum=0, below=1),
+    clip_norm=Field(0.0, "largest global norm of the gradients; 0 = no clipping", minimum=0),
+    ema_decay=Field(
+        0.99, "decay of the average of the weights, which serves as encoder", minimum=0, below=1
+    ),
+    mask_ratio_min=Field(0.5, "smallest share of an image that is masked", minimum=0, maximum=1),
+    mask_ratio_max=Field(0.5, "largest share; each image draws its own between the two", maximum=1),
+    classifier_steps=Field(
+        200, "last steps, in which a linear classifier is trained too; 0 = none", minimum=0
+    ),
+    classifier_weight=Field(
+        0.1, "λ of λ·classification + (1 − λ)·reconstruction", minimum=0, maximum=1
+    ),
+    save_every=Field(500, "steps between two checkpoints", on_resume="may change"),
+)
+
+_EXTRA_ENCODER = section(
+    "extra_encoder",
+    "A second frozen network, on pixels, whose features join those of the encoder (A.4).",
+    kind=Field("none", 'architecture: "none", "convnext", "resnet" or "dinov2"'),
+    path=Field("", "its weights: a folder, a file or hf://owner/repo"),
+)
+
+_VAE = section(
+    "vae",
+    "The VAE that decodes latents, where `data.latent` is set.",
+    path=Field("", "its weights: a folder, a file or hf://owner/repo"),
+)
+
+_FEATURES = section(
+    "features",
+    "What the loss takes from each feature map besides every location (A.5).",
+    patch_sizes=Field(
+        (2, 4), "means and stds over squares of these sides; empty = none", may_be_empty=True
+    ),
+    input_rms=Field(True, "also the root mean square of each channel of the encoder's input"),
+    raw=Field(True, "also the sample itself, flattened"),
+)
+
+_MODEL = section(
+    "model",
+    "The generator (A.2).",
+    kind=Field("dit", 'architecture; "dit" is the paper\'s'),
+    patch_size=Field(2, "side of a patch, in pixels or latent locations"),
+    width=Field(128, "channels of a token"),
+    depth=Field(4, "number of transformer blocks"),
+    num_heads=Field(4, "attention heads; must divide the width"),
+    mlp_ratio=Field(4.0, "width of a block's feed-forward network over the width of a token"),
+    num_context_tokens=Field(4, "in-context tokens made from the condition; 0 = none", minimum=0),
+    num_style_books=Field(8, "style embeddings that are added to the condition"),
+    styles_per_book=Field(16, "entries that each of them is drawn from; 0 = no styles", minimum=0),
+    dtype=Field("float32", "dtype of the computation; parameters are float32", choices=_DTYPES),
+    attention_dtype=Field("float32", "dtype of the attention's computation", choices=_DTYPES),
+    remat=Field(False, "compute blocks again in the backward pass: less memory, more time"),
+    scan=Field(False, "compile one block and use it for all: shorter compilation"),
+)
+
+_GUIDANCE = section(
+    "guidance",
+    "The guidance scale α of each class row in training (3.5, A.7).",
+    minimum=Field(1.0, "smallest α; 1 = guidance is off", minimum=1),
+    maximum=Field(4.0, "largest α"),
+    power=Field(3.0, "α has a density ∝ α^−power; 0 = uniform, 1 = log-uniform", minimum=0),
+    probability_of_one=Field(
+        0.0, "share of the class rows that have α = 1 instead", minimum=0, maximum=1
+    ),
+)
+
+_QUEUE = section(
+    "queue",
+    "The real samples that the devices hold (A.8).",
+    per_class=Field(64, "newest samples kept of each class"),
+    unconditional=Field(512, "newest samples kept of all classes together"),
+    push_per_step=Field(64, "real samples added per step"),
+    allow_repeats=Field(False, "a class with fewer samples than a row draws may repeat them"),
+)
+
+_TRAIN = section(
+    "train",
+    "The training of the generator (3.3, A.8).",
+    **STEPS.fields,
+    labels_per_step=Field(10, "class rows per step, c"),
+    generated_per_label=Field(16, "generated samples of each class row, g"),
+    positives_per_label=Field(32, "real samples of its class, p"),
+    unconditional_per_label=Field(16, "real samples of any class, u; 0 = none", minimum=0),
+    microbatches=Field(
+        1,
+        "parts of the rows, computed in turn: less memory, twice the work; 0 = as many as needed",
+        minimum=0,
+        on_resume="may change",
+    ),
+    shared_statistics=Field(
+        "batch",
+        "S and the norms of the drift are over all class rows, or over each microbatch alone",
+        choices=("batch", "microbatch"),
+    ),
+    sample_every=Field(500, "steps between two pictures of samples", on_resume="may change"),
+)
+
+_EVAL = section(
+    "eval",
+    "The evaluation, during and after training.",
+    cfg_scales=Field(
+        (1.0, 1.5, 2.0), "guidance scales α that samples are measured at", on_resume="may change"
+    ),
+    samples_per_class=Field(
+        50, "for images up to CIFAR-10's size: samples of each class", on_resume="may change"
+    ),
+    ema_decay=Field(
+        0.999,
+        "decay of the average that is measured; one of train.ema_decays",
+        below=1,
+        on_resume="may change",
+    ),
+    k=Field(5, "number of neighbours in precision and recall", on_resume="may change"),
+    every=Field(
+        0,
+        "steps between two measurements during training; 0 = none",
+        minimum=0,
+        on_resume="may change",
+    ),
+    num_samples=Field(
+        50000, "for larger images: samples that are measured", on_resume="may change"
+    ),
+    reference=Field(
+        "", "for larger images: .npz file of statistics of real images", on_resume="may change"
+    ),
+    inception=Field(
+        "",
+        "for larger images: weights of Inception; empty = the usual folder",
+        on_resume="may change",
+    ),
+)
+
+GENERATOR = (
+    RUN,
+    _IMAGE_DATA,
+    _ENCODER,
+    _ENCODER_TRAIN,
+    _EXTRA_ENCODER,
+    _VAE,
+    _FEATURES,
+    _MODEL,
+    DRIFT,
+    _GUIDANCE,
+    _QUEUE,
+    OPTIM,
+    _TRAIN,
+    _EVAL,
+    MESH,
+)
+_OF_ENCODERS = {
+    "": RUN.with_defaults(task="encoder"),
+    "encoder.train": _ENCODER_TRAIN.changed("num_steps", on_resume="may grow"),
+    "train": _TRAIN.changed("num_steps", on_resume="fixed"),
+}
+ENCODER = tuple(_OF_ENCODERS.get(part.name, part) for part in GENERATOR)

@@ -1,0 +1,117 @@
+"""The config.json of a workdir: written, read, and compared when a run is resumed."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from drifting_jax.config.base import fields, resolve
+from drifting_jax.config.defaults import REMOVED
+from drifting_jax.config.values import flat, nested, plain
+from drifting_jax.errors import UserError
+from drifting_jax.files import write_json
+
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def save_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
+    """Writes <workdir>/config.json, atomically: the resolved config and the versions it ran with.
+
+    Raises:
+      UserError: As `validate`.
+    """
+    record = {"config": plain(resolve(config)), "versions": versions()}
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", record)
+
+
+def load_config(workdir: str | os.PathLike) -> ConfigDict:
+    """Returns the config that a run of this or an older version wrote to <workdir>/config.json.
+
+    A field that the file lacks has the value that the older version behaved by (`Field.absent`, or
+    the default). Fields that were removed since are left out, with a warning. Values are not
+    checked.
+
+    Raises:
+      UserError: The workdir holds no config, one that cannot be read, or one with fields that this
+        version does not know.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        values = plain(json.loads(path.read_text(encoding="utf-8"))["config"])
+        task = values["task"]
+    except FileNotFoundError:
+        raise UserError(f"{workdir} holds no run: there is no {path}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a config that a run wrote: {error!r}") from None
+    return ConfigDict(nested(_completed(flat(values), task, path))).lock()
+
+
+def check_resume(stored: ConfigDict, current: ConfigDict) -> None:
+    """Checks that a run which began with `stored` may go on with `current`.
+
+    `Field.on_resume` says what may differ: where the run works, what it prints and saves, and a
+    number of steps that grows.
+
+    Args:
+      stored: of `load_config`.
+      current: of `resolve`.
+
+    Raises:
+      UserError: Another field differs; the message has both values.
+    """
+    if stored.task != current.task:
+        raise UserError(
+            f"the workdir holds a run of task {stored.task!r}, this config is of task "
+            f"{current.task!r}: use another --workdir"
+        )
+    old, new = flat(plain(stored)), flat(plain(current))
+    for name, field in sorted(fields(current.task).items()):
+        before, now, rule = old[name], new[name], field.on_resume
+        if name == "train.microbatches" and old["train.shared_statistics"] == "microbatch":
+            rule = "fixed"  # the loss depends on it then
+        if before == now or rule == "may change" or (rule == "may grow" and now > before):
+            continue
+        may = "may only grow" if rule == "may grow" else "cannot change"
+        raise UserError(
+            f"config.{name} {may} in a run that has begun: it has {before!r}, now {now!r}; "
+            "set it back, use another --workdir, or delete this one"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, of this package and of the packages it computes with."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    from drifting_jax import __version__
+
+    return {**found, "drifting_jax": __version__}
+
+
+def _completed(values: Mapping[str, Any], task: str, path: Path) -> dict[str, Any]:
+    """The stored values by dotted names, with all fields of the task and no others."""
+    known = fields(task)
+    unknown = [name for name in values if name not in known and name not in REMOVED]
+    if unknown:
+        raise UserError(
+            f"{path} has fields that this version does not know: "
+            f"{', '.join(f'config.{name}' for name in unknown)}; use the version that wrote it, "
+            "which it names under 'versions'"
+        )
+    for name in (name for name in values if name not in known):
+        logging.warning("%s: config.%s is ignored: %s", path, name, REMOVED[name])
+    return {
+        name: values.get(name, field.default if field.absent is None else field.absent)
+        for name, field in known.items()
+    }

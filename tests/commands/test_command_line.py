@@ -1,0 +1,93 @@
+"""Flags of a config: overrides, and mistakes that are one line on stderr."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+_PROGRAM = """
+import sys
+from absl import app
+from ml_collections import config_flags
+from drifting_jax import config as configs
+from drifting_jax.commands.command_line import parse_flags
+
+CONFIG = config_flags.DEFINE_config_file("config")
+
+def main(_):
+    config = configs.resolve(CONFIG.value)
+    print(config.train.num_steps, config.train.ema_decays, config.data.flip)
+
+app.run(main, flags_parser=parse_flags)
+"""
+
+_CONFIG_FILE = """
+from drifting_jax.config import base_config
+from drifting_jax.errors import UserError
+
+def get_config(variant=""):
+    if variant not in ("", "long"):
+        raise UserError(f"no variant {variant!r}; there is 'long'")
+    config = base_config("generator")
+    config.train.num_steps = 9 if variant else 5
+    return config
+"""
+
+
+def _run(directory, *arguments):
+    (directory / "program.py").write_text(_PROGRAM)
+    (directory / "small.py").write_text(_CONFIG_FILE)
+    return subprocess.run(
+        [sys.executable, "program.py", *arguments],
+        cwd=directory,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_overrides_from_the_command_line(tmp_path):
+    done = _run(
+        tmp_path,
+        "--config=small.py:long",
+        "--config.train.ema_decays=0.9,0.999",
+        "--config.data.flip",
+    )
+    assert (done.returncode, done.stdout) == (0, "9 (0.9, 0.999) True\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.train.num_stepz=3"], "nearest field is config.train.num_steps"),
+        (["--config.trian.num_steps", "3"], "nearest field is config.train.num_steps"),
+        (["--config.train.num_steps.x=3"], "config.train.num_steps is a value"),
+        (["--config.train=3"], "config.train is a section"),
+        (["--config.train.num_steps=abc"], "config.train.num_steps=abc: invalid literal"),
+        (["--confg.seed=3"], "Unknown command line flag 'confg.seed'"),
+        (
+            ["--config=nowhere.py"],
+            "--config=nowhere.py is not a file that can be read; found there: program.py, small.py",
+        ),
+        (["--config=small.py:shrt"], "no variant 'shrt'; there is 'long'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path, arguments, message):
+    first = [] if arguments[0].startswith("--config=") else ["--config=small.py"]
+    done = _run(tmp_path, *first, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+def test_a_bug_in_a_config_file_shows_where_it_is(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return int('x')\n")
+    done = _run(tmp_path, "--config=broken.py")
+    assert done.returncode == 1
+    assert "broken.py" in done.stderr
+    assert "return int('x')" in done.stderr

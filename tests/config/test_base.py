@@ -1,0 +1,55 @@
+"""Configs of each task, made from their fields."""
+
+import pytest
+
+from drifting_jax.config import base_config, fields, resolve, sections, validate
+from drifting_jax.errors import UserError
+
+TASKS = ("generator", "encoder", "toy")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_defaults_are_valid_and_locked(task):
+    config = base_config(task)
+    validate(config)
+    assert config.task == task
+    with pytest.raises(AttributeError, match="num_steps"):
+        config.train.num_stepz = 3
+    config.train.num_steps = 3
+    assert base_config(task).train.num_steps != 3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_field_is_described_once(task):
+    found = fields(task)
+    assert len(found) == sum(len(section.fields) for section in sections(task))
+    for name, field in found.items():
+        assert field.doc and "\n" not in field.doc and not field.doc.endswith("."), name
+        assert field.on_resume in ("fixed", "may change", "may grow"), name
+    for section in sections(task):
+        assert section.doc.endswith(".") and "\n" not in section.doc, section.name
+
+
+def test_there_are_three_tasks():
+    for function in (base_config, fields, sections):
+        with pytest.raises(UserError, match=r"one of 'generator', 'encoder', 'toy'; found 'toi'"):
+            function("toi")
+
+
+def test_fields_that_older_runs_lack_keep_their_behaviour():
+    for task in ("generator", "encoder"):
+        assert fields(task)["model.kind"].default == "dit"
+    for task in TASKS:
+        assert fields(task)["drift.field"].default == "mean_shift"
+
+
+def test_resolving_gives_the_types_of_the_defaults():
+    config = base_config("generator").copy_and_resolve_references()
+    with config.ignore_type():
+        config.drift.temperatures = [1, 2]
+        config.optim.clip_norm = 0
+    found = resolve(config)
+    assert found.drift.temperatures == (1.0, 2.0)
+    assert {type(number) for number in found.drift.temperatures} == {float}
+    assert isinstance(found.optim.clip_norm, float)
+    assert found.is_locked
