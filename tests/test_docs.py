@@ -1,0 +1,222 @@
+"""The documentation's links, file names, commands and config fields exist; its example runs."""
+
+import ast
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import drifting_jax
+from drifting_jax.config import ConfigDict, base_config, validate
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # what users read
+ALL = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SUFFIXES = ("gif", "json", "jsonl", "md", "npy", "npz", "png", "py")
+FIELD = re.compile(r"--config\.([\w.]+?)(?:=(.*))?")
+FIELDS = [base_config(task).to_dict() for task in ("generator", "encoder", "toy")]
+FOLDERS = ("benchmarks", "configs", "docs", "drifting_jax", "launch", "tests")
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def prose_of(text: str) -> str:
+    """A page without its fenced blocks."""
+    return FENCE.sub("", text)
+
+
+def blocks_of(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return [body for found, body in FENCE.findall(text) if found == language]
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of each command of a page: of its bash blocks, and of prose in backticks."""
+    lines = re.findall(r"`((?:\w+=\S+ )*python [^`]+)`", prose_of(text).replace("\n", " "))
+    for block in blocks_of(text, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            lines += line.split(" && ")
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def anchors_of(path: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose_of(path.read_text(encoding="utf-8")), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in kept}
+
+
+def flags_of(source: Path) -> set[str]:
+    """The flags that a program defines, itself or in a module of `commands` that it imports."""
+    text = source.read_text(encoding="utf-8")
+    found = set(re.findall(r"\bDEFINE_\w+\(\s*\"(\w+)\"", text))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("drifting_jax.commands"):
+            for module in (node.module, *(f"{node.module}.{name.name}" for name in node.names)):
+                path = ROOT / f"{module.replace('.', '/')}.py"
+                if path.is_file():
+                    found |= flags_of(path)
+    return found
+
+
+def load_config(value: str) -> ConfigDict:
+    """The config of a value of --config, "configs/<name>.py[:variant]"."""
+    name, _, variant = value.partition(":")
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def parsed(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def is_example(word: str) -> bool:
+    """Whether a word stands for what the reader has to fill in."""
+    return "…" in word
+
+
+def check_config_flags(words: list[str]) -> None:
+    """The config file exists, with its variant, and its fields take the values that are given."""
+    named = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    fields = [found.groups() for word in words if (found := FIELD.fullmatch(word))]
+    named = [name for name in named if not is_example(name)]
+    if not named:
+        for name, _ in fields:
+            assert is_field(name), f"config.{name} does not exist"
+        return
+    config = load_config(named[0])
+    for name, value in fields:
+        section, _, leaf = name.rpartition(".")
+        place = config
+        for part in filter(None, section.split(".")):
+            place = place[part]
+        assert leaf in place, f"config.{name} does not exist"
+        if value is not None and not is_example(value):
+            place[leaf] = parsed(value)
+    validate(config)
+
+
+def is_field(name: str) -> bool:
+    """Whether a task's config has such a field or section."""
+    for values in FIELDS:
+        for part in name.split("."):
+            values = values.get(part) if isinstance(values, dict) else None
+        if values is not None:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("page", names(ALL))
+def test_links_lead_to_files_and_headings_that_exist(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(path.read_text(encoding="utf-8"))):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), f"{page} links to {target}"
+        if anchor:
+            assert anchor in anchors_of(file), f"{page} links to {target}"
+
+
+def test_every_page_is_linked_from_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in names(ALL) if name != "README.md" and f"]({name})" not in text]
+
+
+def test_every_picture_is_shown():
+    text = "".join(path.read_text(encoding="utf-8") for path in PAGES)
+    assert not [p.name for p in (ROOT / "docs" / "images").iterdir() if p.name not in text]
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 150
+    assert not [line for line in lines if len(line) >= 120]
+
+
+@pytest.mark.parametrize("page", names(PAGES))
+def test_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    pattern = rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w)"
+    for name in re.findall(pattern, text):
+        assert (ROOT / name).exists(), f"{page} names {name}"
+
+
+@pytest.mark.parametrize("page", names(PAGES))
+def test_config_fields_that_a_page_names_exist(page):
+    prose = prose_of((ROOT / page).read_text(encoding="utf-8"))
+    sections = {name for values in FIELDS for name in values if isinstance(values[name], dict)}
+    for quoted in re.findall(r"`([^`\n]+)`", prose):
+        for word in quoted.split():
+            if found := FIELD.fullmatch(word):
+                assert is_field(found[1]), f"{page} names {word}"
+            word = word.partition("=")[0].removeprefix("config.")
+            section, _, rest = word.partition(".")
+            if section in sections and re.fullmatch(r"[\w.]+", rest) and rest not in SUFFIXES:
+                assert is_field(word), f"{page} names config.{word}"
+
+
+@pytest.mark.parametrize("page", names(ALL))
+def test_commands_of_a_page_exist(page):
+    for words in commands_of((ROOT / page).read_text(encoding="utf-8")):
+        check_config_flags(words)
+        if "python" not in words:
+            continue
+        program, *rest = words[words.index("python") + 1 :]
+        if program == "-m":
+            module, *rest = rest
+            if not module.startswith("drifting_jax."):
+                continue
+            program = f"{module.replace('.', '/')}.py"
+        elif not program.endswith(".py"):
+            continue
+        assert (ROOT / program).is_file(), f"{page}: {' '.join(words)}"
+        if program != "main.py" and not program.startswith("drifting_jax/"):
+            continue
+        flags = flags_of(ROOT / program)
+        for word in rest:
+            flag = word.partition("=")[0].removeprefix("--")
+            if word.startswith("--") and not FIELD.fullmatch(word):
+                assert flag in flags, f"{page}: {program} has no --{flag}"
+
+
+def test_the_readers_see_commands_flags_and_fields(tmp_path):
+    text = (
+        "Run `python main.py --config=configs/digits.py\n--dry_run`.\n\n## On `x`, twice\n\n"
+        "```bash\npip install x && A=1 python -m drifting_jax.sample \\\n  --seed=0  # b\n```\n"
+    )
+    assert commands_of(text) == [
+        ["python", "main.py", "--config=configs/digits.py", "--dry_run"],
+        ["pip", "install", "x"],
+        ["A=1", "python", "-m", "drifting_jax.sample", "--seed=0"],
+    ]
+    (tmp_path / "page.md").write_text(text)
+    assert anchors_of(tmp_path / "page.md") == {"on-x-twice"}
+    assert {"config", "workdir", "topology"} <= flags_of(ROOT / "main.py")
+    assert {"reference", "cfg_scales"} <= flags_of(ROOT / "drifting_jax" / "evaluate.py")
+    assert is_field("train.num_steps") and is_field("mesh") and not is_field("train.nothing")
+    with pytest.raises(AssertionError, match="does not exist"):
+        check_config_flags(["--config=configs/digits.py", "--config.train.nothing=1"])
+    with pytest.raises(ValueError, match=r"optim\.schedule"):
+        check_config_flags(["--config=configs/digits.py", "--config.optim.schedule=linear"])
+
+
+@pytest.mark.skipif(not hasattr(drifting_jax, "drifting_loss"), reason="no public API yet")
+def test_the_example_runs(capsys):
+    (example,) = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    found = {}
+    exec(compile(example, "README.md", "exec"), found)
+    assert found["v"].shape == (64, 2)
+    assert len(capsys.readouterr().out.split("[")) == 2  # the loss, and a drift per temperature
