@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import drifting_jax
 from drifting_jax.config import ConfigDict, base_config, validate
 
 ROOT = Path(__file__).parents[1]
@@ -213,7 +212,6 @@ def test_the_readers_see_commands_flags_and_fields(tmp_path):
         check_config_flags(["--config=configs/digits.py", "--config.optim.schedule=linear"])
 
 
-@pytest.mark.skipif(not hasattr(drifting_jax, "drifting_loss"), reason="no public API yet")
 def test_the_example_runs(capsys):
     (example,) = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"), "python")
     found = {}
