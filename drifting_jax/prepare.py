@@ -11,19 +11,16 @@ and compared with what was written.
 """
 
 import contextlib
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.commands.packing import (
-    UNREADABLE,
     Views,
     latent_records,
     shard_records,
@@ -32,7 +29,7 @@ from drifting_jax.commands.packing import (
 from drifting_jax.data import transforms
 from drifting_jax.data.records import Records, open_records
 from drifting_jax.data.shards import ShardRecords, ShardWriter, read_info
-from drifting_jax.digests import fingerprint
+from drifting_jax.digests import fingerprint_variables
 from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.weights.networks import load_network
@@ -142,7 +139,7 @@ def _plan_latents(records: Records, values: Any):
         "views": count,
         "latent_shape": [size // factor, size // factor, network.model.latent_channels],
         "scale": network.model.scaling_factor,
-        "vae_fingerprint": fingerprint(network.variables),
+        "vae_fingerprint": fingerprint_variables(network.variables),
     }
     if values.crop == "random_resized":
         plan |= {"min_area": values.min_area, "seed": values.seed}
@@ -161,7 +158,7 @@ def _summary(writer: ShardWriter) -> str:
     )
     if info["unreadable"]:
         records = ShardRecords(writer.folder)
-        empty = np.flatnonzero(records.checksums == zlib.crc32(UNREADABLE))
+        empty = records.unreadable_indices
         listed = ", ".join(records.name(int(i)) for i in empty[:20]) + ", …" * (len(empty) > 20)
         text += f"; unreadable, others will take their place in training: {len(empty)}, {listed}"
     return text

@@ -14,13 +14,11 @@ import numpy as np
 
 from drifting_jax.data import transforms
 from drifting_jax.data.records import Records
-from drifting_jax.data.shards import ShardWriter
+from drifting_jax.data.shards import UNREADABLE, ShardWriter
 from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.models.vae import VAE
-
-UNREADABLE = b""  # the record of an image that could not be read
 
 
 def cut_record(records: Records, index: int, *, size: int, jpeg_quality: int) -> bytes:

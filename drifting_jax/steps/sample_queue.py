@@ -243,8 +243,8 @@ def draw(
 
     Args:
         key: row i uses `fold_in(key, rows[i])`.
-        labels: `[c]` integers; a class may stand in several rows. Outside
-            `0 … num_classes - 1`, and of an empty class, a row is zeros (see `filling.check`).
+        labels: `[c]` integers; a class may stand in several rows. Outside `0 … num_classes - 1`,
+            and of an empty class, a row is zeros (see `filling.check_queue`).
         count: samples per row. Of a class that holds fewer, each is repeated evenly.
         rows: `[c]` numbers of the rows, where they are some of a larger draw; None for 0 … c-1.
         piece_bytes: bound on the samples that a device handles at once, one per device at least.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict, streams
-from drifting_jax.data.sources import DataSpec, describe
+from drifting_jax.data.sources import DataSpec, data_spec
 from drifting_jax.distributed import meshes
 from drifting_jax.distributed.collectives import Collective, collectives
 from drifting_jax.errors import UserError
@@ -96,7 +96,7 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
     Raises:
       UserError: the batch does not fit the mesh, or a network the data.
     """
-    spec = describe(config.data)
+    spec = data_spec(config.data)
     build.check_models(config, spec)
     if config.task == "encoder":
         return _encoder_program(config, spec, mesh)

@@ -235,7 +235,7 @@ def _train(
 def _note_crop(config: ConfigDict, source: Source, context: RunContext) -> None:
     """Latents were cropped when they were prepared, whatever the config asks for."""
     wanted = config.encoder.train.crop
-    made = getattr(source, "info", {}).get("crop", wanted)
+    made = source.facts.crop or wanted
     if context.is_main_process and made != wanted:
         print(
             f"note: these latents are of {made} crops; config.encoder.train.crop={wanted!r} takes "

@@ -72,7 +72,7 @@ def toy_step(
 ) -> tuple[TrainState, ToyMetrics]:
     """One step: fresh noise, fresh real points [p, 2], the drifting loss on raw coordinates."""
     noise = jax.random.normal(jax.random.fold_in(key, state.step), (generated, noise_features))
-    positive = batch["point"][None, :, None, :]  # [1, p, 1, 2]
+    positive = batch["image"][None, :, None, :]  # [1, p, 1, 2]
 
     def loss_function(params):
         points = model.apply({"params": params}, noise)[None, :, None, :]  # [1, g, 1, 2]
