@@ -47,6 +47,7 @@ def sample_target(target: str, rng: np.random.Generator, n: int) -> np.ndarray:
     if n < 0:
         raise ValueError(f"expected a number of points of 0 or more, found {n}")
     centres = modes(target)
+    points: np.ndarray
     if centres is not None:
         chosen = centres[rng.integers(len(centres), size=n)]
         points = chosen + MODE_STD * rng.normal(size=(n, 2))

@@ -320,12 +320,12 @@ class ShardWriter:
 
     def complete(self) -> dict[str, Any]:
         """Writes the index of all shards, then `info.json`, whose contents it returns."""
-        checksums = []
+        by_shard = []
         for shard in range(self.num_shards):
             with np.load(self._sums(shard)) as file:
-                checksums.append(file["checksums"])
+                by_shard.append(file["checksums"])
+        checksums = np.concatenate(by_shard)
         names = Names.of(self._source.name(i) for i in range(self.count))
-        checksums = np.concatenate(checksums)
         write_npz(
             self.folder / "index.npz",
             {"labels": np.asarray(self._source.labels, np.int32), "checksums": checksums,

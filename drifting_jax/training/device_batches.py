@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -119,6 +120,7 @@ class GlobalBatches(Iterator[dict[str, jax.Array]]):
 
     def __init__(self, local: pipeline.Batches, mesh: Mesh, log: BatchLog | None = None):
         self._local, self._mesh, self._log = local, mesh, log
+        # (global batch, local batch), or (error, None)
         self._ready: queue.Queue = queue.Queue(_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fill, daemon=True)
@@ -140,6 +142,7 @@ class GlobalBatches(Iterator[dict[str, jax.Array]]):
 
     def _fill(self) -> None:
         while not self._closed.is_set():
+            item: tuple[Any, dict[str, np.ndarray] | None]
             try:
                 local = next(self._local)
                 placed = {name: value for name, value in local.items() if name != "index"}

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tiny_images_config
 from absl import flags
 from imagenet_like import CLASSES, write_imagenet_like
 
 from drifting_jax.commands import packing
-from drifting_jax.config import file_beside, resolve
+from drifting_jax.config import resolve
 from drifting_jax.data import pipeline
 from drifting_jax.data.images import ImageSource
 from drifting_jax.data.in_memory import ArraySource
@@ -47,9 +48,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def config(images):
-    from tiny_images_config import get_config
-
-    config = get_config()
+    config = tiny_images_config.get_config()
     config.data.path = str(images)
     return resolve(config)
 
@@ -349,7 +348,7 @@ def test_a_killed_run_consumes_what_an_undisturbed_one_does(start, tmp_path):
 @pytest.mark.parametrize("format", ["shards", "tfds", "latents"])
 def test_whole_runs_from_every_format(images, tmp_path, format):
     """Encoder, generator and samples; a run that is stopped goes on to the same end."""
-    config = file_beside(ROOT / "tests" / "any.py", "tiny_images_config.py").get_config()
+    config = tiny_images_config.get_config()
     config.data.source, config.encoder.train.num_steps = "imagenet", 8
     data = tmp_path / "data"
     if format == "tfds":
