@@ -1,4 +1,4 @@
-"""Digests stay what they are on users' disks: the literals were computed by the first version."""
+"""Digests stay the same as on users' disks: the first version computed the literals here."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a source can tell of its records: where they lie, in which format, what was skipped."""
+"""Facts about the records of a source: where they lie, in which format, what was skipped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Skipped:
     """Files or folders that hold no usable record.
 
     Attributes:
-      reason: why, in a word or two: an ending such as ".txt", "hidden".
+      reason: an ending such as ".txt", or a few words such as "hidden".
       count: how many were skipped for this reason.
       names: the first few of them.
     """
@@ -30,7 +30,7 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class SourceFacts:
-    """What a source tells of its records, besides their shape and classes.
+    """Facts about the records of a source, besides their shape and classes.
 
     Attributes:
       format: how the records are stored: "memory", "folder", "tfds", "drifting_jax.images" or

@@ -1,4 +1,4 @@
-"""What sources of small, decoded samples share."""
+"""Bases of sources of small, decoded samples."""
 
 from __future__ import annotations
 

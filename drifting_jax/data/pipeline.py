@@ -101,7 +101,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         """Stops the threads and the workers. Harmless if called twice."""
         if self._iterator is not None:
             self._iterator.close()
-            # Freed as late as the interpreter exits, grain's iterator would print a traceback.
+            # grain's iterator prints a traceback if it lives until the interpreter exits.
             self._iterator = None
 
     def __enter__(self) -> Batches:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from drifting_jax.data.facts import Skipped
 from drifting_jax.data.folder import Names
+from drifting_jax.data.journal import Journal
 from drifting_jax.data.transforms import UnreadableImage
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json, write_npz
@@ -29,7 +29,6 @@ from drifting_jax.files import write_json, write_npz
 IMAGES, LATENTS = FORMATS = ("drifting_jax.images", "drifting_jax.latents")
 UNREADABLE = b""  # the record of an image that could not be read when it was packed
 _NEEDED = ("class_names", "fingerprint", "image_size", "count", "records_per_shard", "checksum")
-_HEADER = struct.Struct("<QI")  # size of the record in bytes, its CRC-32 with all bits inverted
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # records are read one by one; JPEGs do not shrink
 
 
@@ -160,53 +159,6 @@ def open_reader(path: Path) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(str(path), "readahead_buffer_size:0")
-
-
-class Journal:
-    """The records of an unfinished shard, appended one by one and found again after a kill."""
-
-    def __init__(self, path: Path):
-        path.touch()
-        self._file = open(path, "r+b")  # noqa: SIM115
-        self.checksums: list[int] = []
-        self._end = 0
-        for _ in self._read():
-            pass
-        self._file.truncate(self._end)
-        self._file.seek(self._end)
-
-    def __len__(self) -> int:
-        return len(self.checksums)
-
-    def append(self, data: bytes) -> None:
-        """Adds a record. A kill in the middle keeps all records before it."""
-        checksum = zlib.crc32(data)
-        self._file.write(_HEADER.pack(len(data), checksum ^ 0xFFFFFFFF) + data)
-        self._file.flush()
-        self.checksums.append(checksum)
-
-    def records(self) -> Iterator[bytes]:
-        """All records, from the first on."""
-        self.checksums = []
-        return self._read()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _read(self) -> Iterator[bytes]:
-        end = self._file.seek(0, os.SEEK_END)
-        self._file.seek(0)
-        while len(header := self._file.read(_HEADER.size)) == _HEADER.size:
-            size, turned = _HEADER.unpack(header)
-            if size > end - self._file.tell():
-                return
-            data = self._file.read(size)
-            checksum = zlib.crc32(data)
-            if checksum ^ turned != 0xFFFFFFFF:  # also of zeros, which a lost block may leave
-                return
-            self.checksums.append(checksum)
-            self._end = self._file.tell()
-            yield data
 
 
 def _write_and_read_back(path: Path, records: Iterable[bytes]) -> list[int]:

@@ -30,8 +30,8 @@ VAE_FACTOR, VAE_CHANNELS = 8, 4  # of the Stable Diffusion VAE
 class Source(Protocol):
     """Labelled samples that training reads: images, latents, or the points of a toy.
 
-    A record is {"image": array of `image_shape` and `image_dtype`, "label": int32 scalar}. A source
-    must be picklable, since it travels to worker processes.
+    A record is {"image": array of `image_shape` and `image_dtype`, "label": int32 scalar}. Sources
+    are pickled on their way to worker processes.
 
     Attributes:
       image_shape: of one sample: [h, w, c], or [2] for points.
@@ -156,7 +156,7 @@ def _of_records(records: Records, data: Any) -> Source:
     return ImageSource(records, data.image_size, decoder=data.decoder)
 
 
-# The names are the choices of config.data.source.
+# config.data.source takes these names; drifting_jax/config repeats them.
 SOURCES = {
     "digits": SourceKind(_open_digits, (8, 8, 1), num_classes=10, is_small=True),
     "mnist": SourceKind(_open_tfds, (28, 28, 1), num_classes=10, is_small=True),

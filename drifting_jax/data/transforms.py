@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CROPS = ("center", "random_resized")
 DECODERS = ("pillow", "opencv")
-_ASPECT_RATIOS = (3 / 4, 4 / 3)  # of the boxes of random resized crops, width over height
+_ASPECT_RATIOS = (3 / 4, 4 / 3)  # width over height of random boxes
 
 
 class UnreadableImage(ValueError):

@@ -1,4 +1,4 @@
-"""Packing: whole after any kill, verified, and read as the folder that it was made from."""
+"""Packed records: complete after any kill, verified, and the same as those of the folder."""
 
 import contextlib
 import os
@@ -17,8 +17,9 @@ from imagenet_like import write_imagenet_like
 from drifting_jax import digests
 from drifting_jax.commands import packing
 from drifting_jax.data import pipeline
+from drifting_jax.data.journal import Journal
 from drifting_jax.data.records import open_records
-from drifting_jax.data.shards import Journal, ShardRecords, ShardWriter, shard_name
+from drifting_jax.data.shards import ShardRecords, ShardWriter, shard_name
 from drifting_jax.data.sources import make_source
 from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage, load
 from drifting_jax.errors import UserError
@@ -127,7 +128,7 @@ def test_what_a_crash_left_at_a_journals_end_is_no_record(tmp_path, tail):
 
 
 class Failing:
-    """Records whose disk fails from one of them on."""
+    """Records whose disk fails from record `start` on."""
 
     def __init__(self, records, error, start=12):
         self._records, self._error, self._start = records, error, start
@@ -199,7 +200,7 @@ def open_files(folder):
     """Names of the files in a folder that this process holds open."""
     links = []
     for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # of the listing itself
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of this listing
             links.append(link.readlink())
     return {path.name for path in links if path.parent == folder.resolve()}
 
@@ -246,7 +247,7 @@ def test_damaged_shards_are_noticed(images, tmp_path):
 
 @pytest.fixture(scope="module")
 def latents(images, tmp_path_factory):
-    """Latents of the tiny VAE, by the command itself, killed in its middle and run again."""
+    """Latents of the tiny VAE, made by the command, which is killed half-way and run again."""
     out = tmp_path_factory.mktemp("latents")
     command = [sys.executable, "-m", "drifting_jax.prepare", "latents", f"--source={images}",
                f"--out={out}", f"--vae={VAE_FOLDER}", "--size=32", "--per_shard=8",

@@ -27,7 +27,7 @@ def images(tmp_path):
 
 
 def settle(images):
-    """Makes folders look as if they had changed a while ago, when lists of them are kept."""
+    """Makes folders look as if they had changed long ago, so that their list is cached."""
     for path in [images, *images.rglob("*")]:
         if path.is_dir():
             os.utime(path, (1e9, 1e9))
@@ -201,7 +201,7 @@ def test_a_cached_list_of_an_earlier_version_is_made_again(images, tmp_path):
     np.savez(kept, **earlier)
     again = open_folder(images / "train")
     assert listed(again) == listed(first) and again.fingerprint == first.fingerprint
-    with np.load(kept) as file:  # which an earlier version can read
+    with np.load(kept) as file:  # an earlier version can read it
         assert "skipped" in file.files and set(earlier) < set(file.files)
         for name, array in earlier.items():
             np.testing.assert_array_equal(file[name], array)

@@ -72,7 +72,7 @@ def test_seed_decides_the_order():
 
 
 def test_the_order_is_that_of_earlier_versions():
-    """Literals of the first version: a run that was begun with it goes on as it would have."""
+    """The literals are those of the first version: its runs resume with the same batches."""
 
     def digest(taken, *names):
         found = hashlib.sha256()
@@ -136,7 +136,7 @@ def test_flips_mirror_half_of_the_images():
     same = (a == b).all(axis=(1, 2, 3))
     mirrored = (a[:, :, ::-1] == b).all(axis=(1, 2, 3))
     assert np.all(same | mirrored) and 0.4 < mirrored.mean() < 0.6
-    # A record is drawn anew on every pass: not always mirrored, not always left.
+    # Each pass decides anew whether a record is mirrored.
     by_record = np.stack(
         [mirrored[np.argsort(labels_of(plain)[i * 200 :][:200]) + i * 200] for i in range(5)]
     )
@@ -149,18 +149,18 @@ def test_workers_keep_the_order_and_stop_on_close():
     expected = take(DigitsSource(), 4, **options)
     before = set(multiprocessing.active_children())
     iterator = batches(DigitsSource(), num_workers=2, **options)
-    found = [next(iterator) for _ in range(2)]  # one of each worker: both have come up
+    found = [next(iterator) for _ in range(2)]  # one batch of each worker, so both have started
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     for worker in workers:
-        os.kill(worker.pid, signal.SIGINT)  # as a terminal does, which is no reason to end
+        os.kill(worker.pid, signal.SIGINT)  # as a terminal does; workers ignore it
     found += [next(iterator) for _ in range(2)]
     iterator.close()
     for worker in workers:
         worker.join(timeout=10)
         assert not worker.is_alive()
     for a, b in zip(expected, found, strict=True):
-        assert type(b["image"]) is np.ndarray  # its own memory, not the worker's
+        assert type(b["image"]) is np.ndarray  # a copy, not the worker's memory
         np.testing.assert_array_equal(a["image"], b["image"])
         np.testing.assert_array_equal(a["label"], b["label"])
 

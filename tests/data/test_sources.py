@@ -1,4 +1,4 @@
-"""What every source hands out, the table of sources, and the small ones in detail."""
+"""The members of every source, the table of sources, and the small sources in detail."""
 
 import pickle
 import re
@@ -31,7 +31,7 @@ from drifting_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with tiny data sets that stand where MNIST and CIFAR-10 would."""
+    """A folder with tiny data sets in place of MNIST and CIFAR-10."""
     folder = tmp_path_factory.mktemp("tfds")
     digits = [str(i) for i in range(10)]
     splits = {"train": [(3 * i) % 10 for i in range(40)], "test": [0, 5, 9]}
@@ -61,7 +61,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latents(images, tmp_path_factory):
-    """Moments of two views that no network made, of images of side 32."""
+    """Random moments of two views, as of images of side 32, in a prepared split."""
     records, folder = open_records(images, "train"), tmp_path_factory.mktemp("latents")
     plan = {"format": LATENTS, "image_size": 32, "crop": "random_resized", "views": 2,
             "latent_shape": [4, 4, 4], "scale": 0.5}  # fmt: skip
@@ -82,7 +82,7 @@ def section(source, path="", **changes):
 
 
 @pytest.mark.parametrize("kind", ["digits", "mnist", "cifar10", "images", "latents", "points"])
-def test_every_source_hands_out_what_the_protocol_says(kind, prepared, images, latents):
+def test_every_source_has_the_members_of_the_protocol(kind, prepared, images, latents):
     source = {
         "digits": lambda: make_source(section("digits"), "train"),
         "mnist": lambda: make_source(section("mnist", prepared), "train"),
@@ -157,7 +157,7 @@ def test_digits_are_the_stratified_split():
     images, labels = as_arrays(train)
     assert images.shape == (1347, 8, 8, 1) and images.dtype == np.uint8
     assert labels.dtype == np.int32
-    # v·255/16 at v = 8 is 127.5, which goes to the even neighbour.
+    # At v = 8, v·255/16 is 127.5, which is rounded to the even neighbour.
     assert np.unique(images).tolist() == [round(v * 255 / 16) for v in range(17)]
     whole = np.bincount(load_digits().target)
     np.testing.assert_allclose(np.bincount(test.labels), whole / 4, atol=1)

@@ -1,4 +1,4 @@
-"""Crops against the reference's pixels, and what damaged and odd files do."""
+"""Crops against the reference's pixels, random boxes, and damaged and unusual files."""
 
 import io
 from pathlib import Path

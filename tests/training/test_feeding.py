@@ -54,7 +54,7 @@ def config(images):
 
 
 class Damaged:
-    """Records of which some cannot be read."""
+    """Records, some of which cannot be read."""
 
     format, where, class_names, fingerprint = "folder", Path("/data"), ["a"], "x"
     labels_are_cheap, skipped = True, ()
@@ -105,7 +105,7 @@ def test_too_many_unreadable_images_are_an_error(images):
     with pytest.raises(UserError, match=r"5 records .* more than config.data.max_unreadable"):
         take(source, 30, batch_size=4, seed=0, unreadable=limit())
     assert len(told) == 5
-    first = [index for index, _ in told[:4]]  # of which an earlier start has heard
+    first = [index for index, _ in told[:4]]  # which an earlier start has met
     with pytest.raises(UserError, match="5 records"):
         take(source, 30, batch_size=4, seed=0, unreadable=limit(first))
     assert len(told) == 6
@@ -195,7 +195,7 @@ def test_the_picture_of_the_first_batch(config, devices):
         config, source, make_mesh(devices), batch_size=6, start=0
     ) as batches:
         batch = next(batches)
-    # Eight devices hold two rows of padding, which are no images.
+    # With eight devices, the batch ends in two rows of padding.
     whole = np.asarray(batch["image"])[:6]
     with jax.transfer_guard("disallow"):
         four, all_six = (device_batches.first_batch_picture(batch, count) for count in (4, 99))
@@ -232,7 +232,7 @@ def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, image
         assert len(line["index"]) == len(label) == 4
     with device_batches.make_batches(
         config, ImageSource(records, 8), make_mesh(8), batch_size=4, start=0
-    ) as batches:  # on more devices than there are records
+    ) as batches:  # with more devices than records
         padded = next(batches)
     assert padded["image"].shape == (8, 8, 8, 3) and padded["label"].sharding.mesh.size == 8
     np.testing.assert_array_equal(padded["label"], [*given[0], -1, -1, -1, -1])
@@ -249,7 +249,7 @@ def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, image
 
 
 def prepare_tfds(images, folder):
-    """The readable files of the training split as tensorflow-datasets has them; their number."""
+    """Writes the readable training files as tensorflow-datasets does, and returns their number."""
     paths = sorted((images / "train").rglob("*_*.JPEG"))
     paths = [p for p in paths if p.parent.name in p.name]
 
@@ -347,7 +347,7 @@ def test_a_killed_run_consumes_what_an_undisturbed_one_does(start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["shards", "tfds", "latents"])
 def test_whole_runs_from_every_format(images, tmp_path, format):
-    """Encoder, generator and samples; a run that is stopped goes on to the same end."""
+    """Trains an encoder and a generator, resumes the complete run for more steps, and samples."""
     config = tiny_images_config.get_config()
     config.data.source, config.encoder.train.num_steps = "imagenet", 8
     data = tmp_path / "data"
