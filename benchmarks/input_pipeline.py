@@ -1,11 +1,11 @@
-"""Images per second of CPU time: our input pipeline against a plain torch DataLoader, in one run.
+"""Compares the input pipeline with a torch DataLoader, in images per second of CPU time.
 
     pip install torch==2.13.0 && python benchmarks/input_pipeline.py
 
-Both read the same JPEG files of ImageNet's usual size, made for the purpose, decode them, make the
-reference's centre crop at 256 pixels, flip half of them and stack batches of 32, in this process on
-one core; the CPU time of all their threads counts, whatever else the machine does. Without torch
-its column is left out.
+Both read the same synthetic JPEG files of ImageNet's usual size, decode them, make the reference's
+centre crop at 256 pixels, flip half of them and stack batches of 32, in this process on one core.
+The CPU time of all threads of this process counts, so other programs do not disturb the result.
+Without torch, its column is missing.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from drifting_jax.data.images import ImageSource
 from drifting_jax.data.transforms import Augmentation, center_crop
 
 BATCH, SIZE = 32, 256
-GENERATOR_IMAGES, ENCODER_IMAGES = 128, 8192  # of a step: configs/imagenet_pixel.py
-_WARM_UP = 8  # batches: what was read ahead before the clock started must not count
+GENERATOR_IMAGES, ENCODER_IMAGES = 128, 8192  # per step, in configs/imagenet_pixel.py
+_WARM_UP = 8  # batches, so that images read ahead before the clock starts do not count
 
 
 def write_images(root: Path, count: int) -> None:
-    """JPEG files of 500x375, as most of ImageNet's are, about 110 kB each."""
+    """Writes JPEG files of 500x375 pixels, as most of ImageNet's, about 110 kB each."""
     rng = np.random.default_rng(0)
     for i in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
@@ -39,7 +39,7 @@ def write_images(root: Path, count: int) -> None:
 
 
 def ours(root: Path, decoder: str, batches: int) -> float:
-    """Images a second of `pipeline.batches`."""
+    """Images per second of `pipeline.batches`."""
     source = ImageSource(open_folder(root, cache=root / ".cache"), SIZE, decoder=decoder)
     how = Augmentation(flip=True)
     with pipeline.batches(source, batch_size=BATCH, seed=0, augmentation=how) as found:
@@ -52,7 +52,10 @@ def ours(root: Path, decoder: str, batches: int) -> float:
 
 
 def torchs(root: Path, batches: int) -> float | None:
-    """The same of a torch DataLoader whose data set decodes, crops and flips with Pillow."""
+    """Images per second of a torch DataLoader that decodes, crops and flips with Pillow.
+
+    None without torch.
+    """
     try:
         import torch
         from torch.utils.data import DataLoader, Dataset
@@ -88,13 +91,13 @@ def torchs(root: Path, batches: int) -> float | None:
 
 
 def main() -> None:
-    """Prints the median of each and the ratios."""
+    """Prints the median rate of each and the ratios to torch's."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=24)
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core for all that runs here
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # this process on one core
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_images(root, 256)

@@ -34,13 +34,13 @@ from drifting_jax.commands.evaluate_flags import (
 )
 from drifting_jax.config import load_config
 from drifting_jax.data.sources import SMALL_SOURCES
+from drifting_jax.digests import digest_values
 from drifting_jax.distributed import meshes, processes, transfer
 from drifting_jax.distributed.agreement import on_all_processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import evaluator, measurement, pages, reference, small_runs
 from drifting_jax.evaluation.features.array_images import ArrayImages
 from drifting_jax.evaluation.features.extractors import Extractor, load_extractor
-from drifting_jax.evaluation.features.image_set import digest_of
 from drifting_jax.evaluation.features.image_sets import open_images
 from drifting_jax.evaluation.measurement import EvaluationSetup, SampleSet
 from drifting_jax.steps.generator import Generator, Run
@@ -180,7 +180,7 @@ def _other_sizes(protocol: dict[str, str]) -> list[str]:
 def _same_extractors(values: Any) -> tuple[list[Extractor], list[str]]:
     """`_extractors`, which must be the same in all processes."""
     found = on_all_processes(_extractors, values)
-    digest = int(digest_of([extractor.digest for extractor in found[0]])[:7], 16)
+    digest = int(digest_values([extractor.digest for extractor in found[0]])[:7], 16)
 
     def compare(first: int) -> None:
         if first != digest:

@@ -1,29 +1,27 @@
-"""Makes data sets ready: `python -m drifting_jax.prepare shards` or `… latents`.
+"""Prepares data sets: `python -m drifting_jax.prepare shards` or `… latents`.
 
     python -m drifting_jax.prepare shards --source=/data/imagenet --out=/data/shards
     python -m drifting_jax.prepare latents --source=/data/imagenet --out=/data/latents --vae=hf://…
 
-`shards` packs images into ArrayRecord files, as they are or cut to a square once and for all.
-`latents` encodes them with the Stable Diffusion VAE, on every device of every process, and keeps
-mean and deviation of several views of each: the centre crop and its mirror image, or random crops.
-Either may be killed and started again: nothing that was done is done twice. Each file is read back
-and compared with what was written.
+`shards` packs images into ArrayRecord files, as they are or cut to a square.
+`latents` encodes images with the Stable Diffusion VAE, on every device of every process. It stores
+mean and deviation of several views of each image: the centre crop and its mirror image, or random
+crops.
+Both can be killed and started again, and continue where they were. Each file is read back and
+compared with what was written.
 """
 
 import contextlib
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.commands.packing import (
-    UNREADABLE,
     Views,
     latent_records,
     shard_records,
@@ -32,7 +30,7 @@ from drifting_jax.commands.packing import (
 from drifting_jax.data import transforms
 from drifting_jax.data.records import Records, open_records
 from drifting_jax.data.shards import ShardRecords, ShardWriter, read_info
-from drifting_jax.digests import fingerprint
+from drifting_jax.digests import fingerprint_variables
 from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.weights.networks import load_network
@@ -44,23 +42,29 @@ def define_flags() -> None:
     """Registers the command line's flags."""
     flags.DEFINE_string("source", None, "Folder of the images, as config.data.path.", required=True)
     flags.DEFINE_string("out", None, "Folder that gets train/ or val/.", required=True)
-    flags.DEFINE_enum("split", "train", ("train", "test"), "Of the source; test is written as val.")
-    flags.DEFINE_integer("per_shard", 4096, "Records of a file.", lower_bound=1)
+    flags.DEFINE_enum(
+        "split", "train", ("train", "test"), "Split of the source; test is written as val."
+    )
+    flags.DEFINE_integer("per_shard", 4096, "Records in each file.", lower_bound=1)
     flags.DEFINE_integer("threads", 8, "Threads that read and decode.", lower_bound=1)
-    flags.DEFINE_integer("size", 0, "Side of the squares; 0: shards keep files, latents take 256.")
+    flags.DEFINE_integer(
+        "size", 0, "Side of the squares; 0: shards keep the files, latents use 256."
+    )
     flags.DEFINE_integer(
         "jpeg_quality", 0, "shards, with --size: 0 keeps the pixels exactly (PNG)."
     )
     flags.DEFINE_string("vae", "", "latents: weights, folder, file or hf://owner/repo.")
-    flags.DEFINE_enum("crop", "center", transforms.CROPS, "latents: which views.")
-    flags.DEFINE_integer("views", 2, "latents: random crops kept.", lower_bound=1)
-    flags.DEFINE_float("min_area", 0.2, "latents: least share of the image in a random crop.")
-    flags.DEFINE_integer("batch_size", 32, "latents: encoded at once, a device.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "latents: of random crops.")
-    flags.DEFINE_float("max_unreadable", 0.1, "Share of the images; more unreadable ones stop it.")
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
-    flags.DEFINE_integer("num_processes", None, "Processes of the job, if several.")
-    flags.DEFINE_integer("process_id", None, "Number of this process, if several.")
+    flags.DEFINE_enum("crop", "center", transforms.CROPS, "latents: views of each image.")
+    flags.DEFINE_integer("views", 2, "latents: random crops of each image.", lower_bound=1)
+    flags.DEFINE_float("min_area", 0.2, "latents: least share of the image in a crop.")
+    flags.DEFINE_integer(
+        "batch_size", 32, "latents: images encoded at once, per device.", lower_bound=1
+    )
+    flags.DEFINE_integer("seed", 0, "latents: seed of the random crops.")
+    flags.DEFINE_float("max_unreadable", 0.1, "Largest share of unreadable images.")
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, for several processes.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes of the job.")
+    flags.DEFINE_integer("process_id", None, "Index of this process in the job.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -85,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{records.where}: {len(records)} images of {len(records.class_names)} classes")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) if is_main_process else contextlib.nullcontext():
-        _together(writer.open, "opened")
+        _on_main_process(writer.open, "opened")
         if writer.finished and is_main_process:
             print("prepared already; nothing is done again")
         if not writer.finished:
@@ -95,14 +99,14 @@ def main(argv: Sequence[str]) -> None:
                 write_shards(
                     writer, make(), report=bar.update, max_unreadable=values.max_unreadable
                 )
-            _together(lambda: None, "written")
-            _together(writer.complete, "completed")
+            _on_main_process(lambda: None, "written")
+            _on_main_process(writer.complete, "completed")
         if is_main_process:
             print(_summary(writer))
 
 
-def _together(function: Callable[[], Any], name: str) -> None:
-    """Runs in process 0 while the others wait for it."""
+def _on_main_process(function: Callable[[], Any], name: str) -> None:
+    """Calls a function in process 0; the others wait until it is done."""
     if jax.process_count() > 1 and name != "opened":
         multihost_utils.sync_global_devices(f"drifting_jax: before {name}")
     if jax.process_index() == 0:
@@ -142,7 +146,7 @@ def _plan_latents(records: Records, values: Any):
         "views": count,
         "latent_shape": [size // factor, size // factor, network.model.latent_channels],
         "scale": network.model.scaling_factor,
-        "vae_fingerprint": fingerprint(network.variables),
+        "vae_fingerprint": fingerprint_variables(network.variables),
     }
     if values.crop == "random_resized":
         plan |= {"min_area": values.min_area, "seed": values.seed}
@@ -152,7 +156,7 @@ def _plan_latents(records: Records, values: Any):
 
 
 def _summary(writer: ShardWriter) -> str:
-    """What was written, for a person."""
+    """A line about what was written, with the first unreadable images."""
     info = read_info(writer.folder)
     size = sum(path.stat().st_size for path in writer.folder.iterdir()) / 2**20
     text = (
@@ -161,7 +165,7 @@ def _summary(writer: ShardWriter) -> str:
     )
     if info["unreadable"]:
         records = ShardRecords(writer.folder)
-        empty = np.flatnonzero(records.checksums == zlib.crc32(UNREADABLE))
+        empty = records.unreadable_indices
         listed = ", ".join(records.name(int(i)) for i in empty[:20]) + ", …" * (len(empty) > 20)
         text += f"; unreadable, others will take their place in training: {len(empty)}, {listed}"
     return text

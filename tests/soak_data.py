@@ -1,9 +1,9 @@
-"""Memory over 50,000 samples read by workers, from a small set of JPEG files: run by hand.
+"""Checks that memory does not grow while workers read 50,000 samples. Run by hand:
 
     python tests/soak_data.py
 
-Prints the resident memory of this process and of its workers every 5,000 samples, and fails where
-it grew by more than a tenth after the first 10,000, or where a process or shared memory is left.
+Prints the memory of this process and its workers every 5,000 samples. Fails if it grows by more
+than a tenth after the first 10,000 samples, or if a process or shared memory is left.
 """
 
 import multiprocessing
@@ -28,13 +28,13 @@ BATCH, SAMPLES = 100, 50_000
 
 
 def resident() -> float:
-    """MiB of this process and its children, shared pages counted once where the system tells."""
+    """MiB of memory that only this process or one of its children uses."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(p.memory_full_info().uss for p in processes) / 2**20
 
 
 def main(_) -> None:
-    """Reads, prints, checks."""
+    """Reads the samples, prints the memory and checks it."""
     before = set(os.listdir("/dev/shm"))
     with tempfile.TemporaryDirectory() as folder:
         write_imagenet_like(Path(folder))

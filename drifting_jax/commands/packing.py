@@ -1,4 +1,4 @@
-"""From images to the records of shards and of latents, as `prepare` writes them."""
+"""Makes the records of shards and of latents from images, and writes them, for `prepare`."""
 
 import dataclasses
 import functools
@@ -14,20 +14,24 @@ import numpy as np
 
 from drifting_jax.data import transforms
 from drifting_jax.data.records import Records
-from drifting_jax.data.shards import ShardWriter
+from drifting_jax.data.shards import UNREADABLE, ShardWriter
 from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.models.vae import VAE
 
-UNREADABLE = b""  # the record of an image that could not be read
-
 
 def cut_record(records: Records, index: int, *, size: int, jpeg_quality: int) -> bytes:
-    """A record of `shards`: the file's bytes, or those of its centre crop of side `size`.
+    """The bytes of a record of `shards`.
+
+    Args:
+      records: the images.
+      index: of one of them.
+      size: side of the centre crop in pixels; 0 keeps the file's bytes.
+      jpeg_quality: of the crop's JPEG file; 0 for a PNG file.
 
     Raises:
-      UnreadableImage: it is no whole image.
+      UnreadableImage: the file is no whole image.
     """
     from PIL import Image
 
@@ -44,13 +48,13 @@ def cut_record(records: Records, index: int, *, size: int, jpeg_quality: int) ->
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Which views of an image become latents.
+    """The views of an image that are encoded.
 
     Attributes:
       size: side of the views in pixels.
-      crop: "center": the crop and its mirror image; "random_resized": `count` random crops, each
-        mirrored with probability one half.
-      count, min_area, seed: of random crops.
+      crop: "center": the centre crop and its mirror image; "random_resized": `count` random crops,
+        each mirrored with probability one half.
+      count, min_area, seed: number, least area and seed of the random crops.
     """
 
     size: int
@@ -60,7 +64,11 @@ class Views:
     seed: int
 
     def of(self, records: Records, index: int) -> np.ndarray:
-        """[count, size, size, 3] uint8, the same every time. Raises UnreadableImage."""
+        """The views of one image: [count, size, size, 3] uint8, the same at every call.
+
+        Raises:
+          UnreadableImage: the file is no whole image.
+        """
         data, _ = records.read(index)
         if self.crop == "center":
             view = transforms.load(data, self.size)
@@ -78,16 +86,16 @@ def write_shards(
     report: Callable[[int], None],
     max_unreadable: float = 0.1,
 ) -> None:
-    """Writes this process's share of the shards, from wherever they stand.
+    """Writes this process's share of the shards, and continues what an earlier start has written.
 
     Args:
-      writer: open.
-      records: indices -> their records, in order, one after another.
-      report: given the number of records that are done, one after another or many at once.
-      max_unreadable: share of all records; more that are unreadable stop it.
+      writer: after `open`.
+      records: indices -> an iterator of their records, in order.
+      report: called with the number of records that were just done.
+      max_unreadable: largest share of all records that may be unreadable.
 
     Raises:
-      UserError: there are too many, or a disk fails.
+      UserError: more records are unreadable, or a disk fails.
     """
     unreadable, allowed = 0, max_unreadable * writer.count / jax.process_count()
     for shard in range(jax.process_index(), writer.num_shards, jax.process_count()):
@@ -111,7 +119,7 @@ def write_shards(
 
 
 def ahead(function: Callable[[int], Any], indices: Iterable[int], *, threads: int) -> Iterator[Any]:
-    """function(i) for all indices in order, computed by threads some way ahead."""
+    """Yields function(i) for all indices in order; threads compute some of them ahead."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque = deque()
         for index in indices:
@@ -125,7 +133,7 @@ def ahead(function: Callable[[int], Any], indices: Iterable[int], *, threads: in
 def shard_records(
     records: Records, *, size: int, jpeg_quality: int, threads: int
 ) -> Callable[[Sequence[int]], Iterator[bytes]]:
-    """What `shards` writes, for `write_shards`."""
+    """The records of `shards`, for `write_shards`: see `cut_record`."""
 
     def one(index: int) -> bytes:
         try:
@@ -138,7 +146,7 @@ def shard_records(
 
 
 def _require_disk(records: Records, index: int, error: UnreadableImage) -> None:
-    """A failing disk is no unreadable image: what is written stays so for good."""
+    """Raises UserError if the disk failed, since an image that is packed as unreadable stays so."""
     if isinstance(error, FailedRead):
         raise UserError(
             f"cannot read {records.name(index)} ({error}): see to the disk, and run the same "
@@ -149,7 +157,7 @@ def _require_disk(records: Records, index: int, error: UnreadableImage) -> None:
 def latent_records(
     records: Records, views: Views, network: Any, *, batch_size: int, threads: int
 ) -> Callable[[Sequence[int]], Iterator[bytes]]:
-    """What `latents` writes, for `write_shards`: [views, 2, h, w, 4] float16 of each image."""
+    """The records of `latents`, for `write_shards`: [views, 2, h, w, 4] float16 of each image."""
     mesh = meshes.make_mesh(devices=jax.local_devices())
     rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     variables = jax.device_put(network.variables, everywhere)

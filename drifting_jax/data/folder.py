@@ -1,41 +1,41 @@
-"""Image files in folders: found once, in parallel, and remembered with a fingerprint.
+"""Image files in folders: listed in parallel, and the list kept in a cache.
 
-`<root>/<class>/…/<file>` gives every class folder, in sorted order, a label; files that lie in the
-root alone are one class without labels. The list of a large data set is kept in the user's cache
-and used again while no folder in the tree has changed.
+Every class folder `<root>/<class>/` has a label, in sorted order, and may hold files at any depth.
+Files that lie in the root alone are one class without labels. The list of files is kept in the
+user's cache folder and used again while no folder of the tree has changed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import dataclasses
+import json
 import os
 import time
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from drifting_jax.data.facts import Skipped
 from drifting_jax.data.transforms import FailedRead, UnreadableImage
+from drifting_jax.digests import SHORT, digest_bytes
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_npz
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 UNLABELLED = "unlabelled"  # the one class of a flat folder
-_LAYOUT = 1  # of the kept lists
+_LAYOUT = 1  # version of the cached lists
 _SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system
-_THREADS = 16  # listing waits for the disk, or for a network
-
-
-_KEPT = ("names", "ends", "labels", "class_names", "class_ends", "folders", "folder_ends",
-         "changed")  # fmt: skip
+_THREADS = 16  # listing waits for the disk or the network
 
 
 class Names(Sequence[str]):
-    """Many strings in two arrays: small to keep, to hash and to send to other processes."""
+    """Many strings in two arrays, cheap to store, to hash and to send to other processes."""
 
     def __init__(self, data: np.ndarray, ends: np.ndarray):
         self.data, self.ends = data, ends
@@ -49,7 +49,7 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(index)
         start = self.ends[index - 1] if index else 0
@@ -63,14 +63,31 @@ class FolderRecords:
       where: the folder.
       class_names: names of the class folders, sorted; ["unlabelled"] for a flat folder.
       labels: [n] int32.
-      fingerprint: of the names and labels of all files.
+      fingerprint: 16 digits of the names and labels of all files.
+      skipped: files that are no images, and class folders without images.
     """
 
     format = "folder"
+    labels_are_cheap = True
 
-    def __init__(self, root: Path, class_names: list[str], labels: np.ndarray, names: Names):
+    def __init__(
+        self,
+        root: Path,
+        class_names: list[str],
+        labels: np.ndarray,
+        names: Names,
+        *,
+        skipped: tuple[Skipped, ...] = (),
+    ):
         self.where, self.class_names, self.labels, self._names = root, class_names, labels, names
-        self.fingerprint = fingerprint(class_names, labels, names)
+        self.skipped = skipped
+        self.fingerprint = digest_bytes(
+            "\0".join(class_names).encode(errors="surrogateescape"),
+            labels.astype("<i4").tobytes(),
+            names.data.tobytes(),
+            names.ends.astype("<i8").tobytes(),
+            digits=SHORT,
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,7 +96,7 @@ class FolderRecords:
         """The bytes of a file, and its label.
 
         Raises:
-          UnreadableImage: the file cannot be read; FailedRead where that may change.
+          UnreadableImage: the file cannot be read; FailedRead if another attempt may succeed.
           UserError: the whole folder is gone.
         """
         try:
@@ -94,16 +111,80 @@ class FolderRecords:
             raise (UnreadableImage if missing else FailedRead)(str(error)) from None
 
     def name(self, index: int) -> str:
-        """The path of a file in the folder."""
+        """The path of a file, relative to the folder."""
         return self._names[index]
 
 
-def fingerprint(class_names: list[str], labels: np.ndarray, names: Names) -> str:
-    """16 hexadecimal digits that tell one list of records from another."""
-    digest = hashlib.sha256("\0".join(class_names).encode(errors="surrogateescape"))
-    for array in (labels.astype("<i4"), names.data, names.ends.astype("<i8")):
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
+@dataclasses.dataclass(frozen=True)
+class FileList:
+    """The image files of a tree, as the cache keeps them.
+
+    Attributes:
+      names: [n] paths relative to the root, class by class, sorted within each.
+      labels: [n] int32.
+      class_names: names of the classes.
+      folders: all folders that were listed.
+      changed: [folders] int64, nanoseconds at which each folder last changed.
+      skipped: see `FolderRecords`.
+    """
+
+    names: Names
+    labels: np.ndarray
+    class_names: Names
+    folders: Names
+    changed: np.ndarray
+    skipped: tuple[Skipped, ...]
+
+    def write(self, path: Path) -> None:
+        """Writes an .npz file that `read` reads."""
+        skipped = json.dumps([dataclasses.astuple(entry) for entry in self.skipped])
+        arrays = {
+            "names": self.names.data,
+            "ends": self.names.ends,
+            "labels": self.labels,
+            "class_names": self.class_names.data,
+            "class_ends": self.class_names.ends,
+            "folders": self.folders.data,
+            "folder_ends": self.folders.ends,
+            "changed": self.changed,
+            "skipped": np.frombuffer(skipped.encode(), np.uint8),
+        }
+        write_npz(path, arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> FileList | None:
+        """The list that a file holds; None for a missing, damaged or older file."""
+        try:
+            with np.load(path) as file:
+                skipped = json.loads(file["skipped"].tobytes())
+                return cls(
+                    names=Names(file["names"], file["ends"]),
+                    labels=file["labels"],
+                    class_names=Names(file["class_names"], file["class_ends"]),
+                    folders=Names(file["folders"], file["folder_ends"]),
+                    changed=file["changed"],
+                    skipped=tuple(Skipped(r, n, tuple(names)) for r, n, names in skipped),
+                )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def is_settled(self) -> bool:
+        """Whether the times of the folders will reveal the next change.
+
+        They will not if a folder changed just now, or if the file system keeps no such times.
+        """
+        return bool(self.changed.min() > 0 and self.changed.max() < time.time_ns() - _SETTLED_NS)
+
+    def is_current(self, root: Path) -> bool:
+        """Whether no folder has changed since it was listed."""
+        try:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                changed = pool.map(
+                    lambda name: os.stat(os.path.join(root, name)).st_mtime_ns, self.folders
+                )
+                return list(changed) == self.changed.tolist()
+        except (OSError, ValueError):
+            return False
 
 
 def open_folder(root: Path, *, cache: Path | None = None) -> FolderRecords:
@@ -111,108 +192,112 @@ def open_folder(root: Path, *, cache: Path | None = None) -> FolderRecords:
 
     Args:
       root: holds class folders (files at any depth in them), or files alone.
-      cache: folder of the lists; None for the user's cache folder. One that does not exist and
-        cannot be made is done without.
+      cache: folder of the lists; None for the user's cache folder. A folder that cannot be made is
+        not used.
 
     Raises:
       UserError: there are no image files.
     """
     root = Path(os.path.realpath(root))
-    name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    name = digest_bytes(os.fsencode(root), digits=SHORT)
     cache = cache or default_cache()
     kept = cache and cache / f"{name}-{_LAYOUT}.npz"
-    found = _from_cache(root, kept) if kept else None
-    if found is None:
+    found = FileList.read(kept) if kept else None
+    if found is None or not found.is_current(root):
         found = scan(root)
-        if kept and _is_settled(found["changed"]):
+        if kept and found.is_settled():
             with contextlib.suppress(OSError):
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                write_npz(kept, found)
-    names = Names(found["names"], found["ends"])
-    classes = list(Names(found["class_names"], found["class_ends"]))
-    return FolderRecords(root, classes, found["labels"], names)
+                found.write(kept)
+    return FolderRecords(
+        root, list(found.class_names), found.labels, found.names, skipped=found.skipped
+    )
 
 
 def default_cache() -> Path | None:
-    """Where lists of files are kept: under XDG_CACHE_HOME or ~/.cache, if there is a home."""
+    """The cache folder of file lists, in XDG_CACHE_HOME or ~/.cache; None without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drifting_jax"
     except RuntimeError:
         return None
 
 
-def _is_settled(changed: np.ndarray) -> bool:
-    """Whether the times at which folders changed will tell of the next change.
-
-    Not where one changed just now, nor on a file system that keeps no such times.
-    """
-    return changed.min() > 0 and changed.max() < time.time_ns() - _SETTLED_NS
-
-
-def scan(root: Path) -> dict[str, np.ndarray]:
-    """Lists a tree: names relative to the root, labels, classes, and when each folder changed.
+def scan(root: Path) -> FileList:
+    """Lists all image files of a tree.
 
     Raises:
       UserError: there are no image files, or some lie beside the class folders.
     """
     top = _Listing.of(root, "")
+    class_folders = sorted(top.folders)
     with ThreadPoolExecutor(_THREADS) as pool:
-        trees = list(pool.map(lambda name: _walk(root, name), sorted(top.folders)))
-    with_images = [(name, tree) for name, tree in zip(sorted(top.folders), trees, strict=True)
-                   if any(listing.files for listing in tree)]  # fmt: skip
-    if with_images and top.files:
+        trees = list(pool.map(lambda name: _walk(root, name), class_folders))
+    by_class = {
+        name: sorted(file for listing in tree for file in listing.files)
+        for name, tree in zip(class_folders, trees, strict=True)
+    }
+    empty = [name for name, files in by_class.items() if not files]
+    by_class = {name: files for name, files in by_class.items() if files}
+    if by_class and top.files:
         raise UserError(
             f"{root} holds image files ({sorted(top.files)[0]}, …) beside class folders "
-            f"({with_images[0][0]}, …); expected one or the other"
+            f"({next(iter(by_class))}, …); expected one or the other"
         )
     if top.files:
-        with_images = [(UNLABELLED, [top])]
-    if not with_images:
+        by_class = {UNLABELLED: sorted(top.files)}
+    if not by_class:
         raise UserError(
             f"no image files in {root} or below: expected {', '.join(SUFFIXES[:4])}, … in a folder "
             f"for each class; found {_found(root)}"
         )
-    classes = [name for name, _ in with_images]
-    files = [sorted(file for listing in tree for file in listing.files) for _, tree in with_images]
-    names = Names.of(file for of_class in files for file in of_class)
-    class_names = Names.of(classes)
-    visited = [top, *(listing for tree in trees for listing in tree)]
-    folders = Names.of(listing.name for listing in visited)
-    return {
-        "names": names.data,
-        "ends": names.ends,
-        "labels": np.repeat(np.arange(len(files), dtype=np.int32), [len(x) for x in files]),
-        "class_names": class_names.data,
-        "class_ends": class_names.ends,
-        "folders": folders.data,
-        "folder_ends": folders.ends,
-        "changed": np.array([listing.changed for listing in visited], np.int64),
-    }
+    listings = [top, *(listing for tree in trees for listing in tree)]
+    counts = [len(files) for files in by_class.values()]
+    return FileList(
+        names=Names.of(file for files in by_class.values() for file in files),
+        labels=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        class_names=Names.of(by_class),
+        folders=Names.of(listing.name for listing in listings),
+        changed=np.array([listing.changed for listing in listings], np.int64),
+        skipped=_skipped(listings, [] if top.files else empty),
+    )
 
 
+@dataclasses.dataclass(frozen=True)
 class _Listing:
-    """One folder's image files and subfolders, by names relative to the root."""
+    """The entries of one folder, by paths relative to the root.
 
-    def __init__(self, name: str, files: list[str], folders: list[str], changed: int):
-        self.name, self.files, self.folders, self.changed = name, files, folders, changed
+    Attributes:
+      name: of the folder.
+      changed: when it last changed, in nanoseconds.
+      files: image files. folders: subfolders. skipped: all other files.
+    """
+
+    name: str
+    changed: int
+    files: list[str]
+    folders: list[str]
+    skipped: list[str]
 
     @classmethod
     def of(cls, root: Path, name: str) -> _Listing:
-        files, folders = [], []
+        files: list[str] = []
+        folders: list[str] = []
+        skipped: list[str] = []
         try:
             changed = os.stat(os.path.join(root, name)).st_mtime_ns
             with os.scandir(os.path.join(root, name)) as entries:
                 for entry in entries:
-                    if entry.name.startswith(".") or entry.name == "lost+found":
-                        continue
-                    inner = os.path.join(name, entry.name)
+                    is_hidden = entry.name.startswith(".") or entry.name == "lost+found"
                     if _is_folder(entry):
-                        folders.append(inner)
-                    elif entry.name.lower().endswith(SUFFIXES):
-                        files.append(inner)
+                        kind = None if is_hidden else folders
+                    else:
+                        is_image = entry.name.lower().endswith(SUFFIXES) and not is_hidden
+                        kind = files if is_image else skipped
+                    if kind is not None:
+                        kind.append(os.path.join(name, entry.name))
         except OSError as error:
             raise UserError(f"cannot list {root / name}: {error.strerror or error}") from None
-        return cls(name, files, folders, changed)
+        return cls(name, changed, files, folders, skipped)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -223,7 +308,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _walk(root: Path, name: str) -> list[_Listing]:
-    """A folder and all below it, each once however links may loop."""
+    """A folder and all folders below it. Links that form a loop are followed once."""
     pending, found, seen = [name], [], set()
     while pending:
         inner = pending.pop()
@@ -236,17 +321,18 @@ def _walk(root: Path, name: str) -> list[_Listing]:
     return found
 
 
-def _from_cache(root: Path, kept: Path) -> dict[str, np.ndarray] | None:
-    """A kept list, if none of the folders that it was made from has changed."""
-    try:
-        with np.load(kept) as file:
-            found = {name: file[name] for name in _KEPT}
-        folders = Names(found["folders"], found["folder_ends"])
-        with ThreadPoolExecutor(_THREADS) as pool:
-            changed = pool.map(lambda x: os.stat(os.path.join(root, x)).st_mtime_ns, folders)
-            return found if list(changed) == found["changed"].tolist() else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
+def _skipped(listings: list[_Listing], empty: list[str]) -> tuple[Skipped, ...]:
+    """Skipped files by their ending, the most frequent first, and class folders without images."""
+    by_reason = defaultdict(list)
+    for listing in listings:
+        for path in listing.skipped:
+            name = os.path.basename(path)
+            ending = os.path.splitext(name)[1].lower() or "no ending"
+            by_reason["hidden" if name.startswith(".") else ending].append(path)
+    if empty:
+        by_reason["class folder without images"] = empty
+    found = [Skipped.of(reason, names) for reason, names in by_reason.items()]
+    return tuple(sorted(found, key=lambda entry: (-entry.count, entry.reason)))
 
 
 def _found(root: Path) -> str:

@@ -1,4 +1,4 @@
-"""Two-dimensional targets for toys: drawn anew at will, or held as a source."""
+"""Two-dimensional targets of the toys: fresh draws, or a fixed set of points as a source."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from drifting_jax.data.in_memory import ArraySource
+from drifting_jax.data.transforms import Augmentation
 from drifting_jax.errors import UserError
 
 TARGETS = ("two_modes", "eight_gaussians", "checkerboard", "two_moons")
@@ -32,7 +34,7 @@ def modes(target: str) -> np.ndarray | None:
 
 
 def sample_target(target: str, rng: np.random.Generator, n: int) -> np.ndarray:
-    """Draws [n,2] float32 points of a target, all of them centred on 0 and a few units wide.
+    """Draws [n,2] float32 points of a target, centred on 0 and a few units wide.
 
     The mixtures have round modes of MODE_STD. checkerboard: uniform on the dark squares of a 4x4
     board over [-2,2]². two_moons: two half circles of radius 1 that interlock, MODE_STD/2 thick.
@@ -45,6 +47,7 @@ def sample_target(target: str, rng: np.random.Generator, n: int) -> np.ndarray:
     if n < 0:
         raise ValueError(f"expected a number of points of 0 or more, found {n}")
     centres = modes(target)
+    points: np.ndarray
     if centres is not None:
         chosen = centres[rng.integers(len(centres), size=n)]
         points = chosen + MODE_STD * rng.normal(size=(n, 2))
@@ -60,26 +63,25 @@ def sample_target(target: str, rng: np.random.Generator, n: int) -> np.ndarray:
     return points.astype(np.float32)
 
 
-class PointsSource:
-    """A fixed set of points of a target: {"point": [2] float32, "label": int32 0}, one class.
+class PointsSource(ArraySource):
+    """A fixed set of points of a target as samples [2] float32 of one class.
 
-    Raises UserError for an unknown target, ValueError for fewer than one point.
+    Raises:
+      UserError: an unknown target.
+      ValueError: fewer than one point.
     """
-
-    num_classes = 1
 
     def __init__(self, target: str, num_samples: int, seed: int):
         if num_samples < 1:
             raise ValueError(f"expected at least one point, found num_samples={num_samples}")
-        self.class_names = [target]
-        self.labels = np.zeros(num_samples, np.int32)
-        self._points = sample_target(target, np.random.default_rng(seed), num_samples)
+        points = sample_target(target, np.random.default_rng(seed), num_samples)
+        super().__init__(points, np.zeros(num_samples), [target])
 
-    def __len__(self) -> int:
-        return len(self._points)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"point": self._points[index], "label": self.labels[index]}
+    def draw(
+        self, index: int, rng: np.random.Generator, augmentation: Augmentation
+    ) -> dict[str, Any]:
+        """The point itself: points are not augmented."""
+        return self[index]
 
 
 def _check_target(target: str) -> None:

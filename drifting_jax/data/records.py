@@ -1,4 +1,4 @@
-"""Encoded images or latents on a disk, in whichever of the known formats they lie."""
+"""Encoded images or latents on a disk, in any of the known formats."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from drifting_jax.data.facts import Skipped
 from drifting_jax.data.folder import open_folder
 from drifting_jax.data.shards import ShardRecords
 from drifting_jax.data.tfds import TfdsRecords, tfds_folder
@@ -17,38 +18,64 @@ _INNER = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "imagenet")  # where downlo
 
 
 class Records(Protocol):
-    """Encoded images, or latents, any one at once.
+    """Encoded images, or latents, with random access.
 
-    `read(i)` is a record's bytes and its label; it raises UnreadableImage where there are none.
+    Attributes:
+      format: "folder", "tfds", "drifting_jax.images" or "drifting_jax.latents".
+      where: the folder.
+      class_names: in the order of the labels.
+      fingerprint: digits that tell this list of records from others.
+      labels_are_cheap: whether `labels` needs no pass over all records.
+      skipped: what the folder holds besides usable records.
+      labels: [n] int32.
     """
 
-    format: str
-    where: Path
-    class_names: list[str]
-    fingerprint: str
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def where(self) -> Path: ...
+
+    @property
+    def class_names(self) -> list[str]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def labels_are_cheap(self) -> bool: ...
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]: ...
 
     @property
     def labels(self) -> np.ndarray: ...
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[bytes, int]: ...
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The bytes of a record and its label. Raises UnreadableImage."""
+        ...
 
-    def name(self, index: int) -> str: ...
+    def name(self, index: int) -> str:
+        """What a record is called in messages, within `where`."""
+        ...
 
 
 def open_records(path: Path, split: str) -> Records:
-    """The records of a split, in whichever of the known formats they lie in `path`.
+    """The records of a split of the data set in a folder.
 
     Args:
-      path: holds `train/` and perhaps `val/` with class folders (or ImageNet's own
-        `ILSVRC/Data/CLS-LOC/` with them), or class folders or images themselves, which are a
-        training split; a data set of tensorflow-datasets in array_record; or what
-        `drifting_jax.prepare` wrote.
-      split: "train" or "test", for which `val` stands.
+      path: one of these:
+        * a folder with `train/` and perhaps `val/`, which hold class folders, also as ImageNet's
+          downloads have them (`ILSVRC/Data/CLS-LOC/`);
+        * class folders or images themselves, which are a training split;
+        * a data set of tensorflow-datasets in array_record;
+        * the output of `drifting_jax.prepare`.
+      split: "train", or "test" for `val`, `validation` or `test`.
 
     Raises:
-      UserError: there is none of these, saying what was looked for and what was found.
+      UserError: the folder holds none of these. The message says what was looked for and found.
     """
     path = path.expanduser()
     if not path.is_dir():

@@ -1,16 +1,15 @@
-"""Records packed into ArrayRecord files, written so that a kill loses nothing.
+"""Records packed into ArrayRecord files. A kill while they are written loses no whole record.
 
-A prepared split is a folder with files of equal numbers of records, `00003-of-00064.array_record`,
-an `index.npz` (labels, names, checksums) and an `info.json`, which is written last. While a file is
-made its records stand in a journal, `00003.journal`: each is appended with its checksum, so that
-after a kill everything up to the last whole record is kept.
+A prepared split is a folder with the files `00003-of-00064.array_record` of equal numbers of
+records, `index.npz` (labels, names, checksums) and `info.json`, which is written last. The records
+of an unfinished file stand in a journal, `00003.journal`. Each is appended with its checksum, so
+that the next start finds every whole record.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import struct
 import threading
 import zipfile
 import zlib
@@ -20,33 +19,45 @@ from typing import Any
 
 import numpy as np
 
+from drifting_jax.data.facts import Skipped
 from drifting_jax.data.folder import Names
+from drifting_jax.data.journal import Journal
 from drifting_jax.data.transforms import UnreadableImage
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json, write_npz
 
-FORMATS = ("drifting_jax.images", "drifting_jax.latents")
+IMAGES, LATENTS = FORMATS = ("drifting_jax.images", "drifting_jax.latents")
+UNREADABLE = b""  # the record of an image that could not be read when it was packed
 _NEEDED = ("class_names", "fingerprint", "image_size", "count", "records_per_shard", "checksum")
-_OPEN_READERS = 64
-_HEADER = struct.Struct("<QI")  # bytes of the record, its CRC-32 with all bits turned over
-_WRITER_OPTIONS = "group_size:1,uncompressed"  # any record is read alone; JPEGs do not shrink
+_WRITER_OPTIONS = "group_size:1,uncompressed"  # records are read one by one; JPEGs do not shrink
 
 
 class ShardRecords:
-    """A prepared split, any record at once.
+    """A prepared split with random access.
+
+    Args:
+      folder: that holds `info.json`.
+      max_open: files that are open at once; systems limit their number.
 
     Attributes:
-      info: what `info.json` says, such as `format` and `class_names`.
-      class_names, labels, fingerprint: of the data set that it was made from.
+      info: the contents of `info.json`, such as `format` and `class_names`.
+      class_names, labels, fingerprint: of the data set that was packed. The fingerprint of images
+        that were cut ends in the checksum of the new bytes.
       where: the folder.
+      skipped: images that could not be read when they were packed.
+
+    Raises:
+      UserError: a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path):
+    labels_are_cheap = True
+
+    def __init__(self, folder: Path, *, max_open: int = 64):
         self.where, self.info = folder, read_info(folder)
         self.format = self.info["format"]
         self.class_names = self.info["class_names"]
         self.fingerprint = self.info["fingerprint"]
-        if self.info["image_size"]:  # not the same bytes any more
+        if self.info["image_size"]:  # the bytes differ from the data set's
             self.fingerprint += "-" + self.info["checksum"]
         try:
             with np.load(folder / "index.npz") as index:
@@ -56,8 +67,11 @@ class ShardRecords:
                 raise ValueError(f"{len(self.labels)} records of {self.info['count']}")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{folder / 'index.npz'} cannot be read: {error}") from None
-        self._per_shard = self.info["records_per_shard"]
-        self._readers: dict[int, Any] = {}  # the one used longest ago first
+        unreadable = [self._names[int(i)] for i in self.unreadable_indices]
+        reason = "unreadable when packed"
+        self.skipped = (Skipped.of(reason, unreadable),) if unreadable else ()
+        self._per_shard, self._max_open = self.info["records_per_shard"], max_open
+        self._readers: dict[int, Any] = {}  # the least recently used first
         self._lock = threading.Lock()
         count = -(-len(self.labels) // self._per_shard)
         self._paths = [folder / shard_name(i, count) for i in range(count)]
@@ -70,6 +84,11 @@ class ShardRecords:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def unreadable_indices(self) -> np.ndarray:
+        """Indices of the images that could not be read when they were packed."""
+        return np.flatnonzero(self.checksums == zlib.crc32(UNREADABLE))
 
     def read(self, index: int) -> tuple[bytes, int]:
         """A record and its label.
@@ -90,18 +109,18 @@ class ShardRecords:
         return data, int(self.labels[index])
 
     def name(self, index: int) -> str:
-        """Where the record came from."""
+        """The name of the record in the data set that was packed."""
         return self._names[index]
 
     def _reader(self, shard: int) -> Any:
-        """The reader of a shard; not all of them stay open, which the system would not allow."""
+        """The reader of a shard. Opening one too many closes the least recently used one."""
         reader = self._readers.pop(shard, None) or open_reader(self._paths[shard])
         self._readers[shard] = reader
-        if len(self._readers) > _OPEN_READERS:
+        if len(self._readers) > self._max_open:
             self._readers.pop(next(iter(self._readers))).close()
         return reader
 
-    def __getstate__(self) -> dict[str, Any]:  # readers are opened anew in another process
+    def __getstate__(self) -> dict[str, Any]:  # another process opens its own readers
         return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {
             "_readers": {}
         }
@@ -111,10 +130,10 @@ class ShardRecords:
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """The `info.json` of a prepared split.
+    """The contents of the `info.json` of a prepared split.
 
     Raises:
-      UserError: there is none, or it says nothing that is known.
+      UserError: it is missing, or of an unknown format.
     """
     path = folder / "info.json"
     try:
@@ -131,65 +150,19 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def shard_name(shard: int, count: int) -> str:
-    """The file of a shard."""
+    """The name of a shard's file."""
     return f"{shard:05d}-of-{count:05d}.array_record"
 
 
-def open_reader(path: Path):
+def open_reader(path: Path) -> Any:
+    """An ArrayRecordReader for single records at any position."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(str(path), "readahead_buffer_size:0")
 
 
-class Journal:
-    """The records of an unfinished shard: appended one by one, read back after a kill."""
-
-    def __init__(self, path: Path):
-        path.touch()
-        self._file = open(path, "r+b")  # noqa: SIM115
-        self.checksums: list[int] = []
-        self._end = 0
-        for _ in self._read():
-            pass
-        self._file.truncate(self._end)
-        self._file.seek(self._end)
-
-    def __len__(self) -> int:
-        return len(self.checksums)
-
-    def append(self, data: bytes) -> None:
-        """Adds a record; a kill while it is written leaves those before it."""
-        checksum = zlib.crc32(data)
-        self._file.write(_HEADER.pack(len(data), checksum ^ 0xFFFFFFFF) + data)
-        self._file.flush()
-        self.checksums.append(checksum)
-
-    def records(self) -> Iterable[bytes]:
-        """All records, from the first."""
-        self.checksums = []
-        return self._read()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _read(self) -> Iterable[bytes]:
-        end = self._file.seek(0, os.SEEK_END)
-        self._file.seek(0)
-        while len(header := self._file.read(_HEADER.size)) == _HEADER.size:
-            size, turned = _HEADER.unpack(header)
-            if size > end - self._file.tell():
-                return
-            data = self._file.read(size)
-            checksum = zlib.crc32(data)
-            if checksum ^ turned != 0xFFFFFFFF:  # of zeros too, which a lost block may leave
-                return
-            self.checksums.append(checksum)
-            self._end = self._file.tell()
-            yield data
-
-
 def _write_and_read_back(path: Path, records: Iterable[bytes]) -> list[int]:
-    """Writes a file of records; the checksums of what is then found in it."""
+    """Writes a file of records, reads it again, and returns the checksums of what it holds."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
@@ -201,24 +174,21 @@ def _write_and_read_back(path: Path, records: Iterable[bytes]) -> list[int]:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     reader = open_reader(path)
-    try:  # one by one, since a whole shard may not fit the memory
+    try:  # one by one, since a whole shard may not fit into memory
         return [zlib.crc32(reader.read([i])[0]) for i in range(reader.num_records())]
     finally:
         reader.close()
 
 
 class ShardWriter:
-    """Writes one split, shard by shard, going on from what is there.
+    """Writes one split, shard by shard, and continues what an earlier start has written.
 
     Args:
       folder: of the split.
-      source: the records that are packed: their number, labels, names and classes.
-      plan: settings that decide the bytes of records; written to plan.json, and going on with
-        others is refused. Holds `format`.
+      source: the `records.Records` that are packed.
+      plan: settings that decide the bytes of records, with `format`. They are written to plan.json,
+        and `open` refuses to continue with others.
       records_per_shard: of all files but the last.
-
-    Raises:
-      UserError: the folder belongs to another plan.
     """
 
     def __init__(
@@ -236,7 +206,11 @@ class ShardWriter:
         }
 
     def open(self) -> None:
-        """Makes the folder, or checks that it is a part of the same work."""
+        """Makes the folder, or checks that it was begun with the same plan.
+
+        Raises:
+          UserError: the folder belongs to another plan, or holds other files.
+        """
         path = self.folder / ("info.json" if self.finished else "plan.json")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -269,14 +243,14 @@ class ShardWriter:
         return self._sums(shard).is_file() and self._path(shard).is_file()
 
     def journal(self, shard: int) -> Journal:
-        """The journal of a shard that is not done."""
+        """Opens the journal of a shard that is not done."""
         return Journal(self._journal(shard))
 
     def finish(self, shard: int, journal: Journal) -> None:
-        """Turns a full journal into the shard, and reads it back.
+        """Writes the shard from its full journal, and reads it back.
 
         Raises:
-          UserError: what was read back is not what was written, or it could not be written.
+          UserError: the shard cannot be written, or does not hold what was written.
         """
         partial = self._path(shard).with_suffix(".partial")
         try:
@@ -296,14 +270,14 @@ class ShardWriter:
         journal.close()
         self._journal(shard).unlink()
 
-    def complete(self, **info: Any) -> dict[str, Any]:
-        """Writes the index of all shards, then `info.json`; returns what that says."""
-        checksums = []
+    def complete(self) -> dict[str, Any]:
+        """Writes the index of all shards, then `info.json`, whose contents it returns."""
+        by_shard = []
         for shard in range(self.num_shards):
             with np.load(self._sums(shard)) as file:
-                checksums.append(file["checksums"])
+                by_shard.append(file["checksums"])
+        checksums = np.concatenate(by_shard)
         names = Names.of(self._source.name(i) for i in range(self.count))
-        checksums = np.concatenate(checksums)
         write_npz(
             self.folder / "index.npz",
             {"labels": np.asarray(self._source.labels, np.int32), "checksums": checksums,
@@ -311,8 +285,7 @@ class ShardWriter:
         )  # fmt: skip
         record = {
             **self._plan,
-            **info,
-            "unreadable": int(np.sum(checksums == zlib.crc32(b""))),
+            "unreadable": int(np.sum(checksums == zlib.crc32(UNREADABLE))),
             "checksum": f"{zlib.crc32(checksums.tobytes()):08x}",
             "class_names": list(self._source.class_names),
         }

@@ -1,156 +1,220 @@
-"""Random-access sources of labelled images: uint8 images and int32 labels, NumPy only.
+"""Sources of labelled samples with random access, NumPy only, and the table of all of them.
 
-A source says how many records it holds and hands out any one of them by its index; order, shuffling
-and batches belong to `pipeline`. The libraries behind a source are imported when it is built.
+A source knows nothing of order, shuffling and batches: those belong to `pipeline`. The libraries
+behind a source are imported when it is opened.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from drifting_jax.data.class_names import NUM_CLASSES
+from drifting_jax.data.digits import DigitsSource
+from drifting_jax.data.facts import SourceFacts
 from drifting_jax.data.folder import UNLABELLED
 from drifting_jax.data.images import ImageSource, LatentSource
-from drifting_jax.data.records import open_records
+from drifting_jax.data.records import Records, open_records
+from drifting_jax.data.shards import LATENTS, ShardRecords
 from drifting_jax.data.tfds import TfdsSource
+from drifting_jax.data.transforms import Augmentation
 from drifting_jax.errors import UserError
 
-SMALL_SOURCES = ("digits", "mnist", "cifar10")  # held in memory, measured with a classifier
-SOURCES = (*SMALL_SOURCES, "imagenet", "images")
 VAE_FACTOR, VAE_CHANNELS = 8, 4  # of the Stable Diffusion VAE
 
 
 class Source(Protocol):
-    """What the pipeline, the queue and the evaluation read.
+    """Labelled samples that training reads: images, latents, or the points of a toy.
 
-    `source[i]` is {"image": [h,w,c] uint8 (latents: float16), "label": int32 scalar}; `labels` is
-    [n] int32, known without decoding an image. A source whose records may be unreadable, or that
-    augments them its own way, also has `draw(i, rng, augmentation)` and `name(i)`.
+    A record is {"image": array of `image_shape` and `image_dtype`, "label": int32 scalar}. Sources
+    are pickled on their way to worker processes.
+
+    Attributes:
+      image_shape: of one sample: [h, w, c], or [2] for points.
+      image_dtype: uint8 for images in 0..255, float16 for scaled latents, float32 for points.
+      num_classes: labels are 0..num_classes-1.
+      class_names: one for each class, in the order of the labels.
+      labels: [n] int32.
+      labels_are_cheap: whether `labels` takes seconds at most; otherwise it reads every record.
+      fingerprint: digits that tell this data from other data; "" for data that is always the same.
+      facts: where and how the records are stored.
     """
 
-    num_classes: int
-    class_names: list[str]
-    image_shape: tuple[int, int, int]
+    @property
+    def image_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def image_dtype(self) -> np.dtype: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> list[str]: ...
 
     @property
     def labels(self) -> np.ndarray: ...
 
+    @property
+    def labels_are_cheap(self) -> bool: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def facts(self) -> SourceFacts: ...
+
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-
-class DigitsSource:
-    """The 1797 hand-written digits that come with scikit-learn, 8x8 and one channel.
-
-    A stratified quarter (450 digits) is the test split, the other 1347 the training split; the 17
-    grey levels 0..16 are spread over 0..255. Raises UserError for a split of another name.
-    """
-
-    num_classes = 10
-    image_shape = (8, 8, 1)
-
-    def __init__(self, split: str = "train"):
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        if split not in ("train", "test"):
-            raise UserError(f"digits have the splits 'train' and 'test', found {split!r}")
-        levels, labels = load_digits(return_X_y=True)
-        train, test = train_test_split(
-            np.arange(len(labels)), test_size=0.25, random_state=0, stratify=labels
-        )
-        chosen = train if split == "train" else test
-        self.class_names = [str(digit) for digit in range(self.num_classes)]
-        self.labels = labels[chosen].astype(np.int32)
-        self._images = np.rint(levels[chosen] * 255.0 / 16.0).astype(np.uint8).reshape(-1, 8, 8, 1)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self._images[index], "label": self.labels[index]}
+        """A record as evaluation sees it, without randomness. Raises UnreadableImage."""
+        ...
+
+    def draw(
+        self, index: int, rng: np.random.Generator, augmentation: Augmentation
+    ) -> dict[str, Any]:
+        """A record as training sees it; all randomness comes from `rng`. Raises UnreadableImage."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a record is called in messages."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """What networks need to know of a source: nothing is read."""
+    """What networks need to know of a source. Nothing is read for it."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
 
 
-def describe(data: Any) -> DataSpec:
+@dataclasses.dataclass(frozen=True)
+class SourceKind:
+    """An entry of the table of sources.
+
+    Attributes:
+      open: (config.data, "train" or "test") -> the source.
+      image_shape: of its samples; None for colour images of side config.data.image_size.
+      num_classes: how many classes it has; None if its folder says so.
+      is_small: whether a split fits into memory; runs on such data are measured by a classifier
+        that is trained on the spot.
+    """
+
+    open: Callable[[Any, str], Source]
+    image_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+    is_small: bool = False
+
+
+def _open_digits(data: Any, split: str) -> Source:
+    return DigitsSource(split)
+
+
+def _open_tfds(data: Any, split: str) -> Source:
+    return TfdsSource(data.source, split, data.path or None)
+
+
+def _open_images(data: Any, split: str) -> Source:
+    return _of_records(_open_records(data, split), data)
+
+
+def _open_imagenet(data: Any, split: str) -> Source:
+    records = _open_records(data, split)
+    if list(records.class_names) == [UNLABELLED]:
+        raise UserError(
+            f"{records.where} holds images without class folders; expected ImageNet's, such as "
+            "train/n01440764: configs/images.py trains on images without labels"
+        )
+    return _of_records(records, data)
+
+
+def _open_records(data: Any, split: str) -> Records:
+    if not data.path:
+        raise UserError("config.data.path must say where the images are: --config.data.path=FOLDER")
+    return open_records(Path(data.path), split)
+
+
+def _of_records(records: Records, data: Any) -> Source:
+    """Images or latents, as the config expects them."""
+    if isinstance(records, ShardRecords) and records.format == LATENTS:
+        if not data.latent:
+            raise UserError(
+                f"{records.where} holds latents; a config with data.latent=True trains on them"
+            )
+        return LatentSource(records, data.image_size)
+    if data.latent:
+        raise UserError(
+            f"{records.where} holds images; config.data.latent needs their latents: run `python -m "
+            f"drifting_jax.prepare latents --source={data.path} --vae=… --out=FOLDER` and give "
+            "that FOLDER"
+        )
+    return ImageSource(records, data.image_size, decoder=data.decoder)
+
+
+# config.data.source takes these names; drifting_jax/config repeats them.
+SOURCES = {
+    "digits": SourceKind(_open_digits, (8, 8, 1), num_classes=10, is_small=True),
+    "mnist": SourceKind(_open_tfds, (28, 28, 1), num_classes=10, is_small=True),
+    "cifar10": SourceKind(_open_tfds, (32, 32, 3), num_classes=10, is_small=True),
+    "imagenet": SourceKind(_open_imagenet, num_classes=NUM_CLASSES),
+    "images": SourceKind(_open_images),
+}
+SMALL_SOURCES = tuple(name for name, kind in SOURCES.items() if kind.is_small)
+
+
+def data_spec(data: Any) -> DataSpec:
     """Shape and classes of the samples that a config's `data` section names.
 
-    Images in folders of one's own are looked up for the number of their classes; nothing else is
-    read.
+    Args:
+      data: the section, with fields `source`, `image_size`, `latent` and `path`. The folder is
+        opened only if the number of classes is not known without it.
 
     Raises:
       UserError: latents of images whose side the VAE does not divide, or no such folder.
     """
-    shapes = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+    kind = _kind(data.source)
     side = data.image_size
-    shape = shapes.get(data.source, (side, side, 3))
+    shape = kind.image_shape or (side, side, 3)
     if data.latent:
-        if shape[0] % VAE_FACTOR or data.source in SMALL_SOURCES:
+        if shape[0] % VAE_FACTOR or kind.image_shape is not None:
             raise UserError(
                 f"config.data.latent needs colour images of sides {VAE_FACTOR}·n; "
                 f"{data.source} has {'x'.join(map(str, shape))}"
             )
         shape = (shape[0] // VAE_FACTOR, shape[1] // VAE_FACTOR, VAE_CHANNELS)
-    if data.source == "images":
-        return DataSpec(shape, len(open_records(Path(data.path), "train").class_names))
-    return DataSpec(shape, NUM_CLASSES if data.source == "imagenet" else 10)
+    num_classes = kind.num_classes
+    if num_classes is None:
+        num_classes = len(open_records(Path(data.path), "train").class_names)
+    return DataSpec(shape, num_classes)
 
 
 def make_source(data: Any, split: str) -> Source:
     """The source that a config's `data` section names.
 
     Args:
-      data: the section, with fields `source` (one of SOURCES) and `path` (a data set's folder; of
-        the small ones that of tensorflow-datasets, or empty for its default), and for images in
-        folders `image_size`, `latent` and `decoder`.
+      data: the section, with fields `source` (a name in SOURCES) and `path` (the folder of a data
+        set; for MNIST and CIFAR-10 that of tensorflow-datasets, empty for its default), and for
+        images in folders `image_size`, `latent` and `decoder`.
       split: "train" or "test".
 
     Raises:
-      UserError: an unknown source, or what the source itself finds wrong.
+      UserError: the source is unknown, or cannot be opened.
     """
-    if data.source == "digits":
-        return DigitsSource(split)
-    if data.source in SMALL_SOURCES:
-        return TfdsSource(data.source, split, data.path or None)
-    if data.source not in SOURCES:
-        raise UserError(f"data.source is one of {', '.join(SOURCES)}; found {data.source!r}")
-    if not data.path:
-        raise UserError("config.data.path must say where the images are: --config.data.path=FOLDER")
-    records = open_records(Path(data.path), split)
-    is_latent = records.format == "drifting_jax.latents"
-    if data.source == "imagenet" and list(records.class_names) == [UNLABELLED]:
-        raise UserError(
-            f"{records.where} holds images without class folders; expected ImageNet's, such as "
-            "train/n01440764: configs/images.py trains on images without labels"
-        )
-    if data.latent and not is_latent:
-        raise UserError(
-            f"{records.where} holds images; config.data.latent needs their latents: run `python -m "
-            f"drifting_jax.prepare latents --source={data.path} --vae=… --out=FOLDER` and give "
-            "that FOLDER"
-        )
-    if is_latent and not data.latent:
-        raise UserError(
-            f"{records.where} holds latents; a config with data.latent=True trains on them"
-        )
-    if is_latent:
-        return LatentSource(records, data.image_size)
-    return ImageSource(records, data.image_size, decoder=data.decoder)
+    return _kind(data.source).open(data, split)
 
 
 def as_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """The whole source in memory: images [n,h,w,c] uint8, labels [n] int32."""
     images = np.stack([source[i]["image"] for i in range(len(source))])
     return images, np.asarray(source.labels)
+
+
+def _kind(name: str) -> SourceKind:
+    if name not in SOURCES:
+        raise UserError(f"data.source is one of {', '.join(SOURCES)}; found {name!r}")
+    return SOURCES[name]

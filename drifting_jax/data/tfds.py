@@ -1,48 +1,58 @@
-"""Data sets that tensorflow-datasets prepared, read without TensorFlow."""
+"""Data sets that tensorflow-datasets prepared in array_record, read without TensorFlow."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from drifting_jax.data.facts import Skipped, SourceFacts
+from drifting_jax.data.in_memory import DecodedSource
 from drifting_jax.data.transforms import UnreadableImage
+from drifting_jax.digests import SHORT, digest_bytes
 from drifting_jax.errors import UserError
 
 _BUILD = "tfds build {name} --file_format=array_record --data_dir="
 
 
-class TfdsSource:
+class TfdsSource(DecodedSource):
     """One split of an image-classification data set whose images have one size.
 
-    It is read in the array_record format, which needs no TensorFlow. `data_dir` is the folder that
-    holds `<name>/<version>`; None is the library's own default, ~/tensorflow_datasets. Raises
-    UserError when the data set is unknown, not prepared, prepared in a format without random
-    access, has no such split, or has images of several sizes; and, on reading, for a label outside
-    0..num_classes-1 (some test splits carry -1).
+    The data set is read in the array_record format, which needs no TensorFlow.
+
+    Args:
+      dataset: its name in tensorflow-datasets, such as "mnist".
+      split: of the data set.
+      data_dir: the folder that holds `<dataset>/<version>`; None for the library's own default,
+        ~/tensorflow_datasets.
+
+    Raises:
+      UserError: the data set is unknown, not prepared, prepared in a format without random access,
+        has no such split, or has images of several sizes. On reading: a label lies outside
+        0..num_classes-1 (some test splits hold -1).
     """
 
-    def __init__(self, name: str, split: str = "train", data_dir: str | None = None):
-        builder = _prepared_builder(name, data_dir)
+    def __init__(self, dataset: str, split: str = "train", data_dir: str | None = None):
+        builder = _prepared_builder(dataset, data_dir)
         _require_split(builder, (split,))
         image, label = builder.info.features["image"], builder.info.features["label"]
         if None in image.shape:
-            raise UserError(f"{name} has images of several sizes {image.shape}; one is expected")
-        self.name, self.split = name, split
+            raise UserError(f"{dataset} has images of several sizes {image.shape}; expected one")
+        self.facts = SourceFacts("tfds", where=Path(str(builder.data_dir)))
+        self._origin = f"{dataset} split {split!r}"
         self.image_shape = tuple(image.shape)
         self.class_names = list(label.names)
         self.num_classes = label.num_classes
-        # The same records twice: once with images decoded, once leaving them as bytes for labels.
+        # The same records twice: with decoded images, and with images as bytes to read labels.
         self._records = builder.as_data_source(split=split)
         self._undecoded = _undecoded(builder, split)
         self._labels: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
-        """[n] int32, read once (about 20 microseconds a record) and kept."""
+        """[n] int32. The first call reads every record, about 20 microseconds each."""
         if self._labels is None:
             self._labels = _read_labels(self._undecoded, self._label)
         return self._labels
@@ -55,7 +65,7 @@ class TfdsSource:
         return {"image": record["image"], "label": self._label(record)}
 
     def _label(self, record: dict[str, Any]) -> np.int32:
-        return _checked_label(record, self.num_classes, f"{self.name} split {self.split!r}")
+        return _checked_label(record, self.num_classes, self._origin)
 
 
 class TfdsRecords:
@@ -64,10 +74,12 @@ class TfdsRecords:
     Attributes:
       where: the folder of the prepared version.
       class_names: in the order of the labels.
-      fingerprint: of name, version and sizes of all files.
+      fingerprint: 16 digits of the name, the version and the sizes of all files.
     """
 
     format = "tfds"
+    labels_are_cheap = False  # every record is read for them
+    skipped: tuple[Skipped, ...] = ()
 
     def __init__(self, folder: Path, splits: Sequence[str]):
         import tensorflow_datasets as tfds
@@ -83,12 +95,12 @@ class TfdsRecords:
         self._records = _undecoded(builder, self.split)
         split = builder.info.splits[self.split]
         identity = f"{builder.info.full_name} {self.split} {split.shard_lengths}"
-        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self.fingerprint = digest_bytes(identity.encode(), digits=SHORT)
         self._labels: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
-        """[n] int32; the first time every record is read for it."""
+        """[n] int32. The first call reads every record."""
         if self._labels is None:
             self._labels = _read_labels(self._records, self._label)
         return self._labels
@@ -100,7 +112,7 @@ class TfdsRecords:
         """An encoded image and its label.
 
         Raises:
-          UnreadableImage: the file is damaged there.
+          UnreadableImage: the file is damaged at this record.
         """
         try:
             record = self._records[index]
@@ -117,7 +129,7 @@ class TfdsRecords:
 
 
 def tfds_folder(path: Path) -> Path | None:
-    """The newest prepared version in `path`, `path/imagenet2012` or its own subfolders."""
+    """`path` if it is a prepared version, else the newest one in it or in `imagenet2012` there."""
     if (path / "dataset_info.json").is_file():
         return path
     for inner in (path, path / "imagenet2012"):
@@ -128,13 +140,13 @@ def tfds_folder(path: Path) -> Path | None:
 
 
 def _undecoded(builder: Any, split: str) -> Any:
-    """A split whose images are left as the bytes of their files."""
+    """A split whose images stay encoded: the bytes of their files."""
     import tensorflow_datasets as tfds
 
     return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
-def _read_labels(records: Any, label: Any) -> np.ndarray:
+def _read_labels(records: Any, label: Callable[[Any], np.int32]) -> np.ndarray:
     return np.array([label(records[i]) for i in range(len(records))], np.int32)
 
 
@@ -149,7 +161,7 @@ def _checked_label(record: dict[str, Any], num_classes: int, what: str) -> np.in
 
 
 def _require_split(builder: Any, splits: Sequence[str]) -> str:
-    """The first of the splits that there is."""
+    """The first of these splits that the data set has. Raises UserError if it has none."""
     for split in splits:
         if split in builder.info.splits:
             return split
@@ -168,8 +180,8 @@ def _require_array_record(builder: Any, name: str) -> None:
         )
 
 
-def _prepared_builder(name: str, data_dir: str | None):
-    """The tfds builder of a data set that lies on the disk, readable in any order."""
+def _prepared_builder(name: str, data_dir: str | None) -> Any:
+    """The tfds builder of a data set on the disk that can be read in any order."""
     import tensorflow_datasets as tfds
 
     try:

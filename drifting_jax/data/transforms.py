@@ -1,8 +1,9 @@
 """From an encoded image to uint8 pixels: decoding, crops and flips, NumPy in and out.
 
-Two decoders: Pillow's is the reference, whose centre crop equals the one that everyone's ImageNet
-figures are computed with, pixel for pixel; OpenCV's is faster and differs by a few grey levels, so
-it is for training alone. The rotation that EXIF asks for is ignored, as the reference does.
+There are two decoders. Pillow is the reference: its centre crop equals, pixel for pixel, the crop
+that published ImageNet metrics are computed with. OpenCV is faster and differs by a few grey
+levels, so it is for training only. Both ignore the rotation that EXIF asks for, as the reference
+does.
 """
 
 from __future__ import annotations
@@ -10,31 +11,34 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
 CROPS = ("center", "random_resized")
 DECODERS = ("pillow", "opencv")
-_ASPECT_RATIOS = (3 / 4, 4 / 3)  # of the boxes of random resized crops, width over height
+_ASPECT_RATIOS = (3 / 4, 4 / 3)  # width over height of random boxes
 
 
 class UnreadableImage(ValueError):
-    """Bytes that are no whole image."""
+    """The bytes are no whole image."""
 
 
 class FailedRead(UnreadableImage):
-    """Bytes that the disk did not give, perhaps only now."""
+    """The disk gave no bytes; another attempt may succeed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What a training pass does to an image.
+    """Random changes of an image in training. The default changes nothing.
 
     Attributes:
-      crop: "center", or "random_resized": a box of random place, area and aspect ratio.
-      min_area: least share of the image that a random box covers; the most is all of it.
-      flip: mirror left to right with probability one half.
+      crop: "center", or "random_resized": a box of random position, area and aspect ratio.
+      min_area: least share of the image's area that a random box covers; the largest is 1.
+      flip: whether to mirror left to right with probability one half.
     """
 
     crop: str = "center"
@@ -50,45 +54,41 @@ def load(
     rng: np.random.Generator | None = None,
     decoder: str = "pillow",
 ) -> np.ndarray:
-    """Decodes, crops to a square and perhaps flips.
+    """Decodes an image, crops it to a square and perhaps flips it.
 
     Args:
-      data: a file's bytes, of any format the decoder knows.
+      data: bytes of a file, in any format that the decoder knows.
       size: side of the result in pixels.
-      augmentation: None for the centre crop alone, without randomness.
-      rng: what the augmentation draws from.
-      decoder: one of DECODERS; OpenCV leaves what it may read otherwise (CMYK, palettes,
-        transparency, 16 bits, files cut short) to Pillow.
+      augmentation: None for the centre crop without randomness.
+      rng: source of the augmentation's randomness.
+      decoder: one of DECODERS. OpenCV decodes plain JPEG files only; files that it may read
+        differently (CMYK, palettes, transparency, 16 bits, truncated files) go to Pillow.
 
     Returns:
       [size, size, 3] uint8.
 
     Raises:
       UnreadableImage: the bytes are no whole image.
+      ValueError: a random augmentation without `rng`.
     """
     augmentation = augmentation or Augmentation()
-    random_box = augmentation.crop == "random_resized"
-    # A random box needs the pixels it covers, the centre crop all of them.
     pixels = _decode_opencv(data) if decoder == "opencv" else None
     if pixels is not None:
         height, width = pixels.shape[:2]
-        box = random_resized_box(rng, height, width, augmentation.min_area) if random_box else None
-        image = _crop_opencv(pixels, size, box)
+        image = _crop_opencv(pixels, size, _box(augmentation, rng, height, width))
     else:
         picture = decode(data)
         width, height = picture.size
-        box = random_resized_box(rng, height, width, augmentation.min_area) if random_box else None
+        box = _box(augmentation, rng, height, width)
         image = center_crop(picture, size) if box is None else _crop_pillow(picture, size, box)
-    if augmentation.flip and rng.random() < 0.5:
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)
+    return _flipped(image, augmentation, rng)
 
 
-def decode(data: bytes):
+def decode(data: bytes) -> PillowImage:
     """The Pillow image of a file's bytes, converted to RGB.
 
     As the reference does, it drops transparency instead of compositing, ignores EXIF's rotation,
-    and clips 16 bits at 255: convert such images to 8 bits before.
+    and clips 16-bit values at 255: convert such images to 8 bits first.
 
     Raises:
       UnreadableImage: the bytes are no whole image.
@@ -103,22 +103,23 @@ def decode(data: bytes):
         raise UnreadableImage(str(error) or type(error).__name__) from None
 
 
-def center_crop(picture: Any, size: int) -> np.ndarray:
-    """The reference's centre crop: [size, size, 3] uint8 of a Pillow image.
+def center_crop(picture: PillowImage, size: int) -> np.ndarray:
+    """The reference's centre crop [size, size, 3] uint8 of a Pillow image.
 
-    Halves the image with a box filter while its short side is at least twice `size`, brings the
-    short side to `size` with a bicubic filter, and cuts out the middle.
+    The image is halved with a box filter while its short side is at least twice `size`, then
+    resized with a bicubic filter to a short side of `size`, and the middle is cut out.
 
     Raises:
-      UnreadableImage: it is so thin that it would be too large to hold.
+      UnreadableImage: the image is so thin that the resized one would not fit into memory.
     """
     from PIL import Image
 
     while min(picture.size) >= 2 * size:
-        picture = picture.resize(tuple(x // 2 for x in picture.size), Image.Resampling.BOX)
+        halved = (picture.width // 2, picture.height // 2)
+        picture = picture.resize(halved, Image.Resampling.BOX)
     scale = size / min(picture.size)
-    resized = tuple(max(size, round(x * scale)) for x in picture.size)
-    if math.prod(resized) > Image.MAX_IMAGE_PIXELS:
+    resized = (max(size, round(picture.width * scale)), max(size, round(picture.height * scale)))
+    if math.prod(resized) > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise UnreadableImage(f"too thin: {picture.size[0]}x{picture.size[1]} pixels")
     pixels = np.asarray(picture.resize(resized, Image.Resampling.BICUBIC))
     top, left = ((side - size) // 2 for side in pixels.shape[:2])
@@ -130,9 +131,9 @@ def random_resized_box(
 ) -> tuple[int, int, int, int]:
     """A random box (top, left, height, width) of an image.
 
-    Its area is uniform between `min_area` and 1 of the image's, the logarithm of its aspect ratio
-    uniform between those of 3/4 and 4/3, its place uniform. After ten that do not fit, the largest
-    central box with an allowed ratio.
+    Its area is uniform between `min_area` and 1 times the image's area, the logarithm of its aspect
+    ratio is uniform between log(3/4) and log(4/3), and its position is uniform. If ten boxes do not
+    fit, it is the largest central box with an allowed ratio.
     """
     low, high = _ASPECT_RATIOS
     for _ in range(10):
@@ -145,7 +146,30 @@ def random_resized_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _crop_pillow(picture: Any, size: int, box: tuple[int, int, int, int]) -> np.ndarray:
+def _box(
+    augmentation: Augmentation, rng: np.random.Generator | None, height: int, width: int
+) -> tuple[int, int, int, int] | None:
+    """A random box (top, left, height, width); None for the centre crop."""
+    if augmentation.crop != "random_resized":
+        return None
+    return random_resized_box(_required(rng), height, width, augmentation.min_area)
+
+
+def _flipped(
+    image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator | None
+) -> np.ndarray:
+    if augmentation.flip and _required(rng).random() < 0.5:
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def _required(rng: np.random.Generator | None) -> np.random.Generator:
+    if rng is None:
+        raise ValueError("a random crop or flip draws from rng; found None")
+    return rng
+
+
+def _crop_pillow(picture: PillowImage, size: int, box: tuple[int, int, int, int]) -> np.ndarray:
     from PIL import Image
 
     top, left, height, width = box
@@ -156,7 +180,7 @@ def _crop_pillow(picture: Any, size: int, box: tuple[int, int, int, int]) -> np.
 
 
 def _decode_opencv(data: bytes) -> np.ndarray | None:
-    """[h, w, 3] uint8 RGB, or None where OpenCV may fail or read it otherwise than Pillow."""
+    """[h, w, 3] uint8 RGB; None if OpenCV may fail or may read it differently from Pillow."""
     import cv2
 
     if not _is_plain_jpeg(data):
@@ -169,9 +193,10 @@ def _decode_opencv(data: bytes) -> np.ndarray | None:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether the bytes are a JPEG of one or three colours, not huge, with its end in place."""
+    """Whether the bytes are a complete JPEG of one or three channels and of usual size."""
     from PIL import Image
 
+    most = Image.MAX_IMAGE_PIXELS or math.inf
     if data[:3] != b"\xff\xd8\xff" or not data.endswith(b"\xff\xd9"):
         return False
     at = 2
@@ -179,7 +204,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
         marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of a frame
             height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
-            return data[at + 9] in (1, 3) and height * width <= Image.MAX_IMAGE_PIXELS
+            return data[at + 9] in (1, 3) and height * width <= most
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return False
 
@@ -187,7 +212,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
 def _crop_opencv(
     pixels: np.ndarray, size: int, box: tuple[int, int, int, int] | None
 ) -> np.ndarray:
-    """As `center_crop` or `_crop_pillow`, with OpenCV's filters."""
+    """`_crop_pillow`, or for None `center_crop`, with OpenCV's filters."""
     import cv2
 
     if box is None:
@@ -205,18 +230,16 @@ def _crop_opencv(
 
 
 def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Augments an image that is decoded and has its size: [h, w, 1 or 3] uint8 -> the same."""
+    """Augments a decoded image [h, w, 1 or 3] uint8 and keeps its shape."""
     from PIL import Image
 
     height, width, channels = image.shape
-    if augmentation.crop == "random_resized":
-        box = random_resized_box(rng, height, width, augmentation.min_area)
+    box = _box(augmentation, rng, height, width)
+    if box is not None:
         top, left, h, w = box
         picture = Image.fromarray(image[:, :, 0] if channels == 1 else image)
         picture = picture.resize(
             (width, height), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h)
         )
         image = np.asarray(picture).reshape(height, width, channels)
-    if augmentation.flip and rng.random() < 0.5:
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)
+    return _flipped(image, augmentation, rng)

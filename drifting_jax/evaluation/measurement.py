@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from drifting_jax.digests import fingerprint
+from drifting_jax.digests import digest_values, fingerprint_variables
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.distributed.agreement import on_all_processes
 from drifting_jax.errors import UserError
@@ -29,7 +29,7 @@ from drifting_jax.evaluation.evaluator import Settings
 from drifting_jax.evaluation.features.array_images import ArrayImages
 from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.feature_store import FeatureStore
-from drifting_jax.evaluation.features.image_set import ImageSet, digest_of
+from drifting_jax.evaluation.features.image_set import ImageSet
 from drifting_jax.evaluation.features.image_sets import GeneratedImages, balanced_labels
 from drifting_jax.evaluation.reference import Reference
 from drifting_jax.files import write_bytes
@@ -83,7 +83,7 @@ class EvaluationSetup:
             arrays = [x for k in sorted(compared.moments) for x in compared.moments[k]]
             arrays += [compared.features[k] for k in sorted(compared.features)]
         weights = [extractor.digest for extractor in self.extractors]
-        return digest_of(weights, self.settings.k, *arrays)
+        return digest_values(weights, self.settings.k, *arrays)
 
 
 def generated_subjects(
@@ -95,7 +95,7 @@ def generated_subjects(
 ) -> list[SampleSet]:
     """Samples of all classes, `count` of them, as many of each, at every α and seed."""
     labels, indices = balanced_labels(count, len(generator.class_names))
-    identity = fingerprint(transfer.fetch(generator.params))
+    identity = fingerprint_variables(transfer.fetch(generator.params))
     return [
         SampleSet(
             GeneratedImages(generator, labels, indices, seed, scale, identity),
@@ -219,7 +219,7 @@ def open_store(bench: EvaluationSetup, images: ImageSet) -> FeatureStore | None:
     if not bench.is_main_process:
         return None
     weights = [extractor.digest for extractor in bench.extractors]
-    made_with = digest_of(weights, sorted(bench.settings.kinds))
+    made_with = digest_values(weights, sorted(bench.settings.kinds))
     return FeatureStore(
         bench.out / "features" / f"{images.digest}-{made_with}",
         rows=len(images),

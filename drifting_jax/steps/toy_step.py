@@ -62,7 +62,7 @@ def toy_step(
 
     Args:
       state: donated by the caller's jit.
-      batch: {"point": [p, 2]} real points.
+      batch: {"image": [p, 2]} real points.
       key: the root key of this stage; the step folds in its own number.
       model: from noise [g, noise_features] to points [g, 2].
       optimizer: of the parameters.
@@ -70,7 +70,7 @@ def toy_step(
     """
     s = settings
     noise = jax.random.normal(jax.random.fold_in(key, state.step), (s.generated, s.noise_features))
-    positive = batch["point"][None, :, None, :]  # [1, p, 1, 2]
+    positive = batch["image"][None, :, None, :]  # [1, p, 1, 2]
 
     def loss_function(params):
         points = model.apply({"params": params}, noise)[None, :, None, :]  # [1, g, 1, 2]

@@ -1,7 +1,6 @@
-"""What a run notes of its batches: unreadable records, and the records of every batch."""
+"""Logs of a run's batches: the unreadable records, and the records of every batch."""
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,30 +10,34 @@ import numpy as np
 from absl import logging
 
 from drifting_jax.data import pipeline
+from drifting_jax.digests import digest_bytes
 from drifting_jax.files import write_bytes
-
-_AHEAD = 2  # batches that wait on the devices
 
 
 def unreadable_records(folder: Path | None, allowed: float) -> pipeline.Unreadable:
-    """The count of unreadable records, which goes on over resumes: unreadable_<process>.jsonl."""
+    """Counts unreadable records. unreadable_<process>.jsonl keeps them for the next resume.
+
+    Args:
+      folder: of the file; None for no file.
+      allowed: more unreadable records of this process stop the run.
+    """
     if folder is None:
         return pipeline.Unreadable(allowed)
     path = folder / f"unreadable_{jax.process_index()}.jsonl"
     known = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError):  # cut short by a kill
+            with contextlib.suppress(ValueError, KeyError):  # a kill cut the line short
                 known.append(json.loads(line)["index"])
 
-    def tell(index: int, name: str) -> None:
+    def append(index: int, name: str) -> None:
         _append_line(path, {"index": index, "name": name})
 
-    return pipeline.Unreadable(allowed, known=known, tell=tell)
+    return pipeline.Unreadable(allowed, known=known, on_new=append)
 
 
 def _append_line(path: Path, record: dict[str, Any]) -> None:
-    """Adds a line of JSON; a full disk is logged, and does not stop the run."""
+    """Adds a line of JSON. A full disk is logged and does not stop the run."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -43,12 +46,18 @@ def _append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 class BatchLog:
-    """batches_<process>.jsonl: the records of every batch and a hash of what was made of them."""
+    """batches_<process>.jsonl: indices of the records of every batch, and a digest of its images.
+
+    Args:
+      folder: of the file.
+      stage: name of these batches.
+      start: number of the first batch; lines of this stage from there on are removed.
+    """
 
     def __init__(self, folder: Path, *, stage: str, start: int):
         self._path = folder / f"batches_{jax.process_index()}.jsonl"
         self._stage, self._batch = stage, start
-        if self._path.is_file():  # what follows the checkpoint is done again
+        if self._path.is_file():  # the batches after the checkpoint are taken again
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
             write_bytes(self._path, "".join(filter(self._stays, lines)).encode())
 
@@ -56,7 +65,7 @@ class BatchLog:
         try:
             record = json.loads(line)
         except ValueError:
-            return False  # cut short by a kill
+            return False  # a kill cut it short
         return record["stage"] != self._stage or record["batch"] < self._batch
 
     def write(self, batch: dict[str, np.ndarray]) -> None:
@@ -65,7 +74,7 @@ class BatchLog:
             "stage": self._stage,
             "batch": self._batch,
             "index": batch["index"].tolist(),
-            "sha256": hashlib.sha256(np.ascontiguousarray(batch["image"]).tobytes()).hexdigest(),
+            "sha256": digest_bytes(batch["image"].tobytes()),
         }
         _append_line(self._path, record)
         self._batch += 1

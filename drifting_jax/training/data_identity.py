@@ -1,6 +1,5 @@
-"""Which data a run was begun with: data.json, compared at every start."""
+"""The data of a run: data.json identifies it and is compared at every start."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from drifting_jax.config import ConfigDict
+from drifting_jax.data.class_names import title
 from drifting_jax.data.sources import DataSpec, Source, make_source
+from drifting_jax.digests import digest_bytes
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
 
-_AHEAD = 2  # batches that wait on the devices
+_TITLES_SHOWN = 5
+_REASONS_SHOWN = 8
 
 
 def open_source(config: ConfigDict, workdir: Path) -> Source:
-    """The training split, which must be the one that the run began with.
+    """Opens the training split, and checks that it is the data that the run began with.
 
-    What identifies it stands in <workdir>/data.json.
+    The first start of a run writes <workdir>/data.json, which identifies the data.
 
     Raises:
       UserError: there is no such data, it is not what the run began with, or the processes of the
@@ -29,7 +31,7 @@ def open_source(config: ConfigDict, workdir: Path) -> Source:
     source = make_source(config.data, "train")
     found = {
         "count": len(source),
-        "fingerprint": getattr(getattr(source, "records", None), "fingerprint", ""),
+        "fingerprint": source.fingerprint,
         "image_shape": list(source.image_shape),
         "class_names": list(source.class_names),
     }
@@ -48,11 +50,31 @@ def open_source(config: ConfigDict, workdir: Path) -> Source:
     return source
 
 
+def describe_data(source: Source) -> list[str]:
+    """Lines for a person: how many images and classes there are, where, and what was skipped."""
+    facts, classes = source.facts, source.class_names
+    noun = ("image" if len(source.image_shape) == 3 else "point") + "s" * (len(source) != 1)
+    titles = ", ".join(title(name) for name in classes[:_TITLES_SHOWN])
+    more = ", …" * (len(classes) > _TITLES_SHOWN)
+    place = f" in {facts.where}" if facts.where else ""
+    lines = [
+        f"data: {len(source)} {noun} of {len(classes)} class{'es' * (len(classes) != 1)} "
+        f"({titles}{more}){place}, format {facts.format}"
+    ]
+    for skipped in facts.skipped[:_REASONS_SHOWN]:
+        names = ", ".join(skipped.names) + ", …" * (skipped.count > len(skipped.names))
+        lines.append(f"skipped {skipped.count} ({skipped.reason}): {names}")
+    if others := facts.skipped[_REASONS_SHOWN:]:
+        reasons = ", ".join(skipped.reason for skipped in others)
+        lines.append(f"skipped {sum(skipped.count for skipped in others)} more ({reasons})")
+    return lines
+
+
 def read_data_spec(workdir: Path, config: ConfigDict) -> tuple[DataSpec, list[str]]:
-    """Shapes and class names of a run's data, which needs not be there if data.json is.
+    """Shapes and class names of a run's data, from data.json or else from the data itself.
 
     Raises:
-      UserError: neither is there.
+      UserError: data.json is damaged, or neither is there.
     """
     path = workdir / "data.json"
     if not path.is_file():
@@ -76,7 +98,7 @@ def _words(record: dict[str, Any]) -> str:
 def _require_same_everywhere(found: dict[str, Any]) -> None:
     if jax.process_count() == 1:
         return
-    digest = hashlib.sha256(json.dumps(found).encode()).digest()
+    digest = digest_bytes(json.dumps(found).encode()).encode()
     digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     for process, other in enumerate(digests):
         if not np.array_equal(other, digests[0]):

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
-from drifting_jax.data.sources import describe
+from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
 from drifting_jax.distributed.collectives import Collective, collectives
 from drifting_jax.errors import UserError
@@ -70,7 +70,7 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
     if config.task == "toy":
         toy.check_batch(config, mesh)
         return programs.toy_program(config, mesh)
-    spec = describe(config.data)
+    spec = data_spec(config.data)
     build.check_models(config, spec)
     if config.task == "encoder":
         encoder.check_batch(config, mesh)

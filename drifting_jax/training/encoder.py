@@ -170,7 +170,7 @@ def _train(
 def _note_crop(config: ConfigDict, source: Source, context: RunContext) -> None:
     """Latents were cropped when they were prepared; says so if the config asks for another crop."""
     wanted = config.encoder.train.crop
-    made = getattr(source, "info", {}).get("crop", wanted)
+    made = source.facts.crop or wanted
     if context.is_main_process and made != wanted:
         print(
             f"note: these latents are of {made} crops; config.encoder.train.crop={wanted!r} takes "

@@ -1,4 +1,4 @@
-"""The sample queue before the first step: filled in one pass, and enough of every class."""
+"""Fills the sample queue before the first step, and checks that every class has enough samples."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,18 +23,18 @@ def fill(
     is_main_process: bool = False,
     stopped: Callable[[int], bool] = lambda step: False,
 ) -> tuple[SampleQueue, int] | None:
-    """Pushes batches until every ring is full, or for one pass over the data.
+    """Pushes batches until every ring is full, for one pass over the data at most.
 
     Args:
       queue: empty.
-      batches: of `batch_size`.
-      source: that they are of.
-      batch_size: records of a batch.
+      batches: of `batch_size` records of the source.
+      source: the data.
+      batch_size: records in a batch.
       is_main_process: whether to show progress.
-      stopped: given the number of batches taken, whether to stop.
+      stopped: called with the number of batches taken; True stops the filling.
 
     Returns:
-      The queue and the number of batches taken; None where it was stopped.
+      The queue and the number of batches taken; None if it was stopped.
     """
     per_class = queue.by_class.images.shape[1]
     room = queue.num_classes * per_class + len(queue.unconditional.images)
@@ -57,24 +57,24 @@ def fill(
 
 
 def check_source(config: ConfigDict, source: Source) -> None:
-    """Makes sure, before anything is trained, that the data can fill the queue.
+    """Checks, before anything is trained, that the data holds enough samples of every class.
 
-    Where labels are only known once every record was read, `check_queue` alone finds out.
+    If the labels need a pass over all records, only `check_queue` checks.
 
     Raises:
-      UserError: naming the classes that hold too few.
+      UserError: some classes hold too few samples; the message names them.
     """
-    if not getattr(source, "labels_at_hand", True):
+    if not source.labels_are_cheap:
         return
     counts = np.bincount(source.labels, minlength=source.num_classes)
     _require_enough(config, counts, len(source), source.class_names, place="the data")
 
 
 def check_queue(config: ConfigDict, queue: SampleQueue, class_names: Sequence[str]) -> None:
-    """Makes sure, on the host, that draws from a filled queue find enough samples.
+    """Checks, on the host, that a filled queue holds enough samples for the draws.
 
     Raises:
-      UserError: naming the classes that hold too few, or the ring of any class.
+      UserError: some classes, or the ring of unconditional samples, hold too few.
     """
     filled = np.asarray(queue.by_class.filled)[: queue.num_classes]
     found = int(queue.unconditional.filled)

@@ -236,7 +236,7 @@ def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
         carry=carry,
         frozen={},
         batch={
-            "point": jax.ShapeDtypeStruct((points, 2), jnp.float32, sharding=rows),
+            "image": jax.ShapeDtypeStruct((points, 2), jnp.float32, sharding=rows),
             "label": jax.ShapeDtypeStruct((points,), jnp.int32, sharding=rows),
         },
         step=_jit(_without_queue(step), carry, mesh),

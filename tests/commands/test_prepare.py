@@ -1,5 +1,6 @@
-"""Packing: whole after any kill, verified, and read as the folder that it was made from."""
+"""Packed records: complete after any kill, verified, and the same as those of the folder."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -15,9 +16,10 @@ from imagenet_like import write_imagenet_like
 
 from drifting_jax import digests
 from drifting_jax.commands import packing
-from drifting_jax.data import pipeline, shards
+from drifting_jax.data import pipeline
+from drifting_jax.data.journal import Journal
 from drifting_jax.data.records import open_records
-from drifting_jax.data.shards import Journal, ShardRecords, ShardWriter
+from drifting_jax.data.shards import ShardRecords, ShardWriter, shard_name
 from drifting_jax.data.sources import make_source
 from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage, load
 from drifting_jax.errors import UserError
@@ -126,7 +128,7 @@ def test_what_a_crash_left_at_a_journals_end_is_no_record(tmp_path, tail):
 
 
 class Failing:
-    """Records whose disk fails from one of them on."""
+    """Records whose disk fails from record `start` on."""
 
     def __init__(self, records, error, start=12):
         self._records, self._error, self._start = records, error, start
@@ -166,21 +168,23 @@ def test_one_prepare_at_a_time_and_one_set_of_weights(images, latents):
     assert result.returncode == 1 and "process " in result.stderr and "runs in" in result.stderr
     variables = load_network(str(VAE_FOLDER), kind="vae").variables
     info = ShardRecords(latents / "train").info
-    assert info["vae_fingerprint"] == digests.fingerprint(variables)
+    assert info["vae_fingerprint"] == digests.fingerprint_variables(variables)
     changed = jax.tree.map(lambda x: x + 1, variables)
-    assert info["vae_fingerprint"] != digests.fingerprint(changed)
+    assert info["vae_fingerprint"] != digests.fingerprint_variables(changed)
 
 
-def test_a_full_disk_and_damaged_indices_are_one_line(images, tmp_path, monkeypatch):
+def test_a_full_disk_and_damaged_indices_are_one_line(images, tmp_path):
     records = open_records(images, "train")
 
-    def full(path, records):
-        raise RuntimeError("write() failed: No space left on device\ntrace")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(shards, "_write_and_read_back", full)
-        with pytest.raises(UserError, match=r"No space left on device\): make room, and run"):
-            packed(records, tmp_path / "t")
+    partial = tmp_path / "t" / f"{shard_name(0, 5)}".replace(".array_record", ".partial")
+    partial.parent.mkdir()
+    make = packing.shard_records(records, size=0, jpeg_quality=0, threads=2)
+    writer = ShardWriter(tmp_path / "t", records, plan=KEPT, records_per_shard=5)
+    writer.open()
+    partial.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"No space left on device.*\): make room, and run"):
+        packing.write_shards(writer, make, report=lambda count: None)
+    partial.unlink()
     packed(records, tmp_path / "t")
     index = tmp_path / "t" / "index.npz"
     whole = index.read_bytes()
@@ -192,12 +196,22 @@ def test_a_full_disk_and_damaged_indices_are_one_line(images, tmp_path, monkeypa
         ShardRecords(tmp_path / "t")
 
 
-def test_few_of_many_shards_are_open_at_once(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_OPEN_READERS", 2)
+def open_files(folder):
+    """Names of the files in a folder that this process holds open."""
+    links = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of this listing
+            links.append(link.readlink())
+    return {path.name for path in links if path.parent == folder.resolve()}
+
+
+def test_few_of_many_shards_are_open_at_once(images, tmp_path):
     records = open_records(images, "train")
-    found = packed(records, tmp_path / "t", per_shard=3)
-    for i in (0, 7, 14, 1, 8, 15, 2):
-        assert found.read(i) == records.read(i) and len(found._readers) <= 2
+    packed(records, tmp_path / "t", per_shard=3)
+    found = ShardRecords(tmp_path / "t", max_open=2)
+    for i, count in zip((0, 7, 14, 1, 8, 15, 2), (1, 2, 2, 2, 2, 2, 2), strict=True):
+        assert found.read(i) == records.read(i)
+        assert len(open_files(tmp_path / "t")) == count
     assert pickle.loads(pickle.dumps(found)).read(4) == records.read(4)
 
 
@@ -233,7 +247,7 @@ def test_damaged_shards_are_noticed(images, tmp_path):
 
 @pytest.fixture(scope="module")
 def latents(images, tmp_path_factory):
-    """Latents of the tiny VAE, by the command itself, killed in its middle and run again."""
+    """Latents of the tiny VAE, made by the command, which is killed half-way and run again."""
     out = tmp_path_factory.mktemp("latents")
     command = [sys.executable, "-m", "drifting_jax.prepare", "latents", f"--source={images}",
                f"--out={out}", f"--vae={VAE_FOLDER}", "--size=32", "--per_shard=8",
@@ -267,7 +281,7 @@ def test_latents_are_the_encoders_and_mirrored(images, latents):
         views = np.stack([image, image[:, ::-1]])
         mean, log_variance = vae.model.apply(vae.variables, views, method="encode")
         expected = np.stack([mean, np.exp(log_variance / 2)], 1)
-        moments, label = source._moments(i)
+        moments, label = source.moments(i)
         np.testing.assert_allclose(moments, expected, rtol=2e-3, atol=2e-3)
         assert label == pixels[i]["label"]
         np.testing.assert_allclose(source[i]["image"], expected[0, 0] * 0.18215, atol=2e-3)
@@ -275,7 +289,7 @@ def test_latents_are_the_encoders_and_mirrored(images, latents):
 
 def test_latents_are_drawn_anew_from_their_law(latents):
     source = make_source(data(latents, latent=True), "train")
-    moments = source._moments(3)[0].astype(np.float64)
+    moments = source.moments(3)[0].astype(np.float64)
     plain, both = Augmentation(), Augmentation(flip=True)
     drawn = np.stack([source.draw(3, np.random.default_rng(i), plain)["image"] for i in range(400)])
     assert drawn.dtype == np.float16

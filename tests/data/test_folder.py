@@ -1,4 +1,4 @@
-"""Files found in folders, the cached list of them, and what a wrong folder is told."""
+"""Files found in folders, the cached list of them, and the messages about wrong folders."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from imagenet_like import CLASSES, write_imagenet_like
 
 from drifting_jax.data import class_names, folder
+from drifting_jax.data.facts import Skipped
 from drifting_jax.data.folder import Names, open_folder
 from drifting_jax.data.records import open_records
 from drifting_jax.data.transforms import UnreadableImage
@@ -26,7 +27,7 @@ def images(tmp_path):
 
 
 def settle(images):
-    """Makes folders look as if they had changed a while ago, when lists of them are kept."""
+    """Makes folders look as if they had changed long ago, so that their list is cached."""
     for path in [images, *images.rglob("*")]:
         if path.is_dir():
             os.utime(path, (1e9, 1e9))
@@ -167,3 +168,40 @@ def test_imagenet_classes():
     )
     assert class_names.aliases("n01440764") == ["n01440764", "tench", "Tinca tinca"]
     assert class_names.title("cat") == "cat" and class_names.aliases("cat") == ["cat"]
+
+
+def test_skipped_files_are_counted_by_their_ending(images):
+    plain = open_folder(images / "train")
+    assert plain.skipped == ()
+    for name in ("b.txt", "a.TXT", "c.txt", "d.txt", "image.heic", ".DS_Store", "README"):
+        (images / "train" / CLASSES[0] / name).touch()
+    (images / "train" / "LICENSE.txt").touch()
+    (images / "train" / "empty").mkdir()
+    (images / "train" / ".git").mkdir()
+    settle(images)
+    for _ in range(2):  # listed, then from the cache
+        found = open_folder(images / "train")
+        assert listed(found) == listed(plain) and found.fingerprint == plain.fingerprint
+        inside = [f"{CLASSES[0]}/{name}" for name in ("a.TXT", "b.txt", "image.heic")]
+        assert found.skipped == (
+            Skipped(".txt", 5, ("LICENSE.txt", *inside[:2])),
+            Skipped(".heic", 1, (inside[2],)),
+            Skipped("class folder without images", 1, ("empty",)),
+            Skipped("hidden", 1, (f"{CLASSES[0]}/.DS_Store",)),
+            Skipped("no ending", 1, (f"{CLASSES[0]}/README",)),
+        )
+
+
+def test_a_cached_list_of_an_earlier_version_is_made_again(images, tmp_path):
+    settle(images)
+    first = open_folder(images / "train")
+    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    with np.load(kept) as file:
+        earlier = {name: file[name] for name in file.files if name != "skipped"}
+    np.savez(kept, **earlier)
+    again = open_folder(images / "train")
+    assert listed(again) == listed(first) and again.fingerprint == first.fingerprint
+    with np.load(kept) as file:  # an earlier version can read it
+        assert "skipped" in file.files and set(earlier) < set(file.files)
+        for name, array in earlier.items():
+            np.testing.assert_array_equal(file[name], array)

@@ -1,3 +1,6 @@
+"""The order of batches, through processes, workers, chunks and resumes."""
+
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -10,28 +13,21 @@ import numpy as np
 import pytest
 from absl import flags
 
-from drifting_jax.data import pipeline
+from drifting_jax.data.digits import DigitsSource
+from drifting_jax.data.in_memory import ArraySource
 from drifting_jax.data.pipeline import batches
 from drifting_jax.data.points import PointsSource
-from drifting_jax.data.sources import DigitsSource
 from drifting_jax.data.transforms import Augmentation
 
 ROOT = Path(__file__).parents[2]
 FLIP = Augmentation(flip=True)
 
 
-class Numbered:
-    """Record i is an image whose left column is i and whose right column is 255."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        image = np.array([[[index % 251], [255]]], np.uint8)
-        return {"image": image, "label": np.int32(index)}
+def numbered(size):
+    """Record i has the label i, an image whose left column is i and whose right column is 255."""
+    images = np.full((size, 1, 2, 1), 255, np.uint8)
+    images[:, 0, 0, 0] = np.arange(size) % 251
+    return ArraySource(images, np.arange(size), [str(i) for i in range(size)])
 
 
 def take(source, count, **options):
@@ -44,7 +40,7 @@ def labels_of(taken):
 
 
 def test_each_pass_holds_every_record_once_in_a_new_order():
-    labels = labels_of(take(Numbered(200), 20, batch_size=40, seed=3))
+    labels = labels_of(take(numbered(200), 20, batch_size=40, seed=3))
     passes = labels.reshape(4, 200)
     for one in passes:
         np.testing.assert_array_equal(np.sort(one), np.arange(200))
@@ -53,34 +49,52 @@ def test_each_pass_holds_every_record_once_in_a_new_order():
 
 
 def test_batches_straddle_passes_and_may_exceed_the_source():
-    labels = labels_of(take(Numbered(200), 3, batch_size=500, seed=0))
+    labels = labels_of(take(numbered(200), 3, batch_size=500, seed=0))
     counts = np.bincount(labels[:1400], minlength=200)
     np.testing.assert_array_equal(counts, 7)
 
 
 def test_shapes_and_dtypes():
-    (batch,) = take(Numbered(200), 1, batch_size=8, seed=0)
+    (batch,) = take(numbered(200), 1, batch_size=8, seed=0)
     assert batch["image"].shape == (8, 1, 2, 1) and batch["image"].dtype == np.uint8
     assert batch["label"].shape == (8,) and batch["label"].dtype == np.int32
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"] % 251)
     (batch,) = take(PointsSource("two_modes", 100, 0), 1, batch_size=8, seed=0)
-    assert batch["point"].shape == (8, 2) and batch["point"].dtype == np.float32
+    assert batch["image"].shape == (8, 2) and batch["image"].dtype == np.float32
 
 
 def test_seed_decides_the_order():
     one, same, other = (
-        labels_of(take(Numbered(200), 3, batch_size=16, seed=seed)) for seed in (1, 1, 2)
+        labels_of(take(numbered(200), 3, batch_size=16, seed=seed)) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
+def test_the_order_is_that_of_earlier_versions():
+    """The literals are those of the first version: its runs resume with the same batches."""
+
+    def digest(taken, *names):
+        found = hashlib.sha256()
+        for batch in taken:
+            for name in names:
+                found.update(batch[name].tobytes())
+        return found.hexdigest()[:16]
+
+    digits = take(DigitsSource(), 340, batch_size=8, seed=0, augmentation=FLIP)
+    assert digits[0]["index"].tolist() == [1203, 1318, 706, 141, 935, 215, 144, 766]
+    assert digits[339]["index"].tolist() == [1007, 29, 120, 96, 1116, 866, 901, 703]
+    assert digest(digits, "index", "image", "label") == "1f0c9524ba4e58cb"
+    points = take(PointsSource("two_moons", 50, 7), 30, batch_size=4, seed=3)
+    assert digest(points, "index", "image") == "395744f0e4b60a29"
+
+
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_share_the_batches_of_one(process_count):
     options = {"batch_size": 24, "seed": 5, "augmentation": FLIP, "start": 3}
-    whole = take(Numbered(200), 12, **options)
+    whole = take(numbered(200), 12, **options)
     parts = [
-        take(Numbered(200), 12, process_index=i, process_count=process_count, **options)
+        take(numbered(200), 12, process_index=i, process_count=process_count, **options)
         for i in range(process_count)
     ]
     for step, batch in enumerate(whole):
@@ -90,13 +104,13 @@ def test_processes_share_the_batches_of_one(process_count):
 
 
 @pytest.mark.parametrize("process_count", [1, 2])
-def test_batches_are_read_in_pieces_of_bounded_size(monkeypatch, process_count):
+def test_batches_are_read_in_chunks_of_bounded_size(process_count):
     options = {"batch_size": 24, "seed": 5, "augmentation": FLIP, "start": 3}
     options |= {"process_count": process_count, "process_index": process_count - 1}
-    whole = take(Numbered(200), 6, **options)
-    monkeypatch.setattr(pipeline, "_PIECE_BYTES", 10)  # 10 records fit, 8 (or 6) divide
-    with batches(Numbered(200), **options) as found:
-        assert found._pieces == {1: 3, 2: 2}[process_count]
+    whole = take(numbered(200), 6, **options)
+    # A record has two bytes: 10 records fit, 8 (or 6) divide the batch.
+    with batches(numbered(200), chunk_bytes=20, **options) as found:
+        assert found.chunks_per_batch == {1: 3, 2: 2}[process_count]
         for expected in whole:
             batch = next(found)
             for name in expected:
@@ -106,23 +120,23 @@ def test_batches_are_read_in_pieces_of_bounded_size(monkeypatch, process_count):
 @pytest.mark.parametrize("start", [1, 17])
 def test_resume_goes_on_exactly(start):
     options = {"batch_size": 24, "seed": 5, "augmentation": FLIP}
-    whole = take(Numbered(200), start + 4, **options)[start:]
-    resumed = take(Numbered(200), 4, start=start, **options)
+    whole = take(numbered(200), start + 4, **options)[start:]
+    resumed = take(numbered(200), 4, start=start, **options)
     for expected, found in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(found["label"], expected["label"])
         np.testing.assert_array_equal(found["image"], expected["image"])
 
 
 def test_flips_mirror_half_of_the_images():
-    plain = take(Numbered(200), 5, batch_size=200, seed=0)
-    flipped = take(Numbered(200), 5, batch_size=200, seed=0, augmentation=FLIP)
+    plain = take(numbered(200), 5, batch_size=200, seed=0)
+    flipped = take(numbered(200), 5, batch_size=200, seed=0, augmentation=FLIP)
     np.testing.assert_array_equal(labels_of(flipped), labels_of(plain))
     a = np.concatenate([batch["image"] for batch in plain])
     b = np.concatenate([batch["image"] for batch in flipped])
     same = (a == b).all(axis=(1, 2, 3))
     mirrored = (a[:, :, ::-1] == b).all(axis=(1, 2, 3))
     assert np.all(same | mirrored) and 0.4 < mirrored.mean() < 0.6
-    # A record is drawn anew on every pass: not always mirrored, not always left.
+    # Each pass decides anew whether a record is mirrored.
     by_record = np.stack(
         [mirrored[np.argsort(labels_of(plain)[i * 200 :][:200]) + i * 200] for i in range(5)]
     )
@@ -135,18 +149,18 @@ def test_workers_keep_the_order_and_stop_on_close():
     expected = take(DigitsSource(), 4, **options)
     before = set(multiprocessing.active_children())
     iterator = batches(DigitsSource(), num_workers=2, **options)
-    found = [next(iterator) for _ in range(2)]  # one of each worker: both have come up
+    found = [next(iterator) for _ in range(2)]  # one batch of each worker, so both have started
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     for worker in workers:
-        os.kill(worker.pid, signal.SIGINT)  # as a terminal does, which is no reason to end
+        os.kill(worker.pid, signal.SIGINT)  # as a terminal does; workers ignore it
     found += [next(iterator) for _ in range(2)]
     iterator.close()
     for worker in workers:
         worker.join(timeout=10)
         assert not worker.is_alive()
     for a, b in zip(expected, found, strict=True):
-        assert type(b["image"]) is np.ndarray  # its own memory, not the worker's
+        assert type(b["image"]) is np.ndarray  # a copy, not the worker's memory
         np.testing.assert_array_equal(a["image"], b["image"])
         np.testing.assert_array_equal(a["label"], b["label"])
 
@@ -154,9 +168,8 @@ def test_workers_keep_the_order_and_stop_on_close():
 _ORPHANS = """
 import multiprocessing, sys, time
 from absl import flags
-from drifting_jax.data import pipeline
+from drifting_jax.data.digits import DigitsSource
 from drifting_jax.data.pipeline import batches
-from drifting_jax.data.sources import DigitsSource
 
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
@@ -189,7 +202,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
 
 
 def test_closing_ends_the_iterator():
-    iterator = batches(Numbered(200), batch_size=8, seed=0)
+    iterator = batches(numbered(200), batch_size=8, seed=0)
     next(iterator)
     iterator.close()
     iterator.close()
@@ -208,9 +221,9 @@ def test_closing_ends_the_iterator():
 )
 def test_sizes_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
-        batches(Numbered(200), seed=0, **options)
+        batches(numbered(200), seed=0, **options)
 
 
 def test_empty_source():
     with pytest.raises(ValueError, match="empty"):
-        batches(Numbered(0), batch_size=4, seed=0)
+        batches(numbered(0), batch_size=4, seed=0)

@@ -1,7 +1,10 @@
+"""Two-dimensional targets: where their points lie, and a fixed set of them as a source."""
+
 import numpy as np
 import pytest
 
 from drifting_jax.data.points import MODE_STD, TARGETS, PointsSource, modes, sample_target
+from drifting_jax.data.transforms import Augmentation
 from drifting_jax.errors import UserError
 
 
@@ -58,9 +61,12 @@ def test_source_holds_fixed_points():
     source = PointsSource("two_moons", 50, 7)
     expected = sample_target("two_moons", np.random.default_rng(7), 50)
     assert len(source) == 50 and source.num_classes == 1 and source.class_names == ["two_moons"]
-    np.testing.assert_array_equal(np.stack([source[i]["point"] for i in range(50)]), expected)
+    np.testing.assert_array_equal(np.stack([source[i]["image"] for i in range(50)]), expected)
+    assert source.image_shape == (2,) and source.image_dtype == np.float32
     assert source[3]["label"] == 0 and source[3]["label"].dtype == np.int32
     assert source.labels.shape == (50,)
+    drawn = source.draw(3, np.random.default_rng(0), Augmentation(flip=True))
+    np.testing.assert_array_equal(drawn["image"], expected[3])
 
 
 def test_mistakes_are_named():

@@ -1,18 +1,37 @@
+"""The members of every source, the table of sources, and the small sources in detail."""
+
 import pickle
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from imagenet_like import CLASSES, write_imagenet_like
 from sklearn.datasets import load_digits
 from tfds_files import CIFAR10, write_tfds
 
-from drifting_jax.data.sources import DigitsSource, TfdsSource, as_arrays, make_source
+from drifting_jax.config import base_config, resolve
+from drifting_jax.data.digits import DigitsSource
+from drifting_jax.data.points import TARGETS, PointsSource
+from drifting_jax.data.records import open_records
+from drifting_jax.data.shards import LATENTS, ShardWriter
+from drifting_jax.data.sources import (
+    SMALL_SOURCES,
+    SOURCES,
+    DataSpec,
+    as_arrays,
+    data_spec,
+    make_source,
+)
+from drifting_jax.data.tfds import TfdsSource
+from drifting_jax.data.transforms import Augmentation
 from drifting_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with tiny data sets that stand where MNIST and CIFAR-10 would."""
+    """A folder with tiny data sets in place of MNIST and CIFAR-10."""
     folder = tmp_path_factory.mktemp("tfds")
     digits = [str(i) for i in range(10)]
     splits = {"train": [(3 * i) % 10 for i in range(40)], "test": [0, 5, 9]}
@@ -31,6 +50,105 @@ def prepared(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        write_imagenet_like(folder / "in", per_class=3)
+        yield folder / "in"
+
+
+@pytest.fixture(scope="module")
+def latents(images, tmp_path_factory):
+    """Random moments of two views, as of images of side 32, in a prepared split."""
+    records, folder = open_records(images, "train"), tmp_path_factory.mktemp("latents")
+    plan = {"format": LATENTS, "image_size": 32, "crop": "random_resized", "views": 2,
+            "latent_shape": [4, 4, 4], "scale": 0.5}  # fmt: skip
+    writer = ShardWriter(folder / "train", records, plan=plan, records_per_shard=len(records))
+    writer.open()
+    journal, rng = writer.journal(0), np.random.default_rng(0)
+    for _ in range(len(records)):
+        journal.append(rng.uniform(0.1, 1, (2, 2, 4, 4, 4)).astype("<f2").tobytes())
+    writer.finish(0, journal)
+    writer.complete()
+    return folder
+
+
+def section(source, path="", **changes):
+    """A config's `data` section."""
+    fields = {"image_size": 32, "latent": False, "decoder": "pillow"}
+    return SimpleNamespace(source=source, path=str(path), **(fields | changes))
+
+
+@pytest.mark.parametrize("kind", ["digits", "mnist", "cifar10", "images", "latents", "points"])
+def test_every_source_has_the_members_of_the_protocol(kind, prepared, images, latents):
+    source = {
+        "digits": lambda: make_source(section("digits"), "train"),
+        "mnist": lambda: make_source(section("mnist", prepared), "train"),
+        "cifar10": lambda: make_source(section("cifar10", prepared), "train"),
+        "images": lambda: make_source(section("images", images), "train"),
+        "latents": lambda: make_source(section("images", latents, latent=True), "train"),
+        "points": lambda: PointsSource("two_moons", 20, seed=0),
+    }[kind]()
+    flip = Augmentation(flip=True)
+    labels = source.labels
+    assert labels.shape == (len(source),) and labels.dtype == np.int32
+    assert source.num_classes == len(source.class_names) > labels.max()
+    for record in (source[1], source.draw(1, np.random.default_rng(0), flip)):
+        assert set(record) == {"image", "label"}
+        assert record["image"].shape == source.image_shape
+        assert record["image"].dtype == source.image_dtype == np.dtype(source.image_dtype)
+        assert record["label"] == labels[1] and record["label"].dtype == np.int32
+    again = pickle.loads(pickle.dumps(source))
+    drawn = [x.draw(2, np.random.default_rng(5), flip)["image"] for x in (source, again)]
+    np.testing.assert_array_equal(*drawn)
+    assert source.labels_are_cheap
+    assert "1" in source.name(1) or CLASSES[0] in source.name(1)
+    is_small = kind in ("digits", "mnist", "cifar10", "points")
+    assert (source.fingerprint == "") == is_small
+    assert source.facts.crop == ("random_resized" if kind == "latents" else None)
+    formats = {"images": "folder", "latents": LATENTS, "mnist": "tfds", "cifar10": "tfds"}
+    assert source.facts.format == formats.get(kind, "memory")
+    assert (source.facts.where is None) == (source.facts.format == "memory")
+
+
+def test_labels_of_encoded_tfds_records_are_not_cheap(prepared):
+    source = make_source(section("images", Path(prepared) / "mnist"), "train")
+    assert not source.labels_are_cheap and source.facts.format == "tfds"
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "known"),
+    [("generator", "source", tuple(SOURCES)), ("toy", "target", TARGETS)],
+)
+def test_the_configs_choices_are_the_sources(task, field, known):
+    """The config cannot import the table, so it repeats the names."""
+    config = base_config(task)
+    config.data[field] = "unknown"
+    with pytest.raises(UserError, match=rf"data\.{field} must be one of") as caught:
+        resolve(config)
+    choices = str(caught.value).partition(" must be one of ")[2].partition(";")[0]
+    assert tuple(re.findall(r"\w+", choices)) == known
+
+
+def test_the_table_describes_the_sources(prepared, images, latents):
+    assert SMALL_SOURCES == ("digits", "mnist", "cifar10")
+    for name in SMALL_SOURCES:
+        source = make_source(section(name, prepared), "train")
+        expected = DataSpec(source.image_shape, source.num_classes)
+        assert data_spec(section(name)) == expected
+        with pytest.raises(UserError, match=rf"latent needs colour images .*; {name} has"):
+            data_spec(section(name, latent=True))
+    assert data_spec(section("imagenet", image_size=64)) == DataSpec((64, 64, 3), 1000)
+    latent = section("imagenet", image_size=64, latent=True)
+    assert data_spec(latent) == DataSpec((8, 8, 4), 1000)
+    assert data_spec(section("images", images)) == DataSpec((32, 32, 3), 3)
+    assert data_spec(section("images", latents, latent=True)) == DataSpec((4, 4, 4), 3)
+    with pytest.raises(UserError, match=r"sides 8·n; imagenet has 60x60x3"):
+        data_spec(section("imagenet", image_size=60, latent=True))
+
+
 def test_digits_are_the_stratified_split():
     train, test = DigitsSource("train"), DigitsSource("test")
     assert (len(train), len(test)) == (1347, 450)
@@ -39,7 +157,7 @@ def test_digits_are_the_stratified_split():
     images, labels = as_arrays(train)
     assert images.shape == (1347, 8, 8, 1) and images.dtype == np.uint8
     assert labels.dtype == np.int32
-    # v·255/16 at v = 8 is 127.5, which goes to the even neighbour.
+    # At v = 8, v·255/16 is 127.5, which is rounded to the even neighbour.
     assert np.unique(images).tolist() == [round(v * 255 / 16) for v in range(17)]
     whole = np.bincount(load_digits().target)
     np.testing.assert_allclose(np.bincount(test.labels), whole / 4, atol=1)

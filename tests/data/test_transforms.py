@@ -1,4 +1,4 @@
-"""Crops against the reference's pixels, and what damaged and odd files do."""
+"""Crops against the reference's pixels, random boxes, and damaged and unusual files."""
 
 import io
 from pathlib import Path
@@ -121,3 +121,10 @@ def test_small_images_are_augmented_too(channels):
     cut = [transforms.augment(image, how, np.random.default_rng(i)) for i in range(5)]
     assert {x.shape for x in cut} == {image.shape}
     assert all(x.dtype == np.uint8 and not np.array_equal(x, image) for x in cut)
+
+
+def test_random_changes_need_a_source_of_randomness():
+    data = encoded(picture(2, 40, 40))
+    for how in (Augmentation(flip=True), Augmentation(crop="random_resized")):
+        with pytest.raises(ValueError, match="draws from rng; found None"):
+            load(data, 24, augmentation=how)

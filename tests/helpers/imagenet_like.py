@@ -1,4 +1,4 @@
-"""A small data set like ImageNet on disk: JPEG files of many sizes and oddities, by class."""
+"""Writes a small data set like ImageNet: JPEG files of many sizes, some unusual, by class."""
 
 import io
 
@@ -9,7 +9,7 @@ CLASSES = ("n01440764", "n02099601", "n03126707")  # tench, golden retriever, cr
 
 
 def picture(seed: int, width: int, height: int, *, mode: str = "RGB") -> Image.Image:
-    """A smooth colourful image with some texture, as photographs are."""
+    """A smooth colourful image with some texture, similar to a photograph."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
@@ -18,13 +18,14 @@ def picture(seed: int, width: int, height: int, *, mode: str = "RGB") -> Image.I
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    """The bytes of an image file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def oddities() -> dict[str, bytes]:
-    """Files that real data sets hold."""
+    """Unusual files that real data sets hold: {name: bytes}."""
     rotated = Image.Exif()
     rotated[0x0112] = 6  # orientation
     whole = encoded(picture(90, 60, 70))
@@ -38,7 +39,7 @@ def oddities() -> dict[str, bytes]:
 
 
 def write_imagenet_like(root, *, per_class: int = 14, splits=("train",)) -> None:
-    """Writes <root>/<split>/<wnid>/*.JPEG, with the oddities in the first class of "train"."""
+    """Writes <root>/<split>/<wnid>/*.JPEG, with `oddities` in the first class of "train"."""
     rng = np.random.default_rng(0)
     for split in splits:
         for label, wnid in enumerate(CLASSES):

@@ -1,4 +1,4 @@
-"""Small data sets on disk as tensorflow-datasets writes them."""
+"""Writes small data sets as tensorflow-datasets does."""
 
 import io
 
@@ -12,9 +12,9 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def write_tfds(
     folder, name, *, version, shape, class_names, labels, first=0, file_format="array_record"
 ):
-    """Writes a data set as tfds does, PNG images whose every pixel is the record's number.
+    """Writes a data set of PNG images; every pixel of an image is the number of its record.
 
-    `first` is the first number of the test split, 0 that of any other.
+    `labels` is {split: labels of its records}. The test split counts from `first`, others from 0.
     """
     with tfds.core.registered.skip_registration():
 

@@ -7,7 +7,7 @@ import pytest
 import tiny_config
 
 from drifting_jax.config import base_config, file_beside, resolve
-from drifting_jax.data.sources import describe
+from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.training import build, dry_run, loop, run
@@ -121,7 +121,7 @@ def test_networks_of_the_paper(name, variant, millions):
         assert abs(counted[key] - expected) <= 3, (key, counted)
     whole = sum(4 * x.size for x in jax.tree.leaves(program.carry.state))
     assert dry_run.bytes_per_device(program.carry.state) < 0.2 * whole
-    assert describe(found.data).image_shape in ((32, 32, 4), (256, 256, 3))
+    assert data_spec(found.data).image_shape in ((32, 32, 4), (256, 256, 3))
 
 
 def test_unknown_variants_are_named():

@@ -1,4 +1,4 @@
-"""Real runs on images on disk: what they consume, through kills, formats and damaged files."""
+"""Images on disk in training: batches, damaged files, and whole runs through kills and formats."""
 
 import json
 import multiprocessing
@@ -9,19 +9,25 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tiny_images_config
 from absl import flags
 from imagenet_like import CLASSES, write_imagenet_like
 
 from drifting_jax.commands import packing
-from drifting_jax.config import file_beside, resolve
+from drifting_jax.config import resolve
 from drifting_jax.data import pipeline
 from drifting_jax.data.images import ImageSource
+from drifting_jax.data.in_memory import ArraySource
+from drifting_jax.data.points import PointsSource
 from drifting_jax.data.records import open_records
 from drifting_jax.data.shards import ShardWriter
+from drifting_jax.data.sources import make_source
 from drifting_jax.data.transforms import Augmentation, UnreadableImage
+from drifting_jax.distributed import transfer
 from drifting_jax.distributed.meshes import make_mesh
 from drifting_jax.errors import UserError
 from drifting_jax.training import data_identity, device_batches, restore, run
@@ -42,17 +48,16 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def config(images):
-    from tiny_images_config import get_config
-
-    config = get_config()
+    config = tiny_images_config.get_config()
     config.data.path = str(images)
     return resolve(config)
 
 
 class Damaged:
-    """Records of which some cannot be read."""
+    """Records, some of which cannot be read."""
 
     format, where, class_names, fingerprint = "folder", Path("/data"), ["a"], "x"
+    labels_are_cheap, skipped = True, ()
 
     def __init__(self, records, damaged):
         self.records, self.damaged = records, damaged
@@ -95,12 +100,12 @@ def test_too_many_unreadable_images_are_an_error(images):
     told = []
 
     def limit(known=()):
-        return pipeline.Unreadable(4.7, known=known, tell=lambda *record: told.append(record))
+        return pipeline.Unreadable(4.7, known=known, on_new=lambda *record: told.append(record))
 
     with pytest.raises(UserError, match=r"5 records .* more than config.data.max_unreadable"):
         take(source, 30, batch_size=4, seed=0, unreadable=limit())
     assert len(told) == 5
-    first = [index for index, _ in told[:4]]  # of which an earlier start has heard
+    first = [index for index, _ in told[:4]]  # which an earlier start has met
     with pytest.raises(UserError, match="5 records"):
         take(source, 30, batch_size=4, seed=0, unreadable=limit(first))
     assert len(told) == 6
@@ -157,6 +162,64 @@ def test_the_data_must_stay_what_it_was(config, images, tmp_path):
         data_identity.open_source(config, tmp_path)
 
 
+def test_what_was_found_is_described(config, images, tmp_path):
+    source = data_identity.open_source(config, tmp_path)
+    (line,) = data_identity.describe_data(source)
+    titles = "tench, golden retriever, crane"
+    assert line == f"data: 47 images of 3 classes ({titles}) in {images}/train, format folder"
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "a.png").touch()
+    for i in range(5):
+        (folder / f"{i}.txt").touch()
+    for i in range(10):
+        (folder / f"x.ending{i}").touch()
+    config.data.path = str(folder)
+    first, txt, *lines = data_identity.describe_data(make_source(config.data, "train"))
+    assert first == f"data: 1 image of 1 class (unlabelled) in {folder}, format folder"
+    assert txt == "skipped 5 (.txt): 0.txt, 1.txt, 2.txt, …"
+    assert lines[0] == "skipped 1 (.ending0): x.ending0"
+    assert lines[-1] == "skipped 3 more (.ending7, .ending8, .ending9)" and len(lines) == 8
+    points = PointsSource("two_modes", 20, seed=0)
+    expected = "data: 20 points of 1 class (two_modes), format memory"
+    assert data_identity.describe_data(points) == [expected]
+    many = ArraySource(np.zeros((8, 1, 1, 1), np.uint8), np.zeros(8), list("abcdefg"))
+    assert "8 images of 7 classes (a, b, c, d, e, …)" in data_identity.describe_data(many)[0]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_the_picture_of_the_first_batch(config, devices):
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    source = ArraySource(images, np.arange(6), list("abcdef"))
+    with device_batches.make_batches(
+        config, source, make_mesh(devices), batch_size=6, start=0
+    ) as batches:
+        batch = next(batches)
+    # With eight devices, the batch ends in two rows of padding.
+    whole = np.asarray(batch["image"])[:6]
+    with jax.transfer_guard("disallow"):
+        four, all_six = (device_batches.first_batch_picture(batch, count) for count in (4, 99))
+    assert four.dtype == np.uint8
+    np.testing.assert_array_equal(four, whole[:4])
+    np.testing.assert_array_equal(all_six, whole)
+
+
+def test_the_picture_of_latents_and_points():
+    latents = np.random.default_rng(0).normal(size=(4, 2, 2, 4)).astype(np.float16)
+    batch = transfer.global_batch(make_mesh(2), {"image": latents, "label": np.zeros(4, np.int32)})
+    picture = device_batches.first_batch_picture(batch, 2)
+    shown = latents[:2, :, :, :3].astype(np.float64)
+    expected = (shown - shown.min()) / (shown.max() - shown.min()) * 255
+    assert picture.dtype == np.uint8 and picture.min() == 0 and picture.max() == 255
+    np.testing.assert_allclose(picture, expected, atol=0.51)
+    flat = np.ones((2, 2, 2, 4), np.float16)
+    batch = transfer.global_batch(make_mesh(2), {"image": flat, "label": np.zeros(2, np.int32)})
+    assert not device_batches.first_batch_picture(batch, 2).any()
+    points = {"image": np.zeros((2, 2), np.float32), "label": np.zeros(2, np.int32)}
+    batch = transfer.global_batch(make_mesh(2), points)
+    assert device_batches.first_batch_picture(batch, 2) is None
+
+
 def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, images, tmp_path):
     records = open_records(images, "train")
     with device_batches.make_batches(
@@ -169,7 +232,7 @@ def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, image
         assert len(line["index"]) == len(label) == 4
     with device_batches.make_batches(
         config, ImageSource(records, 8), make_mesh(8), batch_size=4, start=0
-    ) as batches:  # on more devices than there are records
+    ) as batches:  # with more devices than records
         padded = next(batches)
     assert padded["image"].shape == (8, 8, 8, 3) and padded["label"].sharding.mesh.size == 8
     np.testing.assert_array_equal(padded["label"], [*given[0], -1, -1, -1, -1])
@@ -182,11 +245,11 @@ def test_batches_come_in_order_and_errors_where_they_are_asked_for(config, image
     noted = [json.loads(x) for x in (tmp_path / "unreadable_0.jsonl").read_text().splitlines()]
     assert noted and all(record["name"].endswith("of /data") for record in noted)
     with device_batches.make_batches(config, source, make_mesh(1), **options) as batches:
-        assert batches._local.unreadable.indices >= {record["index"] for record in noted}
+        assert batches.unreadable.indices >= {record["index"] for record in noted}
 
 
 def prepare_tfds(images, folder):
-    """The readable files of the training split as tensorflow-datasets has them; their number."""
+    """Writes the readable training files as tensorflow-datasets does, and returns their number."""
     paths = sorted((images / "train").rglob("*_*.JPEG"))
     paths = [p for p in paths if p.parent.name in p.name]
 
@@ -284,8 +347,8 @@ def test_a_killed_run_consumes_what_an_undisturbed_one_does(start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["shards", "tfds", "latents"])
 def test_whole_runs_from_every_format(images, tmp_path, format):
-    """Encoder, generator and samples; a run that is stopped goes on to the same end."""
-    config = file_beside(ROOT / "tests" / "any.py", "tiny_images_config.py").get_config()
+    """Trains an encoder and a generator, resumes the complete run for more steps, and samples."""
+    config = tiny_images_config.get_config()
     config.data.source, config.encoder.train.num_steps = "imagenet", 8
     data = tmp_path / "data"
     if format == "tfds":

@@ -1,4 +1,4 @@
-"""The sample queue before the first step."""
+"""Whether the data and the filled queue hold enough samples of every class."""
 
 from types import SimpleNamespace
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from drifting_jax.config import base_config
+from drifting_jax.data.in_memory import ArraySource
 from drifting_jax.errors import UserError
 from drifting_jax.training import filling
 
@@ -21,21 +22,16 @@ def config(positives, unconditional, *, repeats=False):
 
 
 def queue(filled, of_any):
-    """What `check_queue` reads of one; the class after the last is the mesh's padding."""
+    """The fields that `check_queue` reads; the class after the last is the mesh's padding."""
     ring = SimpleNamespace(filled=np.array([*filled, 0], np.int32))
     return SimpleNamespace(
         by_class=ring, num_classes=len(filled), unconditional=SimpleNamespace(filled=of_any)
     )
 
 
-def source(counts, **more):
-    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
-
-    class Records(SimpleNamespace):
-        def __len__(self):
-            return len(labels)
-
-    return Records(labels=labels, num_classes=len(counts), class_names=NAMES, **more)
+def source(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return ArraySource(np.zeros((len(labels), 1, 1, 1), np.uint8), labels, NAMES)
 
 
 @pytest.mark.parametrize("checked", ["queue", "data"])
@@ -61,4 +57,8 @@ def test_what_is_short_is_named(checked):
 
 
 def test_labels_that_cost_a_pass_over_the_data_are_left_to_the_queue():
-    filling.check_source(config(4, 0), source((1, 1, 1, 1, 1), labels_at_hand=False))
+    few = source((1, 1, 1, 1, 1))
+    with pytest.raises(UserError, match="at least 4 samples"):
+        filling.check_source(config(4, 0), few)
+    few.labels_are_cheap = False
+    filling.check_source(config(4, 0), few)

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from drifting_jax.digests import digest_values
 from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.features.image_set import Batch, digest_of, stamp
+from drifting_jax.evaluation.features.image_set import Batch, stamp
 
 
 class ArrayImages:
@@ -41,7 +42,7 @@ class ArrayImages:
         self.class_names = [str(label) for label in known]
         height, width = self._shape[1:3]
         self.words = f"{len(self)} images of {path}, {height}x{width}"
-        self.digest = digest_of(path.resolve(), stamp(path))
+        self.digest = digest_values(path.resolve(), stamp(path))
 
     def __len__(self) -> int:
         return self._shape[0]

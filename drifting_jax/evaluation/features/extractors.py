@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict
 
+from drifting_jax.digests import digest_file, digest_params
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.resize import pil_bicubic, tf_bilinear
 from drifting_jax.models.pixels import imagenet_input
@@ -103,8 +101,7 @@ def _doubt(name: str, path: Path) -> str:
     said = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
     if path.name not in _FILES[name] or not said or not path.is_file():
         return ""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    found = digest_file(path, digits=8)
     if found == said[1]:
         return ""
     return (
@@ -136,7 +133,7 @@ def inception_extractor(network: Network) -> Extractor:
     return Extractor(
         name="inception",
         num_features=2048,
-        digest=_digest(network.variables),
+        digest=digest_params(network.variables["params"]),
         resize="TF1 bilinear to 299x299, not rounded",
         variables=network.variables,
         apply=apply,
@@ -166,7 +163,7 @@ def dinov2_extractor(network: Network) -> Extractor:
     return Extractor(
         name="dinov2",
         num_features=model.width,
-        digest=_digest(network.variables),
+        digest=digest_params(network.variables["params"]),
         resize=f"Pillow's bicubic to {_DINOV2_SIDE}x{_DINOV2_SIDE}, rounded to 8 bits",
         variables=network.variables,
         apply=apply,
@@ -186,14 +183,3 @@ def _as_rgb(images: jax.Array) -> jax.Array:
             f"{images.dtype}"
         )
     return jnp.broadcast_to(images, (*images.shape[:-1], 3))
-
-
-def _digest(variables: Mapping[str, PyTree]) -> str:
-    """SHA-256 of the parameters in the order of their names."""
-    found = hashlib.sha256()
-    for name, array in sorted(flatten_dict(variables["params"], sep="/").items()):
-        array = np.ascontiguousarray(array)
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        found.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        found.update(little.tobytes())
-    return found.hexdigest()

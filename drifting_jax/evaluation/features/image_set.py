@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -48,15 +47,6 @@ class ImageSet(Protocol):
     def name(self, index: int) -> str:
         """What an image is called, in a message."""
         ...
-
-
-def digest_of(*parts: Any) -> str:
-    """16 hexadecimal digits of what parts are printed as, arrays by their bytes."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-        found.update(b"\0")
-    return found.hexdigest()[:16]
 
 
 def stamp(path: Path) -> tuple[int, int]:

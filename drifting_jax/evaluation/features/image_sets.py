@@ -21,10 +21,11 @@ from drifting_jax.data import transforms
 from drifting_jax.data.class_names import title
 from drifting_jax.data.records import Records, open_records
 from drifting_jax.data.transforms import FailedRead, UnreadableImage
+from drifting_jax.digests import digest_values
 from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.array_images import ArrayImages
-from drifting_jax.evaluation.features.image_set import Batch, ImageSet, digest_of, stamp
+from drifting_jax.evaluation.features.image_set import Batch, ImageSet, stamp
 from drifting_jax.steps import sampling
 
 _THREADS = 8  # that read and decode
@@ -69,7 +70,7 @@ class RecordImages:
         named = list(records.class_names)
         self.labels = records.labels[self._indices] if len(named) > 1 else None
         self.class_names = [title(name) for name in named]
-        self.digest = digest_of(records.fingerprint, size, self._indices, *_stamps(records))
+        self.digest = digest_values(records.fingerprint, size, self._indices, *_stamps(records))
         self._shape: tuple[int, ...] = (size, size, 3) if size else ()
         if not size:
             self._shape = self._first_shape()
@@ -186,7 +187,7 @@ class GeneratedImages:
 
     @property
     def digest(self) -> str:
-        return digest_of(self.identity, self.labels, self.indices, self.seed, self.cfg_scale)
+        return digest_values(self.identity, self.labels, self.indices, self.seed, self.cfg_scale)
 
     @property
     def class_names(self) -> list[str]:
