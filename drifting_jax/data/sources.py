@@ -93,6 +93,11 @@ class DataSpec:
     num_classes: int
 
 
+def spec_of(source: Source) -> DataSpec:
+    """Returns what networks need to know of a source."""
+    return DataSpec(source.image_shape, source.num_classes)
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceKind:
     """An entry of the table of sources.

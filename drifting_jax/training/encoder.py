@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict, load_config
-from drifting_jax.data.sources import DataSpec, Source
+from drifting_jax.data.sources import Source, spec_of
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
 from drifting_jax.steps.state import TrainState, ema_name
@@ -38,12 +38,19 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     mesh = build.make_mesh(config)
     check_batch(config, mesh)
     source = data_identity.open_source(config, workdir)
-    build.check_models(config, source)
+    print_data(source, context)
+    build.check_models(config, spec_of(source))
     if encoder_params(config, source, mesh, workdir=workdir, context=context) is None:
         return False
     if context.is_main_process:  # it marks the run as complete
         write_json(workdir / COMPLETE, {"step": config.encoder.train.num_steps})
     return True
+
+
+def print_data(source: Source, context: RunContext) -> None:
+    """Prints what data was found, and the files that were skipped."""
+    if context.is_main_process:
+        print("\n".join(data_identity.describe_data(source)), flush=True)
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -134,12 +141,8 @@ def _of_run(config: ConfigDict, templates: dict[str, PyTree], trained: Path) -> 
 
 
 def _template(config: ConfigDict, source: Source, mesh: Mesh) -> TrainState:
-    init = functools.partial(programs.init_encoder, config, _spec(source))
+    init = functools.partial(programs.init_encoder, config, spec_of(source))
     return programs.state_template(config, mesh, init)
-
-
-def _spec(source: Source) -> DataSpec:
-    return DataSpec(source.image_shape, source.num_classes)
 
 
 def _average(config: ConfigDict, ema: dict[str, PyTree]) -> PyTree:
@@ -153,7 +156,7 @@ def _train(
     _note_crop(config, source, context)
     carry = stage.train(
         Stage(
-            program=programs.encoder_program(config, _spec(source), mesh),
+            program=programs.encoder_program(config, spec_of(source), mesh),
             folder=checkpoint_directory(workdir),
             batch_size=t.batch_size,
             save_every=t.save_every,

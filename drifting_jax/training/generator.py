@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
-from drifting_jax.data.sources import DataSpec, Source
+from drifting_jax.data.sources import Source, spec_of
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator
@@ -54,7 +54,8 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     mesh = build.make_mesh(config)
     check_batch(config, mesh)
     source = data_identity.open_source(config, workdir)
-    build.check_models(config, source)
+    encoder.print_data(source, context)
+    build.check_models(config, spec_of(source))
     filling.check_source(config, source)
     pretrained = frozen.load_pretrained(config, source)
     monitor = monitoring.make_monitor(config, workdir=workdir, stops=context.stops)
@@ -63,8 +64,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         return False
     variables, networks, vae = frozen.place(config, params, pretrained, mesh)
     del params  # its decoder would stay on the devices
-    spec = DataSpec(source.image_shape, source.num_classes)
-    program = programs.generator_program(config, spec, mesh, **networks)
+    program = programs.generator_program(config, spec_of(source), mesh, **networks)
     trained = stage.train(
         Stage(
             program=program,
@@ -132,7 +132,7 @@ def _hooks(
         return []
     e = config.eval
     sampler = sampling.make_sampler(
-        build.make_generator(config, source), mesh, vae=vae.model if vae else None
+        build.make_generator(config, spec_of(source)), mesh, vae=vae.model if vae else None
     )
 
     def generator_at(moment: Moment) -> Generator:

@@ -17,6 +17,7 @@ class Moment:
 
     Attributes:
       step: steps done.
+      batch: of this step.
       carry: what the next step will donate: hooks read it and keep nothing of it.
       report: of this step, still on the devices.
       is_last: whether the training is complete.
@@ -24,6 +25,7 @@ class Moment:
     """
 
     step: int
+    batch: Mapping[str, jax.Array]
     carry: Carry
     report: Report
     is_last: bool
@@ -84,7 +86,7 @@ def run(
         except Exception as error:
             raise BatchError(step - 1, carry) from error
         carry, report = program.step(carry, frozen, batch)
-        moment = Moment(step, carry, report, is_last=step == program.num_steps)
+        moment = Moment(step, batch, carry, report, is_last=step == program.num_steps)
         for hook in hooks:
             if hook.is_due(moment):
                 hook.function(moment)

@@ -1,7 +1,7 @@
 """One stage of a run: resumed or begun, looped, saved. Encoder, generator and toy share it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,11 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import Source
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.training import loop
-from drifting_jax.training.device_batches import GlobalBatches, make_batches
+from drifting_jax.training.device_batches import (
+    GlobalBatches,
+    first_batch_picture,
+    make_batches,
+)
 from drifting_jax.training.hooks import (
     MetricLines,
     RunContext,
@@ -22,9 +26,12 @@ from drifting_jax.training.hooks import (
 from drifting_jax.training.loop import BatchError, Hook, Moment
 from drifting_jax.training.programs import Carry, Program, carry_of
 from drifting_jax.workdir.checkpoint import Checkpoints
+from drifting_jax.workdir.image_files import image_grid
 from drifting_jax.workdir.progress import progress_bar
 
 PyTree = Any
+_PICTURE_IMAGES, _PICTURE_COLUMNS, _LEAST_GRID_PIXELS = 64, 8, 400
+
 Fill = Callable[[SampleQueue, GlobalBatches], tuple[SampleQueue, int] | None]
 
 
@@ -125,6 +132,17 @@ def _announce(program: Program, context: RunContext, start: int) -> None:
         print(f"{program.name}: goes on from step {start}", flush=True)
 
 
+def write_first_batch(name: str, batch: Mapping[str, jax.Array], context: RunContext) -> None:
+    """Writes the first images of a stage's first batch as samples/<name>_first_batch_00000000.png.
+
+    It shows what crops, flips and the decoding have made of the data.
+    """
+    images = first_batch_picture(batch, _PICTURE_IMAGES) if context.is_main_process else None
+    if images is not None and len(images):
+        grid = image_grid(images, _PICTURE_COLUMNS, least=_LEAST_GRID_PIXELS)
+        context.writer.write_image(name, 0, "first_batch", grid)
+
+
 def run_loop(
     stage: Stage,
     config: ConfigDict,
@@ -169,8 +187,13 @@ def run_loop(
         def stop(moment: Moment) -> None:
             moment.stops = moment.stops or context.stops(moment.step)
 
+        def show_first_batch(moment: Moment) -> None:
+            if moment.step == 1:
+                write_first_batch(program.name, moment.batch, context)
+
         hooks = (
             Hook(1, lines.after_every_step),
+            Hook(1, show_first_batch, at_end=False),
             Hook(config.log_every, skipped),
             Hook(most, skipped, at_end=False),
             Hook(config.log_every, lines),
