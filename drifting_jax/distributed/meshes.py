@@ -165,6 +165,31 @@ def sharding_for_tree(shapes: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
+def large_parameters(shapes: PyTree, shardings: PyTree) -> list[str]:
+    """Returns a line for each large leaf: path, dtype and shape, spec, MiB that a device holds.
+
+    Args:
+        shapes: tree of arrays or `jax.ShapeDtypeStruct`. Leaves of at least `LARGE` elements are
+            listed.
+        shardings: the same tree of shardings, such as `sharding_for_tree` returns.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    rows = []
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        if math.prod(leaf.shape) < LARGE:
+            continue
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        dtype = np.dtype(leaf.dtype)
+        size = math.prod(sharding.shard_shape(leaf.shape)) * dtype.itemsize
+        kind = f"{dtype}[{', '.join(map(str, leaf.shape))}]"
+        rows.append((name, kind, str(sharding.spec), f"{size / 2**20:.1f} MiB per device"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def _moved(
     shape: Sequence[int],
     spec: Sequence[tuple[str, ...]],

@@ -3,16 +3,19 @@
 Run as a program, this file is one process of two: see `worker`.
 """
 
+import contextlib
 import functools
 import http.server
 import logging
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
 import threading
 
+import child_processes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +102,25 @@ def test_sharding_rules_are_checked(rule):
         meshes.sharding_for_tree({}, meshes.make_mesh(), [rule])
 
 
+def test_large_parameters_are_listed_with_their_shardings():
+    mesh = meshes.make_mesh(2, 4)
+    shapes = {
+        "embed": jax.ShapeDtypeStruct((2048, 1024), jnp.float32),
+        "kernel": jax.ShapeDtypeStruct((3, 4096, 1024), jnp.bfloat16),
+        "small": jax.ShapeDtypeStruct((1023, 1025), jnp.float32),
+    }
+    rules = [("kernel", (None, ("data", "fsdp"))), ("small", ("fsdp",))]
+    shardings = meshes.sharding_for_tree(shapes, mesh, rules)
+    lines = meshes.large_parameters({"params": shapes}, {"params": shardings})
+    split, whole = str(P(None, ("data", "fsdp"), None)), str(P(None, None))
+    assert [re.split(" {2,}", line) for line in lines] == [
+        ["params/embed", "float32[2048, 1024]", whole, "8.0 MiB per device"],
+        ["params/kernel", "bfloat16[3, 4096, 1024]", split, "3.0 MiB per device"],
+    ]
+    assert len(set(map(len, lines))) == 1  # in columns
+    assert meshes.large_parameters({"bias": jnp.zeros(3)}, {"bias": meshes.replicated(mesh)}) == []
+
+
 def test_init_sharded_has_the_same_numbers():
     mesh = meshes.make_mesh(4, 2)
 
@@ -134,7 +156,7 @@ def test_global_batch_and_fetch():
 
 @pytest.fixture
 def started(monkeypatch):
-    """Arguments of each `jax.distributed.initialize`, in an environment without launchers."""
+    """The arguments of each `jax.distributed.initialize`, in an environment without launchers."""
     calls = []
     monkeypatch.setattr(
         jax.distributed,
@@ -270,26 +292,25 @@ def test_two_processes_have_the_numbers_of_one(tmp_path):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "helpers")]),
     }
     paths = [tmp_path / f"{i}.npz" for i in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(path)],
-            env=env | {"JAX_PROCESS_ID": str(i)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i, path in enumerate(paths)
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                child_processes.started(
+                    [sys.executable, __file__, str(path)],
+                    env=env | {"JAX_PROCESS_ID": str(i)},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for i, path in enumerate(paths)
+        ]
         expected = history(meshes.make_mesh(4, 2))
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+        for child in children:
+            _, errors = child.communicate(timeout=120)
+            assert child.returncode == 0, errors[-3000:]
     for path in paths:
         found = np.load(path)
         assert set(found) == set(expected)
