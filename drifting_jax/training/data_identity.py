@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import DataSpec, Source, make_source
+from drifting_jax.distributed.agreement import require_same
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
 
@@ -74,13 +73,8 @@ def _words(record: dict[str, Any]) -> str:
 
 
 def _require_same_everywhere(found: dict[str, Any]) -> None:
-    if jax.process_count() == 1:
-        return
-    digest = hashlib.sha256(json.dumps(found).encode()).digest()
-    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    for process, other in enumerate(digests):
-        if not np.array_equal(other, digests[0]):
-            raise UserError(
-                f"process {process} sees other data than process 0; all must see the same. "
-                f"Process {jax.process_index()}: {_words(found)}"
-            )
+    require_same(
+        hashlib.sha256(json.dumps(found).encode()).digest(),
+        "sees other data than process 0; all must see the same. "
+        f"Process {jax.process_index()}: {_words(found)}",
+    )

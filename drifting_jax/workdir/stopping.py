@@ -4,8 +4,8 @@ import time
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from drifting_jax.distributed.agreement import largest
 from drifting_jax.workdir.interruption import Interruption
 
 # Processes ask each other about once in so many seconds, and at least once in so many steps.
@@ -50,8 +50,8 @@ class StopAgreement:
         pace = np.inf  # seconds a step
         if 0 < self._asked_step < step:
             pace = (time.monotonic() - self._asked_at) / (step - self._asked_step)
-        status, slowest = multihost_utils.process_allgather(np.float32([status, pace])).max(axis=0)
-        steps = _AGREE_SECONDS / max(float(slowest), _AGREE_SECONDS / _AGREE_STEPS)
+        status, slowest = largest(np.float32([status, pace])).tolist()
+        steps = _AGREE_SECONDS / max(slowest, _AGREE_SECONDS / _AGREE_STEPS)
         self._next_step = step + max(1, int(steps))
         self._asked_step, self._asked_at = step, time.monotonic()
         return int(status)
