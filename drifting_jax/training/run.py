@@ -62,11 +62,14 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
 def resume_message(workdir: Path) -> str:
     """Returns what a stopped run prints: its own command, without the flags of a launcher."""
     added = re.compile(r"--?(coordinator|num_processes|process_id)(=.*)?")
-    kept, found = [], None
+    kept: list[str] = []
+    value_follows = False  # of an added flag without "="
     for word in sys.orig_argv:
-        value_follows = found and not found[2]
-        found = None if value_follows else added.fullmatch(word)
-        if not (found or value_follows):
+        if value_follows:
+            value_follows = False
+        elif flag := added.fullmatch(word):
+            value_follows = flag[2] is None
+        else:
             kept.append(word)
     on = ", on every process," if jax.process_count() > 1 else ""
     return (

@@ -30,7 +30,7 @@ from drifting_jax.workdir.checkpoint_items import (
 from drifting_jax.workdir.checksums import named_checksums
 from drifting_jax.workdir.orbax_settings import use_barriers_that_time_out
 
-_LAST_SAVE_SECONDS = 20.0  # given to the save under way where this process fails
+_LAST_SAVE_SECONDS = 20.0  # for the save under way, after this process has failed
 
 
 class Checkpoints:
@@ -88,11 +88,11 @@ class Checkpoints:
         return sorted(metadata.step for metadata in found)
 
     def _agreed_steps(self) -> list[int]:
-        """`steps` of the main process: a network disk may show the others an older state."""
+        """Returns the main process's `steps`: a network disk may show the others older ones."""
         return on_main_process(self.steps)
 
     def save(self, step: int, items: Mapping[str, Tree]) -> None:
-        """Waits for the previous save, then starts to save trees under a step that is not there.
+        """Waits for the previous save and starts this one, unless the step is saved already.
 
         A save that fails (a full disk) is logged as an error, and the run goes on. Steps that
         `restore_latest` found damaged are moved to <directory>/damaged first, so that they can be

@@ -201,7 +201,7 @@ def test_several_processes_are_told(started, monkeypatch):
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:abc", ":1"])
 def test_an_address_without_a_port_is_a_mistake(started, address):
-    """JAX would crash with it."""
+    """JAX would crash instead of raising an error."""
     with pytest.raises(ValueError, match=f"expected --coordinator=HOST:PORT .*{address}"):
         processes.initialize(coordinator_address=address, num_processes=2, process_id=0)
     assert not started
@@ -242,12 +242,12 @@ def test_hosts_of_a_tpu_slice_are_asked_of_its_metadata(started, monkeypatch, ho
         monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
         processes.initialize()
         server.shutdown()
-    processes.initialize()  # where no server answers, there is one process
+    processes.initialize()  # no server answers: there is one process
     assert len(started) == calls
 
 
 def history(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
-    """What a loop does with devices, in this process's part; whole results on the host."""
+    """Does with the devices what a loop does, for this process's part; returns whole results."""
     index, count = jax.process_index(), jax.process_count()
     rng = np.random.default_rng(0)
     queue = sample_queue.init(
@@ -272,7 +272,7 @@ def history(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
 
 
 def worker(path: str) -> None:
-    """One process of two, told by its environment; writes its results to `path`."""
+    """Is one process of two, which its environment names; writes its results to `path`."""
     processes.initialize()
     assert (jax.process_count(), jax.local_device_count(), jax.device_count()) == (2, 4, 8)
     try:

@@ -46,7 +46,7 @@ def _mesh(devices: int) -> Mesh:
 
 
 def _state(seed: int, mesh: Mesh | None = None) -> State:
-    """Every kind of leaf that a run saves, the wide ones sharded over the mesh."""
+    """Returns a state with every kind of leaf that a run saves; matrices are sharded."""
     rng = np.random.default_rng(seed)
     params = {
         "dense": {"kernel": rng.standard_normal((64, 96)).astype(np.float32)},
