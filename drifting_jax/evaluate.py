@@ -11,7 +11,6 @@ Inception Score, KID, precision, recall, density, coverage, and the Fréchet dis
 features. Goes on where it was stopped. Writes figures.jsonl, figures.txt and report.html.
 """
 
-import contextlib
 import dataclasses
 import shutil
 import sys
@@ -35,8 +34,8 @@ from drifting_jax.commands.evaluate_flags import (
 from drifting_jax.config import load_config
 from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.digests import digest_values
-from drifting_jax.distributed import meshes, processes, transfer
-from drifting_jax.distributed.agreement import on_all_processes
+from drifting_jax.distributed import meshes, processes
+from drifting_jax.distributed.agreement import on_all_processes, require_same
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import evaluator, measurement, pages, reference, small_runs
 from drifting_jax.evaluation.features.array_images import ArrayImages
@@ -46,7 +45,7 @@ from drifting_jax.evaluation.measurement import EvaluationSetup, SampleSet
 from drifting_jax.steps.generator import Generator, Run
 from drifting_jax.training.restore import load_generator, load_run
 from drifting_jax.workdir.interruption import Interruption
-from drifting_jax.workdir.lock import locked
+from drifting_jax.workdir.lock import locked_by_main_process
 from drifting_jax.workdir.stopping import StopAgreement
 
 _OF_DINOV2 = "fd_dinov2"
@@ -91,7 +90,7 @@ def _measure(values: Any, stops: StopAgreement) -> None:
     out = _folder(values)
     ready = _ready(values, stops, out)  # what is refused leaves no folder
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out) if processes.is_main_process() else contextlib.nullcontext():
+    with locked_by_main_process(out):
         _measure_images(values, stops, ready)
 
 
@@ -180,13 +179,11 @@ def _other_sizes(protocol: dict[str, str]) -> list[str]:
 def _same_extractors(values: Any) -> tuple[list[Extractor], list[str]]:
     """`_extractors`, which must be the same in all processes."""
     found = on_all_processes(_extractors, values)
-    digest = int(digest_values([extractor.digest for extractor in found[0]])[:7], 16)
-
-    def compare(first: int) -> None:
-        if first != digest:
-            raise UserError("the processes have other weights: put the same files on all machines")
-
-    on_all_processes(compare, transfer.from_first_process(digest))
+    digest = digest_values([extractor.digest for extractor in found[0]])
+    require_same(
+        digest.encode(),
+        "has other weights than process 0: put the same files on all machines",
+    )
     return found
 
 
@@ -290,7 +287,7 @@ def _make_reference(values: Any, stops: StopAgreement) -> None:
     images = open_images(values.images, split=values.split, size=values.image_size)
     measurement.check_count(images)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) if processes.is_main_process() else contextlib.nullcontext():
+    with locked_by_main_process(folder):
         found = measurement.measure_reference(bench, images, keep=values.keep)
         if found is None or not processes.is_main_process():
             return

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Writes files whole or not at all."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file under another name first, so that a kill leaves the old one or the new one."""
+    """Writes a file under another name and renames it: a kill leaves the old or the new file."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -32,5 +32,6 @@ def write_json(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
 def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz file of arrays, as `write_bytes`."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    named: dict[str, Any] = dict(arrays)
+    np.savez(buffer, **named)
     write_bytes(path, buffer.getvalue())

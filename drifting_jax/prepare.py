@@ -11,14 +11,12 @@ Both can be killed and started again, and continue where they were. Each file is
 compared with what was written.
 """
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
-from jax.experimental import multihost_utils
 
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.commands.packing import (
@@ -32,9 +30,10 @@ from drifting_jax.data.records import Records, open_records
 from drifting_jax.data.shards import ShardRecords, ShardWriter, read_info
 from drifting_jax.digests import fingerprint_variables
 from drifting_jax.distributed import processes
+from drifting_jax.distributed.agreement import on_main_process, wait_for_all
 from drifting_jax.errors import UserError
 from drifting_jax.weights.networks import load_network
-from drifting_jax.workdir.lock import locked
+from drifting_jax.workdir.lock import locked_by_main_process
 from drifting_jax.workdir.progress import progress_bar
 
 
@@ -88,8 +87,8 @@ def main(argv: Sequence[str]) -> None:
     if is_main_process:
         print(f"{records.where}: {len(records)} images of {len(records.class_names)} classes")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) if is_main_process else contextlib.nullcontext():
-        _on_main_process(writer.open, "opened")
+    with locked_by_main_process(folder):
+        on_main_process(writer.open)
         if writer.finished and is_main_process:
             print("prepared already; nothing is done again")
         if not writer.finished:
@@ -99,20 +98,10 @@ def main(argv: Sequence[str]) -> None:
                 write_shards(
                     writer, make(), report=bar.update, max_unreadable=values.max_unreadable
                 )
-            _on_main_process(lambda: None, "written")
-            _on_main_process(writer.complete, "completed")
+            wait_for_all()
+            on_main_process(writer.complete)
         if is_main_process:
             print(_summary(writer))
-
-
-def _on_main_process(function: Callable[[], Any], name: str) -> None:
-    """Calls a function in process 0; the others wait until it is done."""
-    if jax.process_count() > 1 and name != "opened":
-        multihost_utils.sync_global_devices(f"drifting_jax: before {name}")
-    if jax.process_index() == 0:
-        function()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"drifting_jax: {name}")
 
 
 def _plan_shards(records: Records, values: Any):

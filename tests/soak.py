@@ -1,9 +1,9 @@
-"""Kills of a tiny run, many of them, and whether anything is left of it: run by hand.
+"""Kills tiny runs many times and checks that their results do not show it; to be run by hand.
 
     python tests/soak.py --kills=20 --processes=1,2 --seed=0
 
-Prints a line for each kill and a last one with the verdict. The exit status is 1 where a run that
-was killed differs from one that was not in any bit, did not go on, or not all kills took place.
+Prints a line for each kill, and the verdict at the end. The exit status is 1 if a killed run
+differs in any bit from an undisturbed one, if a run did not go on, or if not all kills took place.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import faults  # noqa: E402
 
 
 def soak(folder: Path, *, kills: int, processes: int, seed: int) -> tuple[int, list[str]]:
-    """Kills runs until as many kills took place; returns how many, and what differs."""
+    """Kills runs until so many kills took place; returns how many did, and what differs."""
     whole = folder / f"whole{processes}"
     with faults.Start(whole, processes=processes) as start:
         start.finish()
@@ -28,9 +28,9 @@ def soak(folder: Path, *, kills: int, processes: int, seed: int) -> tuple[int, l
         draw = seed + 1000 * processes + life
         planned = faults.plan(kills - done, processes=processes, seed=draw)
         workdir, before = folder / f"killed{processes}_{life}", done
-        for told in faults.survive(workdir, planned, processes=processes):
+        for outcome in faults.survive(workdir, planned, processes=processes):
             done += 1
-            print(f"{done} of {kills}: {told}", flush=True)
+            print(f"{done} of {kills}: {outcome}", flush=True)
         wrong += faults.differences(workdir, whole)
         if done in (kills, before) or wrong:
             return done, wrong
@@ -38,7 +38,7 @@ def soak(folder: Path, *, kills: int, processes: int, seed: int) -> tuple[int, l
 
 
 def main() -> int:
-    """Soaks runs of each number of processes; returns the exit status."""
+    """Kills runs of each number of processes; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", default="1,2", help="numbers of processes, each its own run")
@@ -63,7 +63,7 @@ def main() -> int:
         found = "; ".join(wrong) or "the same bits"
         print(f"FAILED: {done} of {given.kills} kills took place; {found}")
         return 1
-    print(f"passed: {done} kills, every array, metric and figure as without them, bit for bit")
+    print(f"passed: {done} kills, every array and metric has the same bits as without them")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Batches on the mesh: class rows [c, n, ...] as [c·n, ...] and back, and batches in pieces."""
+"""Class rows [c, n, ...] as batches [c·n, ...] on the mesh and back, and sums over microbatches."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,18 @@ from drifting_jax.method.encoders import FeatureFunction
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """uint8 pixels -> [-1, 1] float32; latents of any float type -> float32."""
+    """Returns uint8 pixels as float32 in [-1, 1], and latents of any float type as float32."""
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 127.5 - 1
     return images.astype(jnp.float32)
 
 
 def merge(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """[c, n, ...] -> [c·n, ...], whichever of the two axes is split over devices going first."""
+    """Merges the first two axes: [c, n, ...] -> [c·n, ...].
+
+    In the order of the merged axis rows come before samples, unless samples alone are split over
+    devices.
+    """
     x = jax.lax.with_sharding_constraint(x, sharding)
     if _samples_first(sharding):
         x = x.swapaxes(0, 1)
@@ -27,19 +31,19 @@ def merge(x: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def keep_split(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """[c·n, ...] of `merge`, held to its split.
+    """Keeps an array [c·n, ...] from `merge` split over devices on its first axis.
 
-    Left to itself the compiler splits a convolution as its weights are split, over channels, and
-    then each device works on all samples.
+    Without this constraint the compiler may split a convolution as its weights are, over channels,
+    and then each device works on all samples.
     """
     axes = [axis for axis in sharding.spec if axis is not None]
-    if len(axes) != 1:  # rows and samples split apart: no axis of the merged array is
+    if len(axes) != 1:  # both axes are split: the merged axis cannot be split the same way
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, P(axes[0])))
 
 
 def split(x: jax.Array, sharding: NamedSharding, c: int, n: int) -> jax.Array:
-    """The inverse of `merge`."""
+    """Returns [c, n, ...] of [c·n, ...]: the inverse of `merge`."""
     if _samples_first(sharding):
         x = x.reshape(n, c, *x.shape[1:]).swapaxes(0, 1)
     else:
@@ -53,7 +57,7 @@ def _samples_first(sharding: NamedSharding) -> bool:
 
 
 def real_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
-    """Of real samples: as `meshes.row_sharding`, replicated where they do not divide."""
+    """Returns `meshes.row_sharding`, or a replicated sharding if neither axis divides evenly."""
     try:
         return meshes.row_sharding(mesh, rows, per_row)
     except ValueError:
@@ -63,16 +67,16 @@ def real_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
 def features_of_rows(
     feature_function: FeatureFunction, variables, images: jax.Array, sharding: NamedSharding
 ) -> dict[str, jax.Array]:
-    """Features {name: [c, n, t, d]} of images [c, n, h, w, channels]."""
+    """Computes features {name: [c, n, t, d]} of images [c, n, h, w, channels]."""
     c, n = images.shape[:2]
     found = feature_function(variables, merge(images, sharding))
     return {name: split(x, sharding, c, n) for name, x in found.items()}
 
 
 def mean_over_parts(function: Callable, batch, parts: int):
-    """The mean of a function of a batch over equal parts of it, one after another.
+    """Returns the mean of a function over equal parts of a batch, computed one after another.
 
-    Part j holds the rows j, j + parts, …: so each device keeps the rows that it has.
+    Part j holds the rows j, j + parts, …, so that each row stays on its device.
     """
     if parts == 1:
         return function(batch)
@@ -81,7 +85,7 @@ def mean_over_parts(function: Callable, batch, parts: int):
 
 
 def sum_over_pieces(function: Callable, pieces):
-    """The sum of a function's results over the first axis of a tree, one after another."""
+    """Returns the sum of `function(x[i])` over the first axis i of a tree x, one after another."""
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 

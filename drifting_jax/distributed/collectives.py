@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send each other, read from its text."""
+"""The collectives of a compiled program, read from its text: what its devices send each other."""
 
 import math
 import re
@@ -9,7 +9,13 @@ _NAMES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 
 
 class Collective(NamedTuple):
-    """One instruction: its name, the types it moves, and the bytes that it gives or takes."""
+    """One instruction.
+
+    Attributes:
+      name: such as "all-gather".
+      types: dtypes that it moves, as in the text: "f32".
+      size: bytes of its result; of a reduce-scatter, bytes of its input.
+    """
 
     name: str
     types: frozenset[str]
@@ -17,7 +23,7 @@ class Collective(NamedTuple):
 
 
 def collectives(compiled: str, devices: int) -> list[Collective]:
-    """All collectives of a compiled program's text; of a reduce-scatter what goes in."""
+    """Returns all collectives in the text of a program that was compiled for so many devices."""
     found = []
     for line in compiled.splitlines():
         match = re.search(rf"= (.*?) ({_NAMES})(-start)?\(", line)

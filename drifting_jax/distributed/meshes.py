@@ -1,7 +1,7 @@
-"""Devices: the mesh, and the rules that say how arrays are split over it.
+"""The mesh of devices, and the rules that split arrays over it.
 
-Everything else takes a mesh of two axes, `data` and `fsdp`: batches are split over both, parameters
-over `fsdp` by rules. One device is a mesh of one.
+A mesh has two axes, `data` and `fsdp`. Batches are split over both, parameters over `fsdp` by
+rules. One device is a mesh of one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 BATCH_AXES = ("data", "fsdp")
-LARGE = 2**20  # elements: a tensor that is worth a warning where it is not sharded
+LARGE = 2**20  # elements of an array that should be sharded
 
 PyTree = Any
 Rules = Sequence[tuple[str, Sequence[str | Sequence[str] | None]]]
@@ -27,15 +27,16 @@ Rules = Sequence[tuple[str, Sequence[str | Sequence[str] | None]]]
 def make_mesh(
     data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Mesh with axes `("data", "fsdp")`, of automatically sharded (`AxisType.Auto`) arrays.
+    """Makes a mesh with the axes `("data", "fsdp")`, both of `AxisType.Auto`.
 
     Devices stand in the order of their processes, so that each process holds one contiguous part
-    of every batch. One process may use its first devices only; several use all of theirs.
+    of every batch. A single process may use its first devices only; several processes use all of
+    theirs.
 
     Args:
-        data: devices over which batches are split; -1 for all that `fsdp` leaves.
-        fsdp: devices over which parameters, and batches too, are split; -1 as above.
-        devices: others than those at hand, to compile for.
+        data: size of the axis over which batches alone are split; -1 for all that `fsdp` leaves.
+        fsdp: size of the axis over which parameters and batches are split; -1 as above.
+        devices: devices to use instead of `jax.devices()`, such as those to compile for.
 
     Raises:
         ValueError: the sizes do not fit the devices.
@@ -67,20 +68,21 @@ def make_mesh(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds everything."""
+    """Returns the sharding in which every device holds the whole array."""
     return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis over all devices."""
+    """Returns the sharding that splits the first axis over all devices."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def row_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
-    """Sharding of `[c, g, …]` arrays over all devices, whichever axes divide.
+    """Returns a sharding of `[c, g, …]` arrays over all devices: the first of these that divides.
 
-    Class rows over both mesh axes; else rows over `data` and samples of a row over `fsdp`; else
-    samples over both.
+    1. class rows over both mesh axes,
+    2. rows over `data` and the samples of a row over `fsdp`,
+    3. samples over both mesh axes.
 
     Args:
         mesh: see `make_mesh`.
@@ -88,7 +90,7 @@ def row_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
         per_row: samples of each row `g`.
 
     Raises:
-        ValueError: none divides.
+        ValueError: none of them divides evenly.
     """
     data, fsdp = (mesh.shape[name] for name in BATCH_AXES)
     n = data * fsdp
@@ -108,9 +110,9 @@ def row_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
 
 
 def _other_mesh(rows: int, per_row: int, n: int) -> str:
-    """The mesh of n devices that rows and samples would split over, in words.
+    """Returns advice on a mesh of n devices over which rows and samples split; "" if none does.
 
-    The one that splits rows furthest: the devices that share a row each hold all its features.
+    It is the mesh that splits rows most: devices that share a row each hold all its features.
     """
     for data in range(n, 0, -1):
         if n % data == 0 and rows % data == 0 and per_row % (n // data) == 0:
@@ -119,32 +121,31 @@ def _other_mesh(rows: int, per_row: int, n: int) -> str:
 
 
 def nearest_multiples(value: int, divisor: int) -> str:
-    """The multiples of `divisor` next to `value`, in words."""
+    """Returns the multiples of `divisor` next to `value` in words, such as "8 or 16"."""
     below, above = value // divisor * divisor, -(-value // divisor) * divisor
     return " or ".join(str(fit) for fit in sorted({below, above}) if fit > 0)
 
 
 def sharding_for_tree(shapes: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
-    """A sharding for each leaf, by the first rule whose pattern is found in its path.
+    """Returns a sharding for each leaf, by the first rule whose pattern matches its path.
 
-    An axis of a spec that does not divide its dimension, or has none, is dropped; of a large leaf
-    it goes to the largest free dimension that it divides. A leaf that no rule matches is
-    replicated. Large leaves (`LARGE` elements) that end up unsharded on a mesh
-    with `fsdp > 1` are logged.
+    A mesh axis that does not divide its dimension evenly is dropped; in a large leaf (`LARGE`
+    elements or more) it moves to the largest free dimension that it divides. A leaf that no rule
+    matches is replicated. Large leaves that end up unsharded on a mesh with `fsdp > 1` are logged.
 
     Args:
         shapes: tree of arrays or `jax.ShapeDtypeStruct`.
         mesh: see `make_mesh`.
-        rules: ordered (pattern, spec) pairs: a regular expression searched in a path such as
-            `params/block_0/kernel`, and for each dimension from the first a mesh axis, several,
-            or None.
+        rules: ordered (pattern, spec) pairs. The pattern is a regular expression, searched in a
+            path such as `params/block_0/kernel`. The spec has, for each dimension from the first, a
+            mesh axis, several axes, or None.
 
     Returns:
         The same tree of `NamedSharding`.
 
     Raises:
-        ValueError: a pattern that is no regular expression, an unknown mesh axis, or one used
-            twice in a spec.
+        ValueError: a pattern is not a regular expression, or a spec names an unknown mesh axis or
+            one axis twice.
     """
     compiled = [_compile(pattern, spec, mesh) for pattern, spec in rules]
 
@@ -165,13 +166,38 @@ def sharding_for_tree(shapes: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
+def large_parameters(shapes: PyTree, shardings: PyTree) -> list[str]:
+    """Returns a line for each large leaf: path, dtype and shape, spec, MiB that a device holds.
+
+    Args:
+        shapes: tree of arrays or `jax.ShapeDtypeStruct`. Leaves of at least `LARGE` elements are
+            listed.
+        shardings: the same tree of shardings, such as `sharding_for_tree` returns.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    rows = []
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        if math.prod(leaf.shape) < LARGE:
+            continue
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        dtype = np.dtype(leaf.dtype)
+        size = math.prod(sharding.shard_shape(leaf.shape)) * dtype.itemsize
+        kind = f"{dtype}[{', '.join(map(str, leaf.shape))}]"
+        rows.append((name, kind, str(sharding.spec), f"{size / 2**20:.1f} MiB per device"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def _moved(
     shape: Sequence[int],
     spec: Sequence[tuple[str, ...]],
     kept: Sequence[tuple[str, ...]],
     mesh: Mesh,
 ) -> list[tuple[str, ...]]:
-    """`kept` with the axes that were dropped from `spec` at other dimensions, where they divide."""
+    """Returns `kept` with the axes dropped from `spec` at other dimensions that they divide."""
     kept = [*kept, *[()] * (len(shape) - len(kept))]
     for axes in (axes for axes in spec if axes and axes not in kept):
         free = [i for i, size in enumerate(shape) if not kept[i] and size % _size(mesh, axes) == 0]
@@ -183,7 +209,7 @@ def _moved(
 def _compile(
     pattern: str, spec: Sequence[str | Sequence[str] | None], mesh: Mesh
 ) -> tuple[re.Pattern, tuple[tuple[str, ...], ...]]:
-    """A rule with its pattern compiled and each entry of its spec a tuple of mesh axes."""
+    """Returns a rule with its pattern compiled and each entry of its spec as a tuple of axes."""
     entries = tuple((entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec)
     names = [name for entry in entries for name in entry]
     if not set(names) <= set(mesh.axis_names) or len(names) != len(set(names)):
@@ -206,12 +232,12 @@ def _size(mesh: Mesh, axes: Sequence[str]) -> int:
 def init_sharded(
     init_fn: Callable[..., PyTree], *args: Any, shardings: Callable[[PyTree], PyTree]
 ) -> PyTree:
-    """Runs `init_fn(*args)` so that each device makes its own part: no full copy ever exists.
+    """Runs `init_fn(*args)` so that each device makes its own part; no full copy ever exists.
 
     Args:
-        init_fn: a jittable function.
+        init_fn: a function that can be jitted.
         *args: its arguments.
-        shardings: from the tree of shapes of its result to a tree of shardings, such as
+        shardings: maps the tree of shapes of its result to a tree of shardings, such as
             `functools.partial(sharding_for_tree, mesh=mesh, rules=rules)`.
     """
     shapes = jax.eval_shape(init_fn, *args)
@@ -221,7 +247,7 @@ def init_sharded(
 def template(
     init_fn: Callable[..., PyTree], *args: Any, shardings: Callable[[PyTree], PyTree]
 ) -> PyTree:
-    """What `init_sharded` would make, as `jax.ShapeDtypeStruct`s with shardings."""
+    """Returns the result of `init_sharded` as a tree of `jax.ShapeDtypeStruct` with shardings."""
     shapes = jax.eval_shape(init_fn, *args)
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),

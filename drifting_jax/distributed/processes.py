@@ -1,4 +1,4 @@
-"""Processes of one run: how they join, and how they end where one of them has failed."""
+"""The processes of one run: how they join, and how they end after a failure of one of them."""
 
 from __future__ import annotations
 
@@ -33,68 +33,76 @@ def initialize(
     process_id: int | None = None,
     heartbeat_timeout_seconds: int = HEARTBEAT_TIMEOUT_SECONDS,
 ) -> None:
-    """Joins the processes of a run, before any other use of JAX; no-op where there is one.
+    """Joins the processes of a run, before any other use of JAX; does nothing for a single process.
 
-    What is not given is read from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`; what is still missing is known to JAX where a SLURM step of several tasks or
-    a TPU slice of several hosts started this process.
+    Values that are not given are read from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`. JAX finds those that are still missing if a SLURM step of several tasks or a
+    TPU slice of several hosts started this process.
 
     Args:
         coordinator_address: `host:port` of process 0.
-        num_processes: processes of the run.
-        process_id: this process, `0 … num_processes - 1`.
-        heartbeat_timeout_seconds: without a sign of life from a process after which the others end.
+        num_processes: number of processes of the run.
+        process_id: number of this process, `0 … num_processes - 1`.
+        heartbeat_timeout_seconds: the other processes end when one has given no sign of life for so
+            long.
 
     Raises:
-        UserError: some of the three are known, others not and nothing tells them, or one is none.
+        UserError: some of the three values are known and the others cannot be found, or one of
+            them is not valid.
     """
     if jax.distributed.is_initialized():
         return
     env = os.environ
-    count = env.get("JAX_NUM_PROCESSES") if num_processes is None else num_processes
-    index = env.get("JAX_PROCESS_ID") if process_id is None else process_id
+    count = _number(num_processes, env.get("JAX_NUM_PROCESSES"))
+    index = _number(process_id, env.get("JAX_PROCESS_ID"))
     address = coordinator_address or env.get("JAX_COORDINATOR_ADDRESS")
     if address and not re.fullmatch(r"(.+):(\d{1,5})", address):  # JAX would crash
         raise UserError(f"expected --coordinator=HOST:PORT of process 0, found {address!r}")
-    told = {
-        "coordinator": address,
-        "num_processes": None if count is None else int(count),
-        "process_id": None if index is None else int(index),
-    }
-    if None not in (count, index) and not 0 <= int(index) < int(count):
+    if count is not None and index is not None and not 0 <= index < count:
         raise UserError(
-            f"expected a process_id from 0 to {int(count) - 1} for {count} processes, found {index}"
+            f"expected a process_id from 0 to {count - 1} for {count} processes, found {index}"
         )
-    missing = [name for name, value in told.items() if value is None]
-    if told["num_processes"] == 1:
+    known = {"coordinator": address, "num_processes": count, "process_id": index}
+    missing = [name for name, value in known.items() if value is None]
+    if count == 1:
         return
     if not missing or _launched_as_several(env):
         previous = signal.getsignal(signal.SIGTERM)
-        told["coordinator_address"] = told.pop("coordinator")
-        jax.distributed.initialize(**told, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
+        jax.distributed.initialize(
+            coordinator_address=address,
+            num_processes=count,
+            process_id=index,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+        )
         if threading.current_thread() is threading.main_thread():
-            # JAX takes the signal for a notice that nobody here reads: a run that is only starting
-            # would not end.
+            # JAX handles SIGTERM as a notice of preemption, which nothing here reads: a run that is
+            # only starting would not end.
             signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
-    elif len(missing) < len(told):
+    elif len(missing) < len(known):
         raise UserError(
-            f"expected {', '.join(told)} for a run of several processes, found no "
+            f"expected {', '.join(known)} for a run of several processes, found no "
             f"{' and no '.join(missing)}; give {', '.join(f'--{x}' for x in missing)} or set "
             f"{', '.join(_VARIABLES[x] for x in missing)}"
         )
 
 
+def _number(given: int | None, variable: str | None) -> int | None:
+    if given is None and variable is not None:
+        return int(variable)
+    return given
+
+
 def is_main_process() -> bool:
-    """Whether this is process 0, which alone prints and writes what all of them share."""
+    """Returns whether this is process 0, which alone prints and writes what the processes share."""
     return jax.process_index() == 0
 
 
 def end_soon(status: int = 1) -> None:
-    """After a failure: makes sure that this process ends, if it is one of several.
+    """Makes sure, after a failure, that this process ends in ten seconds if it is one of several.
 
-    At their end, processes wait for each other. Where one has failed the others may be far from it,
-    or gone, and would be waited for until no heartbeat comes, or for minutes. So the wait is cut:
-    that leaves time for a failure that all of them share.
+    At their end, processes wait for each other. After a failure, the others may be far from their
+    end or gone, and this process would wait until their heartbeats time out. The ten seconds leave
+    time for the others to end by themselves, when all of them have the same failure.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         timer = threading.Timer(_WAIT_AFTER_FAILURE_SECONDS, os._exit, (status,))
@@ -103,22 +111,23 @@ def end_soon(status: int = 1) -> None:
 
 
 def _launched_as_several(env: Mapping[str, str]) -> bool:
-    """Whether a SLURM step or a TPU slice of several hosts started this process."""
+    """Returns whether a SLURM step or a TPU slice of several hosts started this process."""
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1:
         return True
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
-    # JAX sets TPU_ML_PLATFORM when imported where TPU chips are; there, the virtual machine's
-    # metadata server names the hosts of the slice.
+    # JAX sets TPU_ML_PLATFORM at import on machines with TPU chips. There, the metadata server of
+    # the virtual machine names the hosts of the slice.
     if not hosts and "TPU_ML_PLATFORM" in env and "TPU_SKIP_MDS_QUERY" not in env:
         hosts = _hosts_of_slice(env.get("GCE_METADATA_IP", "metadata.google.internal"))
     return "," in (hosts or "")
 
 
 def _hosts_of_slice(server: str) -> str:
-    """What the metadata server says of a slice's hosts; empty where there is no slice.
+    """Returns the metadata server's list of a slice's hosts; "" if there is no slice.
 
     Raises:
-      UserError: it does not answer. To go on alone would be another run in the same workdir.
+      TransientError: the server does not answer. Going on alone would start a second run in the
+        same workdir.
     """
     request = urllib.request.Request(
         f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints",
@@ -129,7 +138,7 @@ def _hosts_of_slice(server: str) -> str:
             with urllib.request.urlopen(request, timeout=10) as reply:
                 return reply.read().decode()
         except OSError as error:
-            # A TPU outside of a Cloud slice has no such attribute, or no such server.
+            # A TPU that is not part of a Cloud slice has no such attribute, or no such server.
             status = getattr(error, "code", None)
             if status == 404 or isinstance(
                 getattr(error, "reason", None), socket.gaierror | ConnectionRefusedError

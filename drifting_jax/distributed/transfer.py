@@ -1,4 +1,4 @@
-"""Host arrays to global arrays, and back."""
+"""Moves arrays between the host and the devices of all processes."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ PyTree = Any
 
 
 def global_batch(mesh: Mesh, local: PyTree) -> PyTree:
-    """Host arrays to global arrays split over all devices on their first axis.
+    """Joins the processes' arrays to global arrays, split over all devices on the first axis.
 
     Args:
         mesh: see `make_mesh`.
-        local: tree of NumPy arrays `[n, …]`. Process r of w gives rows `r·n … (r+1)·n` of the
-            global batch, the same n everywhere.
+        local: tree of NumPy arrays `[n, …]`. Process r of w gives the rows `r·n … (r+1)·n` of the
+            global batch. n is the same on all processes.
 
     Returns:
-        Tree of `jax.Array` `[w·n, …]`; the same values for every split into processes.
+        Tree of `jax.Array` `[w·n, …]`. The values are the same for every number of processes.
 
     Raises:
-        ValueError: rows that do not divide over the devices.
+        ValueError: the rows do not split evenly over the devices.
     """
     processes = jax.process_count()
     sharding = batch_sharding(mesh)
@@ -44,7 +44,7 @@ def global_batch(mesh: Mesh, local: PyTree) -> PyTree:
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """Global arrays to NumPy arrays, whole, on every process.
+    """Copies whole global arrays to NumPy arrays on every process.
 
     With several processes, all of them must call it, in the same order.
     """
@@ -56,10 +56,3 @@ def fetch(tree: PyTree) -> PyTree:
         return np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(one, tree)
-
-
-def from_first_process(value: int) -> int:
-    """A number of process 0, on all processes; all of them must call it."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from drifting_jax.distributed import meshes, transfer
+from drifting_jax.distributed.agreement import from_main_process
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.feature_store import FeatureStore
@@ -105,7 +106,7 @@ def extract(
     place = meshes.replicated(mesh)
     variables = {e.name: jax.device_put(e.variables, place) for e in extractors}
     chosen = tuple(extractors), frozenset(kinds)
-    start = transfer.from_first_process(0 if store is None else store.done)
+    start = from_main_process(0 if store is None else store.done)
     report(start)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     flushed = time.monotonic()

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from drifting_jax.digests import digest_values, fingerprint_variables
 from drifting_jax.distributed import meshes, transfer
-from drifting_jax.distributed.agreement import on_all_processes
+from drifting_jax.distributed.agreement import from_main_process, on_all_processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import evaluator, reference
 from drifting_jax.evaluation.evaluator import Settings
@@ -127,7 +127,7 @@ def measure_all(
     lines = read_records(bench.out)
     for subject in subjects:
         found = _known(lines, bench, subject) if bench.is_main_process else ([], [])
-        if not transfer.from_first_process(found is not None):
+        if not from_main_process(found is not None):
             found = measure(bench, subject)
             if found is None:
                 return None

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.class_names import title
 from drifting_jax.data.sources import DataSpec, Source, make_source
 from drifting_jax.digests import digest_bytes
+from drifting_jax.distributed.agreement import require_same
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
 
@@ -96,13 +95,8 @@ def _words(record: dict[str, Any]) -> str:
 
 
 def _require_same_everywhere(found: dict[str, Any]) -> None:
-    if jax.process_count() == 1:
-        return
-    digest = digest_bytes(json.dumps(found).encode()).encode()
-    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    for process, other in enumerate(digests):
-        if not np.array_equal(other, digests[0]):
-            raise UserError(
-                f"process {process} sees other data than process 0; all must see the same. "
-                f"Process {jax.process_index()}: {_words(found)}"
-            )
+    require_same(
+        digest_bytes(json.dumps(found).encode()).encode(),
+        "sees other data than process 0; all must see the same. "
+        f"Process {jax.process_index()}: {_words(found)}",
+    )

@@ -10,22 +10,16 @@ from jax.sharding import Mesh
 from drifting_jax.config import ConfigDict, load_config
 from drifting_jax.data.sources import Source, spec_of
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_json
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.training import build, data_identity, programs, stage
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.stage import Stage
 from drifting_jax.weights.networks import load_network
 from drifting_jax.workdir.checkpoint import Checkpoints
+from drifting_jax.workdir.layout import encoder_checkpoints
+from drifting_jax.workdir.opening import mark_complete
 
 PyTree = Any
-
-COMPLETE = "complete.json"  # marks a workdir whose run ends without metrics of samples
-
-
-def checkpoint_directory(workdir: Path) -> Path:
-    """Returns where a run keeps the encoder that it trained."""
-    return workdir / "encoder" / "checkpoints"
 
 
 def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
@@ -42,8 +36,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     build.check_models(config, spec_of(source))
     if encoder_params(config, source, mesh, workdir=workdir, context=context) is None:
         return False
-    if context.is_main_process:  # it marks the run as complete
-        write_json(workdir / COMPLETE, {"step": config.encoder.train.num_steps})
+    mark_complete(workdir, config.encoder.train.num_steps)
     return True
 
 
@@ -82,7 +75,7 @@ def encoder_params(
 def _load(config: ConfigDict, source: Source, mesh: Mesh, trained: str, workdir: Path) -> PyTree:
     """Loads the encoder of another run and keeps a copy, so that a resume uses the same weights."""
     templates = {"ema": _template(config, source, mesh).ema}
-    with Checkpoints(checkpoint_directory(workdir), keep=1) as copies:
+    with Checkpoints(encoder_checkpoints(workdir), keep=1) as copies:
         restored = copies.restore_latest(templates)
         if restored is None:
             step, params = read_trained(config, source, mesh, trained)
@@ -105,7 +98,7 @@ def read_trained(
     Raises:
       UserError: there is no encoder, its training is not complete, or it has other sizes.
     """
-    if checkpoint_directory(Path(trained)).is_dir():
+    if encoder_checkpoints(Path(trained)).is_dir():
         return _of_run(config, {"ema": _template(config, source, mesh).ema}, Path(trained))
     if not str(trained).startswith("hf://") and not Path(trained).is_dir():
         raise UserError(
@@ -129,7 +122,7 @@ def read_trained(
 
 def _of_run(config: ConfigDict, templates: dict[str, PyTree], trained: Path) -> tuple[int, PyTree]:
     theirs = load_config(trained).encoder
-    with Checkpoints(checkpoint_directory(trained), keep=1, read_only=True) as checkpoints:
+    with Checkpoints(encoder_checkpoints(trained), keep=1, read_only=True) as checkpoints:
         restored = checkpoints.restore_latest(templates)
     step = restored[0] if restored else 0
     if restored is None or (not theirs.path and step < theirs.train.num_steps):
@@ -157,7 +150,7 @@ def _train(
     carry = stage.train(
         Stage(
             program=programs.encoder_program(config, spec_of(source), mesh),
-            folder=checkpoint_directory(workdir),
+            folder=encoder_checkpoints(workdir),
             batch_size=t.batch_size,
             save_every=t.save_every,
             crop=t.crop,

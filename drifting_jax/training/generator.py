@@ -30,15 +30,11 @@ from drifting_jax.training.loop import Hook, Moment
 from drifting_jax.training.stage import Stage
 from drifting_jax.weights.networks import Network
 from drifting_jax.workdir.image_files import image_grid
+from drifting_jax.workdir.layout import generator_checkpoints
 
 _PICTURES_PER_CLASS = 10
 _CLASSES_IN_PICTURES = 10
 _LEAST_GRID_PIXELS = 400
-
-
-def checkpoint_directory(workdir: Path) -> Path:
-    """Returns where a run keeps its generator."""
-    return workdir / "checkpoints"
 
 
 def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
@@ -68,7 +64,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     trained = stage.train(
         Stage(
             program=program,
-            folder=checkpoint_directory(workdir),
+            folder=generator_checkpoints(workdir),
             batch_size=config.queue.push_per_step,
             save_every=config.train.save_every,
             crop=config.data.crop,

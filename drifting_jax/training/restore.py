@@ -13,9 +13,9 @@ from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator, Run
 from drifting_jax.steps.state import ema_name
 from drifting_jax.training import build, data_identity, programs
-from drifting_jax.training.generator import checkpoint_directory
 from drifting_jax.weights.networks import load_network
 from drifting_jax.workdir.checkpoint import Checkpoints
+from drifting_jax.workdir.layout import generator_checkpoints
 
 
 def load_generator(name: str, *, vae: str = "") -> Generator:
@@ -85,7 +85,7 @@ def load_run(
         raise UserError(
             f"the run keeps the averages of decay {tuple(config.train.ema_decays)}; found {decay}"
         )
-    directory = checkpoint_directory(workdir)
+    directory = generator_checkpoints(workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
     source, class_names = data_identity.read_data_spec(workdir, config)

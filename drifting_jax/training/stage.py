@@ -9,6 +9,7 @@ import jax
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import Source
+from drifting_jax.distributed import meshes
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.training import loop
 from drifting_jax.training.device_batches import (
@@ -126,9 +127,14 @@ def start_or_resume(program: Program, checkpoints: Checkpoints) -> tuple[int, in
 
 
 def _announce(program: Program, context: RunContext, start: int) -> None:
-    """Prints how large the network is and where the training goes on."""
-    context.writer.write_parameters(program.name, program.carry.state.params)
-    if start and context.is_main_process:
+    """Prints how large the network is, how it is split, and where the training goes on."""
+    params = program.carry.state.params
+    context.writer.write_parameters(program.name, params)
+    if not context.is_main_process:
+        return
+    for line in meshes.large_parameters(params, jax.tree.map(lambda x: x.sharding, params)):
+        print(f"  {line}")
+    if start:
         print(f"{program.name}: goes on from step {start}", flush=True)
 
 

@@ -1,49 +1,45 @@
-"""Checkpoints of a run: written beside the training, whole or not at all, checked when read.
+"""Checkpoints of a run: written in the background, whole or not at all, and checked when read.
 
-A directory holds one subdirectory a step, each with several named trees of arrays ("items") that
+A directory holds one subdirectory per step, each with several named trees of arrays ("items") that
 belong together. Every array is saved with a checksum of its bits, because a damaged block of a
-file often decodes without an error. Typed PRNG keys are not saved: they follow from seed and step.
+file often decodes without an error. PRNG keys are not saved: they follow from seed and step.
 """
 
 import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 
-from drifting_jax.distributed import transfer
-from drifting_jax.distributed.agreement import first_line, largest, on_all_processes
-from drifting_jax.errors import TransientError, UserError
+from drifting_jax.distributed.agreement import any_process, on_all_processes, on_main_process
+from drifting_jax.errors import TransientError, UserError, first_line
 from drifting_jax.workdir.checkpoint_items import (
     CHECKSUMS,
     NOT_DAMAGE,
     Tree,
     arrays_only,
-    may_pass,
+    is_transient,
     read_step,
 )
 from drifting_jax.workdir.checksums import named_checksums
 from drifting_jax.workdir.orbax_settings import use_barriers_that_time_out
 
-# How long processes wait for each other in a save, and a failing one for the save under way.
-_BARRIER_SECONDS, _LAST_SAVE_SECONDS = 300, 20.0
+_LAST_SAVE_SECONDS = 20.0  # for the save under way, after this process has failed
 
 
 class Checkpoints:
     """The checkpoints of one directory; a context manager that waits for the last save.
 
-    A save copies the arrays to the host and returns; the files are written by a thread. The step
-    appears in the directory when all of it is written, so a process killed at any moment leaves the
-    steps before whole. Reading never changes the directory: others may read while a run writes.
-    With several processes, all of them call every method, in the same order.
+    A save copies the arrays to the host and returns; a thread writes the files. The step appears in
+    the directory only when all of it is written, so a process killed at any moment leaves the
+    earlier steps whole. Reading never changes the directory: other programs may read while a run
+    writes. With several processes, all of them must call every method, in the same order.
     """
 
     def __init__(
@@ -54,17 +50,23 @@ class Checkpoints:
         keep_every: int = 0,
         max_failures: int = 3,
         read_only: bool = False,
+        barrier_seconds: int = 300,
+        retry_seconds: Sequence[float] = (1.0, 5.0, 15.0),
     ) -> None:
-        """Names the directory; it is made by the first save.
+        """Names the directory, which the first save makes.
 
         Args:
           directory: Where the steps are, or will be.
-          keep: Newest steps kept; older ones are deleted once a newer one is whole.
-          keep_every: Multiples of it among the steps are never deleted; 0 = all are.
-          max_failures: Failed saves in a row after which `save` and `wait` raise.
-          read_only: Refuse to save, where another process may be the one that writes.
+          keep: How many of the newest steps stay; an older one is deleted when a newer one is
+            whole.
+          keep_every: Steps that are multiples of it are never deleted; 0 = all can be deleted.
+          max_failures: After so many failed saves in a row, `save` and `wait` raise.
+          read_only: Refuse to save, because another process may be writing here.
+          barrier_seconds: How long processes wait for each other in a save.
+          retry_seconds: Pauses before each new try to read, after a transient error of the disk.
         """
         self._read_only = read_only
+        self._barrier_seconds, self._retry_seconds = barrier_seconds, retry_seconds
         self._directory = Path(directory).absolute()
         self._keep, self._keep_every = keep, keep_every
         self._max_failures = max_failures
@@ -76,7 +78,7 @@ class Checkpoints:
         self._managers = 0  # made so far
 
     def steps(self) -> list[int]:
-        """Returns the steps on disk in order, without those found damaged."""
+        """Returns the steps on disk in order, without those that were found damaged."""
         return sorted(set(self._found()) - set(self._damaged))
 
     def _found(self) -> list[int]:
@@ -86,43 +88,39 @@ class Checkpoints:
         return sorted(metadata.step for metadata in found)
 
     def _agreed_steps(self) -> list[int]:
-        """`steps` as process 0 sees them: a network disk may show others for a while."""
-        steps = self.steps()
-        if jax.process_count() == 1:
-            return steps
-        count = transfer.from_first_process(len(steps))
-        padded = np.resize(np.array(steps or [0], np.int64), max(count, 1))
-        return [int(x) for x in multihost_utils.broadcast_one_to_all(padded)[:count]]
+        """Returns the main process's `steps`: a network disk may show the others older ones."""
+        return on_main_process(self.steps)
 
     def save(self, step: int, items: Mapping[str, Tree]) -> None:
-        """Starts saving trees under a step, after waiting for the save before; once per step.
+        """Waits for the previous save and starts this one, unless the step is saved already.
 
-        A save that fails (a full disk) is logged as an error and forgotten. Steps found damaged by
-        `restore_latest` are moved to <directory>/damaged first, so that they can be saved again.
+        A save that fails (a full disk) is logged as an error, and the run goes on. Steps that
+        `restore_latest` found damaged are moved to <directory>/damaged first, so that they can be
+        saved again.
 
         Args:
-          step: Steps done; larger than any step on disk, but for damaged ones.
-          items: Trees of arrays by name. JAX arrays of one item lie on one mesh and may be donated
-            after the call; numbers count as NumPy arrays.
+          step: Steps done; larger than any step on disk that is not damaged.
+          items: Trees of arrays by name. The JAX arrays of one item lie on one mesh and may be
+            donated after the call. Numbers are saved as NumPy arrays.
 
         Raises:
           ValueError: An item holds a PRNG key or no array, or has a reserved name.
           TransientError: `max_failures` saves in a row have failed.
-          RuntimeError: this is read-only.
+          RuntimeError: These checkpoints are read-only.
         """
         if self._read_only:
             raise RuntimeError(f"{self._directory} was opened to be read, not to save step {step}")
         items = {name: arrays_only(name, tree) for name, tree in items.items()}
         self.wait()
         try:
-            on_all_processes(self._set_damaged_aside)
+            self._set_damaged_aside()
             if on_all_processes(self._start, step, items):
                 self._pending = step
         except Exception as error:
             self._failed(step, error)
 
     def _start(self, step: int, items: Mapping[str, Tree]) -> bool:
-        """Starts a save on this process; whether the step was not there yet."""
+        """Starts a save on this process; returns whether the step was not there yet."""
         if step in self.steps():
             return False
         sums = {name: named_checksums(tree) for name, tree in items.items()}
@@ -134,8 +132,8 @@ class Checkpoints:
                 keep_period=self._keep_every or None,
                 create=True,
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(timeout_secs=_BARRIER_SECONDS),
-                # After a failed save, processes have counted different barriers of one name.
+                async_options=ocp.AsyncOptions(timeout_secs=self._barrier_seconds),
+                # Orbax numbers the barriers of a name; after a failed save the numbers differ.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     barrier_sync_key_prefix=f"{self._directory.name}_{self._managers}"
                 ),
@@ -147,7 +145,7 @@ class Checkpoints:
         return True
 
     def wait(self) -> bool:
-        """Waits for the save under way; returns whether the last save is whole on disk.
+        """Waits for the save under way; returns whether the last save is whole on the disk.
 
         Raises:
           TransientError: `max_failures` saves in a row have failed.
@@ -166,14 +164,15 @@ class Checkpoints:
     ) -> tuple[int, dict[str, Tree]] | None:
         """Restores the newest step that can be read, onto any mesh.
 
-        A damaged step, or one that cannot be read for twenty seconds, is left for the one before,
-        with a warning. Steps that whoever writes the directory deletes meanwhile do not count.
+        A step that is damaged, or that still cannot be read after all retries, is skipped with a
+        warning, and the step before it is tried. Steps that another process deletes while this one
+        reads are ignored.
 
         Args:
-          templates: The items wanted, each a tree of `jax.ShapeDtypeStruct` with shardings, of JAX
+          templates: The items to restore: trees of `jax.ShapeDtypeStruct` with shardings, of JAX
             arrays, or of NumPy arrays and numbers, which come back as NumPy arrays.
-          padded: Items whose first axes end in rows of zeros, as many as a mesh needs: their
-            templates may have more or fewer of them than were saved.
+          padded: Items whose arrays end in rows of zeros, as many as the mesh needs. Their
+            templates may have more or fewer of these rows than were saved.
 
         Returns:
           The step and its items, or None if there is no step.
@@ -186,16 +185,17 @@ class Checkpoints:
         """
         self.wait()
         templates = {name: arrays_only(name, tree) for name, tree in templates.items()}
-        reasons: dict[int, str] = {}
-        passing = False
+        reasons: dict[int, str] = {}  # why a step cannot be read
+        transient = False
         while untried := [step for step in self._agreed_steps() if step not in reasons]:
             step = untried[-1]
             try:
-                items = read_step(self._directory / str(step), templates, padded)
+                items = self._read(step, templates, padded)
             except Exception as error:  # a damaged file can raise anything
-                if largest(isinstance(error, NOT_DAMAGE)):
+                if any_process(isinstance(error, NOT_DAMAGE)):
                     raise
-                reasons[step], passing = first_line(error), passing or may_pass(error)
+                reasons[step] = first_line(error)
+                transient = transient or is_transient(error)
                 logging.warning(
                     f"THE CHECKPOINT OF STEP {step} IS DAMAGED ({reasons[step]}): "
                     f"{self._directory / str(step)}; looking for one before"
@@ -204,13 +204,13 @@ class Checkpoints:
             self._damaged += [step for step in self._agreed_steps() if step in reasons]
             self._newest = step
             return step, items
-        # Steps that are gone were deleted by whoever writes here.
+        # Another process has deleted the steps that are no longer there.
         left = {step: reasons[step] for step in self._agreed_steps() if step in reasons}
         if not left:
             return None
         listed = "; ".join(f"step {step}: {reason}" for step, reason in left.items())
         found = f"no checkpoint in {self._directory} can be read ({listed})"
-        if largest(passing):
+        if any_process(transient):
             raise TransientError(f"{found}; give the same command again when the disk answers")
         raise UserError(f"{found}; move the directory elsewhere to start from the first step")
 
@@ -230,20 +230,30 @@ class Checkpoints:
                 f"there are {', '.join(map(str, steps)) or 'none'}"
             )
         try:
-            return read_step(self._directory / str(step), templates)
+            return self._read(step, templates)
         except NOT_DAMAGE:
             raise
         except Exception as error:
-            passing = may_pass(error)
+            transient = is_transient(error)
             others = ", ".join(str(other) for other in steps if other != step)
-            raise (TransientError if passing else UserError)(
+            raise (TransientError if transient else UserError)(
                 f"the checkpoint {self._directory / str(step)} "
-                f"{'cannot be read' if passing else 'is damaged'} ({first_line(error)}); "
+                f"{'cannot be read' if transient else 'is damaged'} ({first_line(error)}); "
                 f"other steps: {others or 'none'}"
             ) from None
 
+    def _read(
+        self, step: int, templates: Mapping[str, Tree], padded: Collection[str] = ()
+    ) -> dict[str, Tree]:
+        return read_step(
+            self._directory / str(step),
+            templates,
+            padded=padded,
+            retry_seconds=self._retry_seconds,
+        )
+
     def close(self) -> None:
-        """Waits for the save under way and frees what saving holds."""
+        """Waits for the save under way and frees Orbax's threads."""
         try:
             self.wait()
         finally:
@@ -261,13 +271,13 @@ class Checkpoints:
         if error is None or jax.process_count() == 1:
             self.close()
             return
-        # The other processes may be anywhere, and wait for this one there: it must end, and what
-        # its message says must not wait.
+        # The other processes may be waiting for this one in some collective: this process must end
+        # without waiting for them, and the message must be printed now.
         logging.error("Process %d ends: %s", jax.process_index(), first_line(error))
         self._leave()
 
     def _leave(self) -> None:
-        """Gives the save under way some time, and waits for no other process beyond that."""
+        """Gives the save under way some seconds, and waits for no other process after that."""
         manager, self._manager = self._manager, None
         self._pending = None
         if manager is None:
@@ -287,10 +297,11 @@ class Checkpoints:
             return
         try:
             manager.close()
-        except Exception as error:  # a failed save, told again
+        except Exception as error:  # of a failed save, which was logged already
             logging.info("While closing %s: %s", self._directory, first_line(error))
 
     def _finish(self, step: int) -> None:
+        assert self._manager is not None
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
         if not (self._directory / str(step)).is_dir():
@@ -312,15 +323,17 @@ class Checkpoints:
             ) from None
 
     def _set_damaged_aside(self) -> None:
-        """Moves them on process 0; what the others know of the directory is forgotten."""
+        """Moves the damaged steps, which are the same on all processes, to <directory>/damaged."""
         if not self._damaged:
             return
-        if jax.process_index() == 0:
-            for step in set(self._damaged) & set(self._found()):
-                target = self._directory / "damaged" / str(step)
-                shutil.rmtree(target, ignore_errors=True)
-                target.parent.mkdir(exist_ok=True)
-                os.replace(self._directory / str(step), target)
-                logging.warning("Moved the damaged checkpoint of step %d to %s", step, target)
+        on_main_process(self._move_damaged)
         self._close_manager()  # its list of steps is no longer right
         self._damaged = []
+
+    def _move_damaged(self) -> None:
+        for step in set(self._damaged) & set(self._found()):
+            target = self._directory / "damaged" / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(self._directory / str(step), target)
+            logging.warning("Moved the damaged checkpoint of step %d to %s", step, target)

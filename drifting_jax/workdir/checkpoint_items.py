@@ -1,9 +1,9 @@
-"""The items of one checkpoint: what they may hold, and reading them with every check."""
+"""The items of one checkpoint: checks what they hold, and reads them from the disk."""
 
 import errno
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,76 +13,79 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from drifting_jax.distributed.agreement import first_line, largest, on_all_processes
-from drifting_jax.errors import UserError
+from drifting_jax.distributed.agreement import any_process, on_all_processes
+from drifting_jax.errors import UserError, first_line
 from drifting_jax.workdir.checksums import leaf_path, named_checksums, named_leaves
 
 Tree = Any
 
 CHECKSUMS = "checksums"  # the item that holds the checksums of all others
-# What running out of memory raises: it says nothing about the files.
+# Errors that say nothing about the files: mistakes, and running out of memory.
 NOT_DAMAGE = (UserError, MemoryError, jax.errors.JaxRuntimeError)
-# What a disk or a network says that may answer the next time, and until then.
-_PASSING = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT,
+# Errors of a disk or a network that may answer the next time.
+_TRANSIENT = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT,
             errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN,
             errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EMFILE,
             errno.ENFILE)  # fmt: skip
-_PAUSES_SECONDS = (1.0, 5.0, 15.0)
 
 
 def read_step(
-    directory: Path, templates: Mapping[str, Tree], padded: Collection[str] = ()
+    directory: Path,
+    templates: Mapping[str, Tree],
+    *,
+    padded: Collection[str] = (),
+    retry_seconds: Sequence[float] = (),
 ) -> dict[str, Tree]:
     """Reads the items of a step on all processes, or raises on all.
 
-    What a disk or a network answers that may be well in a moment is asked again, three times.
-
     Args:
-      directory: The step's.
-      templates, padded: Of `Checkpoints.restore_latest`, after `arrays_only`.
+      directory: The step's directory.
+      templates, padded: As in `Checkpoints.restore_latest`, after `arrays_only`.
+      retry_seconds: Pauses before each new try, after a transient error on any process.
 
     Raises:
       UserError: An array differs from its template in name, shape or dtype.
-      Exception: Of any kind, where a file is damaged.
+      Exception: Of any type, if a file is damaged.
     """
-    for pause in (*_PAUSES_SECONDS, None):
+    for pause in (*retry_seconds, None):
         try:
             items = on_all_processes(_read, directory, templates, padded)
             on_all_processes(_verify, items)
             return {name: items[name] for name in templates}
         except Exception as error:
-            if not largest(may_pass(error)) or pause is None:
+            if not any_process(is_transient(error)) or pause is None:
                 raise
             logging.warning(f"{directory}: {first_line(error)}; reading again in {pause:g} s")
         time.sleep(pause)
+    raise AssertionError
 
 
-def may_pass(error: Exception) -> bool:
-    """Whether an error of reading says that the disk failed, and nothing of what lies there."""
+def is_transient(error: Exception) -> bool:
+    """Returns whether an error of reading says that the disk failed, not that a file is damaged."""
     if isinstance(error, NOT_DAMAGE):
         return False
-    # TensorStore tells the number in words, and so does what another process has told.
+    # Errors of TensorStore and of other processes have the number in their words alone.
     told = re.search(r"(?:Errno|OS error) (\d+)", str(error))
-    return getattr(error, "errno", None) in _PASSING or bool(told and int(told[1]) in _PASSING)
+    return getattr(error, "errno", None) in _TRANSIENT or bool(told and int(told[1]) in _TRANSIENT)
 
 
 def _read(
     directory: Path, templates: Mapping[str, Tree], padded: Collection[str]
 ) -> dict[str, Tree]:
-    # The handlers and not the manager: its restore ends with a barrier, at which the others
-    # would wait for a process that could not read its part.
-    directory = epath.Path(directory)
+    # Reads with the handlers, not with the manager: the manager's restore ends with a barrier, at
+    # which the others would wait for a process that could not read its part.
+    folder = epath.Path(directory)
     handler = ocp.StandardCheckpointHandler()
-    items = {CHECKSUMS: ocp.JsonCheckpointHandler().restore(directory / CHECKSUMS)}
+    items = {CHECKSUMS: ocp.JsonCheckpointHandler().restore(folder / CHECKSUMS)}
     for name, template in templates.items():
-        _check_fits(directory / name, template, padded=name in padded)
+        _check_fits(folder / name, template, padded=name in padded)
         arguments = ocp.args.StandardRestore(template, strict=name not in padded)
-        items[name] = handler.restore(directory / name, args=arguments)
+        items[name] = handler.restore(folder / name, args=arguments)
     return items
 
 
 def _check_fits(item: epath.Path, template: Tree, *, padded: bool) -> None:
-    """Compares names, shapes and dtypes: Orbax would cast without a word."""
+    """Compares names, shapes and dtypes: Orbax would cast to another dtype silently."""
     handler = ocp.StandardCheckpointHandler()
     saved = named_leaves(handler.metadata(item).tree)
     wanted = named_leaves(template)
@@ -112,10 +115,11 @@ def _verify(restored: Mapping[str, Tree]) -> None:
 
 
 def arrays_only(name: str, tree: Tree) -> Tree:
-    """The tree with numbers as NumPy arrays.
+    """Returns an item's tree with its numbers as NumPy arrays.
 
     Raises:
-      ValueError: It cannot be saved or restored as it is.
+      ValueError: The tree holds no array, a PRNG key, or a template without a sharding, or the
+        item's name is reserved.
     """
     if name == CHECKSUMS:
         raise ValueError(f"an item cannot be called {name!r}: the name is taken")

@@ -1,6 +1,6 @@
-"""Checksums of arrays by their path in a tree, the same on every mesh.
+"""Checksums of arrays by their path in a tree.
 
-Rows of zeros do not count: a tree that is padded with them for another mesh keeps its checksums.
+Zeros add nothing: a tree that is padded with rows of zeros for another mesh keeps its checksums.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ Tree = Any
 
 
 def named_checksums(tree: Tree) -> dict[str, int]:
-    """The checksum of each array by its path, the same on every mesh."""
+    """Returns the checksum of each array by its path; they are the same on every mesh."""
     leaves = named_leaves(tree)
     on_device = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, jax.Array)}
     sums = jax.device_get(_device_checksums(on_device))
@@ -25,7 +25,7 @@ def named_checksums(tree: Tree) -> dict[str, int]:
 
 @jax.jit
 def _device_checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The bits of each array as unsigned integers, summed modulo 2³²: {path: [] uint32}."""
+    """Sums the bits of each array as unsigned integers modulo 2³²: {path: [] uint32}."""
 
     def checksum(x):
         if x.dtype == jnp.bool_:
@@ -42,8 +42,10 @@ def _host_checksum(x: np.ndarray) -> np.uint32:
 
 
 def named_leaves(tree: Tree) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths."""
     return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def leaf_path(path: tuple) -> str:
+    """Returns a path of `jax.tree_util` in words, such as "params/block_0/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -18,7 +18,7 @@ def image_grid(images: np.ndarray, columns: int, *, least: int = 0) -> np.ndarra
     Args:
       images: [n, h, w, c] uint8.
       columns: Images a row.
-      least: Pixels that the picture's shorter side has at least: each pixel is repeated as often.
+      least: The shorter side gets at least so many pixels, by repeating each pixel.
 
     Returns:
       [height, width, c] uint8.
@@ -57,6 +57,7 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def check_image(image: np.ndarray) -> None:
+    """Raises ValueError unless the image is [h, w, 1 or 3] uint8."""
     if image.ndim != 3 or image.shape[-1] not in (1, 3) or image.dtype != np.uint8:
         raise ValueError(
             f"an image must be [h, w, 1 or 3] uint8; found {image.shape} {image.dtype}"

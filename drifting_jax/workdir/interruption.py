@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to stop after the step at hand, so that it can be saved."""
+"""SIGTERM and Ctrl-C ask a loop to stop after the current step, so that it can be saved."""
 
 import os
 import signal
@@ -6,36 +6,38 @@ import sys
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import Any
 
-EXIT_RESUMABLE = 75  # stopped by SIGTERM, saved, may be started again
-EXIT_INTERRUPTED = 130  # stopped by Ctrl-C, saved
+EXIT_RESUMABLE = 75  # stopped by SIGTERM and saved; a launcher may start it again
+EXIT_INTERRUPTED = 130  # stopped by Ctrl-C and saved
 
-_EXIT_STATUS = {signal.SIGTERM: EXIT_RESUMABLE, signal.SIGINT: EXIT_INTERRUPTED}
+_EXIT_STATUS: dict[int, int] = {signal.SIGTERM: EXIT_RESUMABLE, signal.SIGINT: EXIT_INTERRUPTED}
 _SAME_SIGNAL_SECONDS = 1.0
 
 
 class Interruption:
     """Context in which SIGTERM and SIGINT set a flag that the loop reads between steps.
 
-    A SIGINT after that ends the process at once with status 130; the checkpoints already written
-    stay whole. Launchers repeat to their children what the terminal has sent them already, so one
-    within a second of the first signal counts as the same. A SIGTERM after the first signal changes
-    nothing: schedulers send several, and a save under way must live. Outside the main thread, where
-    Python takes no signals, the context does nothing. In a run of many processes each has its own
-    flag: the loop must let them agree on the step at which to stop.
+    A later SIGINT ends the process at once with status 130; the checkpoints already written stay
+    whole. A SIGINT within a second of the first signal counts as the same one: a launcher repeats
+    the terminal's signal to processes that the terminal has reached too. A later SIGTERM changes
+    nothing: schedulers send several, and the save under way must not be cut.
+
+    Outside the main thread, where Python handles no signals, the context does nothing. In a run of
+    several processes each has its own flag; `StopAgreement` lets them stop after the same step.
     """
 
     def __init__(self, *, soon: str = "saving and stopping after this step") -> None:
         """Begins without a signal.
 
         Args:
-          soon: what a first signal makes the program do, in words.
+          soon: what the program does after a first signal, in words.
         """
         self._soon = soon
         self._received: int | None = None
         self._joined = 0
         self._received_at = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:
@@ -48,7 +50,7 @@ class Interruption:
         return self._joined or (0 if self._received is None else _EXIT_STATUS[self._received])
 
     def join(self, exit_status: int) -> None:
-        """Counts as asked to stop and to end with this status, as another process of the run."""
+        """Asks this process to stop with the exit status of another process of the run."""
         self._joined = exit_status
 
     def __enter__(self) -> "Interruption":
@@ -64,7 +66,7 @@ class Interruption:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            # A handler that was not installed from Python cannot be put back by Python.
+            # None stands for a handler that Python did not install and cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}
 
@@ -84,5 +86,5 @@ class Interruption:
 
 
 def _say(message: str) -> None:
-    # A handler may run in the middle of a print: the buffered streams cannot be entered twice.
+    # A handler may run in the middle of a print, and a buffered stream cannot be entered twice.
     os.write(sys.stderr.fileno() if sys.stderr else 2, f"\n{message}\n".encode())

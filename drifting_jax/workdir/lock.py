@@ -1,4 +1,4 @@
-"""One process, or one job, at a time in a workdir."""
+"""One process, or one job of several processes, at a time in a workdir."""
 
 import contextlib
 import fcntl
@@ -9,26 +9,48 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from drifting_jax.distributed.agreement import on_main_process
 from drifting_jax.errors import LockHeldError
-
-# A machine that was taken away holds a lock on a network disk until the disk's server notices.
-_PATIENCE_SECONDS, _LOOK_EVERY_SECONDS = 150.0, 5.0
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Holds <workdir>/.lock; the system frees it when the process ends, however it ends.
-
-    A lock that another machine holds is waited for, for some minutes: where it was pre-empted, its
-    locks outlive it. A file system that knows no locks is used without one.
+def locked_by_main_process(folder: Path) -> Iterator[None]:
+    """Context in which this job holds `locked`; all processes of the job must enter it.
 
     Raises:
-      LockHeldError: another process holds it; its number and machine are named.
+      LockHeldError: another job holds the lock; raised on all processes.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(locked(folder))
+
+        on_main_process(enter)
+        yield
+
+
+@contextlib.contextmanager
+def locked(
+    workdir: Path, *, patience_seconds: float = 150.0, look_every_seconds: float = 5.0
+) -> Iterator[None]:
+    """Context that holds <workdir>/.lock. The system frees it when the process ends in any way.
+
+    A lock that a process of another machine holds is waited for: when a machine is pre-empted, the
+    server of a network disk keeps its locks until it notices. A file system without locks is used
+    without one.
+
+    Args:
+      workdir: the folder.
+      patience_seconds: how long to wait for a lock of another machine.
+      look_every_seconds: time between two tries.
+
+    Raises:
+      LockHeldError: another process holds it. The message names that process and its machine.
     """
     path = workdir / ".lock"
     with open(path, "a+", encoding="utf-8") as file:
         try:
-            _take(file, path)
+            _take(file, path, patience_seconds, look_every_seconds)
         except LockHeldError:
             raise
         except OSError:
@@ -40,8 +62,8 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _take(file: IO[str], path: Path) -> None:
-    until = time.monotonic() + _PATIENCE_SECONDS
+def _take(file: IO[str], path: Path, patience_seconds: float, look_every_seconds: float) -> None:
+    until = time.monotonic() + patience_seconds
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,4 +76,4 @@ def _take(file: IO[str], path: Path) -> None:
                 f"{holder} runs in {path.parent}: wait for its end, or choose another folder; if "
                 f"that process is gone for good, delete {path}"
             )
-        time.sleep(_LOOK_EVERY_SECONDS)
+        time.sleep(look_every_seconds)

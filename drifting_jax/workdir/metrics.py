@@ -1,6 +1,7 @@
-"""Scalars and pictures of a run: metrics.jsonl, TensorBoard and PNG files.
+"""Writes scalars and pictures of a run to metrics.jsonl, TensorBoard and PNG files.
 
-Writing metrics never stops a run: a full disk is logged, and what did not fit is not written.
+Writing metrics never stops a run: if the disk is full, an error is logged and the line or picture
+is left out.
 """
 
 import contextlib
@@ -24,21 +25,21 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from drifting_jax.files import write_bytes
 from drifting_jax.workdir.image_files import check_image, save_png
 
-_FLUSH_SECONDS = 60.0  # mounted buckets show nothing of a file before
-_file_number = itertools.count()  # two event files of one second and process need two names
+_FLUSH_SECONDS = 60.0  # a mounted bucket shows nothing of a file before it is flushed
+_file_number = itertools.count()  # event files of the same second and process need two names
 
 
 class MetricWriter:
     """Appends metrics to <workdir>/metrics.jsonl, <workdir>/tensorboard and <workdir>/samples.
 
     Each line of metrics.jsonl is one JSON object: "stage", "step", then the scalars, not rounded.
-    JSON has no numbers that are not finite: they stand as the strings "NaN", "Infinity" and
-    "-Infinity", which `float` reads back. A last line that a killed process left half written is
-    cut when the file is opened. Each stage is a run of its own in TensorBoard.
+    JSON has no numbers that are not finite: they are written as the strings "NaN", "Infinity" and
+    "-Infinity", which `float` reads back. A half-written last line of a killed process is cut when
+    the file is opened. Each stage is a run of its own in TensorBoard.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, enabled: bool = True) -> None:
-        """Opens the files of a workdir; with `enabled` False (all processes but 0) does nothing."""
+        """Opens the files of a workdir; `enabled` is False on all but the main process."""
         self._workdir = Path(workdir)
         self._enabled = enabled
         self._flushed_at = time.monotonic()
@@ -53,7 +54,7 @@ class MetricWriter:
         Args:
           stage: "encoder", "generator", …
           step: Steps done.
-          scalars: Numbers by name: Python's, NumPy's or JAX's of one element.
+          scalars: Numbers by name: of Python, or arrays of one element.
 
         Raises:
           ValueError: A scalar is called "stage" or "step", or has more than one element.
@@ -87,11 +88,11 @@ class MetricWriter:
         self._add_events(stage, step, [summary.image(name, image, dataformats="HWC")])
 
     def write_parameters(self, stage: str, params: Any) -> None:
-        """Writes a table to <workdir>/<stage>_parameters.txt, and prints how many there are.
+        """Writes a table to <workdir>/<stage>_parameters.txt and prints the number of parameters.
 
         Args:
           stage: As in `write_scalars`.
-          params: Tree of arrays, of which only names, shapes and dtypes are read.
+          params: Tree of arrays; only names, shapes and dtypes are read.
         """
         if not self._enabled:
             return
@@ -106,7 +107,7 @@ class MetricWriter:
     def truncate(self, stage: str, step: int) -> None:
         """Cuts the lines of a stage after a step, so that a resumed run writes no step twice.
 
-        TensorBoard is told to forget them too.
+        TensorBoard forgets these steps too.
         """
         if not self._enabled:
             return
@@ -130,7 +131,7 @@ class MetricWriter:
         self._write_events(stage, [restart])
 
     def flush(self) -> None:
-        """Makes sure that a kill of the machine loses no line of metrics.jsonl."""
+        """Makes sure that no line of metrics.jsonl is lost if the machine stops."""
         if not self._enabled:
             return
         try:
@@ -162,10 +163,10 @@ class MetricWriter:
         self.close()
 
     def _open_lines(self) -> None:
-        """Opens metrics.jsonl to append, whole lines only."""
+        """Opens metrics.jsonl to append, after cutting a half-written last line."""
         path, whole = self._workdir / "metrics.jsonl", False
         if path.exists():
-            # In place: there may be no room for a second file.
+            # Cuts in place: there may be no room for a second file.
             before, newline, last = path.read_bytes().rpartition(b"\n")
             whole = _parse(last) is not None
             if last and not whole:
@@ -175,7 +176,7 @@ class MetricWriter:
             self._append(b"\n")
 
     def _append(self, line: bytes) -> None:
-        """Appends one line, or nothing of it."""
+        """Appends the whole line or nothing."""
         end = self._lines.seek(0, os.SEEK_END)
         try:
             if self._lines.write(line) == len(line):
@@ -197,8 +198,8 @@ class MetricWriter:
         )
 
     def _write_events(self, stage: str, events: list[Event]) -> None:
-        # tensorboardX's SummaryWriter hands events to a thread through a bounded queue: on a full
-        # disk the thread dies and the training step would wait for it forever. So: no thread.
+        # Writes without a thread. tensorboardX's SummaryWriter hands events to a thread through a
+        # bounded queue: on a full disk the thread dies, and training would wait for it for ever.
         try:
             if stage not in self._events:
                 directory = self._workdir / "tensorboard" / stage
@@ -213,7 +214,7 @@ class MetricWriter:
 
 
 def read_metrics(workdir: str | os.PathLike, *, stage: str | None = None) -> list[dict[str, Any]]:
-    """Returns the lines of <workdir>/metrics.jsonl, of one stage if named; half lines left out.
+    """Returns the lines of <workdir>/metrics.jsonl, of all stages or one, without half lines.
 
     Numbers that are not finite come back as floats.
     """

@@ -1,4 +1,4 @@
-"""Orbax as this project wants it: quiet, and never waiting for ever."""
+"""Settings of Orbax: no tracebacks on the screen, and no endless waits."""
 
 import contextlib
 import logging as python_logging
@@ -12,9 +12,9 @@ _OF_ORBAX = f"{os.sep}orbax{os.sep}"
 
 
 def quiet_orbax() -> None:
-    """Keeps Orbax's tracebacks from the screen: `Checkpoints` says in a line what failed.
+    """Keeps Orbax's tracebacks off the screen; `Checkpoints` logs in one line what failed.
 
-    Affects logs and dying threads of Orbax alone, and asyncio's complaints about the latter.
+    This affects Orbax's logs, the tracebacks of its threads, and asyncio's complaints about them.
     """
     others = threading.excepthook
 
@@ -29,9 +29,10 @@ def quiet_orbax() -> None:
 
 
 def use_barriers_that_time_out() -> None:
-    """Lets Orbax wait by the coordinator, for five minutes, and not in a collective, for ever.
+    """Makes Orbax wait with the coordinator's barriers, which time out, instead of collectives.
 
-    A process that failed is elsewhere, and the collectives of both would be taken for each other.
+    A collective would wait for ever for a process that has failed, or be mistaken for another
+    collective that this process has entered meanwhile.
     """
     with contextlib.suppress(KeyError):
         flags.FLAGS["experimental_orbax_use_distributed_barrier"].value = True

@@ -1,4 +1,4 @@
-"""Pictures of a run: the raw drift over training; of a toy also the animation and the field."""
+"""Draws the raw drift over training, and for a toy also the animation and the field."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _LEAST_ASPECT = 0.5
 
 
 def _limits(target: np.ndarray, frames: Mapping[int, np.ndarray]) -> np.ndarray:
-    """Half the sides [2] of a rectangle around 0 that holds the target and where q starts."""
+    """Returns half the sides [2] of a rectangle around 0 that holds the target and the first q."""
     first = frames[min(frames)]
     sides = np.maximum(np.abs(target).max(axis=0), np.abs(first).max(axis=0))
     return 1.25 * np.maximum(sides, _LEAST_ASPECT * sides.max())
@@ -36,7 +36,13 @@ def _scatter(axes: Any, points: np.ndarray, colour: str, label: str, limits: np.
 
 
 def write_animation(path: Path, frames: Mapping[int, np.ndarray], target: np.ndarray) -> None:
-    """An animated GIF of q drifting to p: {step: points [n, 2]} over target [m, 2]."""
+    """Writes an animated GIF of q drifting to p.
+
+    Args:
+      path: GIF file.
+      frames: generated points [n, 2] by step.
+      target: real points [m, 2].
+    """
     limits = _limits(target, frames)
     height = 4.4 * limits[1] / limits[0] + 0.3
     images = []
@@ -108,7 +114,9 @@ def write_field(
 def write_drift(
     path: Path, records: Sequence[Mapping[str, Any]], temperatures: Sequence[float]
 ) -> None:
-    """Raw drift per τ and diversity over training, beside the loss, which hardly moves.
+    """Draws the raw drift per τ and the diversity over training, beside the loss.
+
+    The loss hardly changes, even in a run that goes well.
 
     Args:
       path: PNG file.
@@ -134,6 +142,6 @@ def write_drift(
 
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the lines that have a name."""
+    """Returns the steps and values of the lines that have a scalar of this name."""
     having = [record for record in records if name in record]
     return [record["step"] for record in having], [record[name] for record in having]

@@ -6,13 +6,13 @@ from tqdm import tqdm
 def progress_bar(
     total: int, *, initial: int = 0, description: str = "", enabled: bool = True
 ) -> tqdm:
-    """Returns a tqdm bar with the time left; silent where stderr is not a terminal.
+    """Returns a tqdm bar with the time left, which is silent if stderr is not a terminal.
 
     Args:
       total: Steps of the whole run.
       initial: Steps already done.
       description: What is being done.
-      enabled: False on all processes but 0.
+      enabled: False on all processes but the main process.
     """
     return tqdm(
         total=total,

@@ -1,4 +1,4 @@
-"""Files of samples: `.npz` as evaluation suites read it, or a `.png` grid."""
+"""Files of samples: `.npz` as evaluation suites read them, or a grid as `.png`."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,13 @@ _LEAST_GRID_PIXELS = 400
 
 
 def write_samples(path: Path, images: np.ndarray, labels: np.ndarray, *, per_class: int) -> None:
-    """Writes images [n, h, w, c] uint8 and labels [n], whole or not at all.
+    """Writes a file of samples, whole or not at all.
+
+    Args:
+      path: ends in .npz, for `arr_0` = images and `arr_1` = labels, or in .png, for a grid.
+      images: [n, h, w, c] uint8.
+      labels: [n] integers.
+      per_class: samples of a class; a row of the grid holds samples of one class.
 
     Raises:
       UserError: the file's ending is neither .npz nor .png, or its folder does not exist.
@@ -29,7 +35,11 @@ def write_samples(path: Path, images: np.ndarray, labels: np.ndarray, *, per_cla
 
 
 def check_out(path: Path) -> None:
-    """Makes sure that `write_samples` will be able to write, before anything is computed."""
+    """Checks that `write_samples` can write to the path.
+
+    Raises:
+      UserError: as `write_samples`.
+    """
     if path.suffix not in (".npz", ".png"):
         raise UserError(f"--out must end in .npz or .png; found {path}")
     if not path.parent.is_dir():

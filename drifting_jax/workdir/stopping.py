@@ -1,27 +1,27 @@
-"""When to stop: after the same step on all processes of a run, with the same exit status."""
+"""The processes of a run agree to stop after the same step, with the same exit status."""
 
 import time
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from drifting_jax.distributed.agreement import largest
 from drifting_jax.workdir.interruption import Interruption
 
-# Processes ask each other about once in so many seconds, and at least once in so many steps.
+# Processes ask each other about once per so many seconds, and at least once per so many steps.
 _AGREE_SECONDS, _AGREE_STEPS = 1.0, 10
 
 
 class StopAgreement:
-    """Tells whether any process of the run was asked to stop.
+    """Tells all processes, after the same step, whether any of them was asked to stop.
 
-    All processes hear of it after the same step and end with the same exit status, because a
-    launcher may look at any of them to decide whether to start the run again. They ask each other
-    after every step, or once in up to ten steps where steps are quick.
+    They then end with the same exit status, because a launcher may look at any of them to decide
+    whether to start the run again. They ask each other after every step; if steps are quick, once
+    per several steps, at most ten.
     """
 
     def __init__(self, interruption: Interruption) -> None:
-        """Begins without a question asked; `interruption` is this process's own."""
+        """Takes this process's own interruption."""
         self._interruption = interruption
         self._asked_step = 0
         self._asked_at = 0.0
@@ -31,7 +31,7 @@ class StopAgreement:
         """Returns whether to stop. All processes must call it after the same steps.
 
         Args:
-          step: steps done in a stage; 0 asks the other processes at once.
+          step: steps done in a stage; 0 means: ask the other processes now.
         """
         if jax.process_count() == 1:
             return self._interruption.requested
@@ -43,15 +43,16 @@ class StopAgreement:
         return bool(status)
 
     def _is_due(self, step: int) -> bool:
-        return not self._asked_step < step < self._next_step  # a smaller step: another stage
+        # A step smaller than the last one belongs to another stage.
+        return not self._asked_step < step < self._next_step
 
     def _exchange(self, status: int, step: int) -> int:
         """Returns the largest exit status of all processes; waits for them."""
-        pace = np.inf  # seconds a step
+        pace = np.inf  # seconds per step
         if 0 < self._asked_step < step:
             pace = (time.monotonic() - self._asked_at) / (step - self._asked_step)
-        status, slowest = multihost_utils.process_allgather(np.float32([status, pace])).max(axis=0)
-        steps = _AGREE_SECONDS / max(float(slowest), _AGREE_SECONDS / _AGREE_STEPS)
+        status, slowest = largest(np.array([status, pace], np.float32)).tolist()
+        steps = _AGREE_SECONDS / max(slowest, _AGREE_SECONDS / _AGREE_STEPS)
         self._next_step = step + max(1, int(steps))
         self._asked_step, self._asked_at = step, time.monotonic()
         return int(status)

@@ -16,10 +16,10 @@ from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
 from drifting_jax.training import build, programs, restore
 from drifting_jax.training import encoder as train_mae
-from drifting_jax.training import generator as train
 from drifting_jax.weights.networks import load_network
 from drifting_jax.weights.release import read_artifact
 from drifting_jax.workdir.checkpoint import Checkpoints
+from drifting_jax.workdir.layout import encoder_checkpoints, generator_checkpoints
 
 VAE = Path(__file__).parents[1] / "fixtures" / "torch" / "vae"
 
@@ -71,8 +71,8 @@ def workdir(tmp_path):
     (folder / "metrics.jsonl").write_text("")
     source, mesh = make_source(config.data, "train"), build.make_mesh(config)
     for program, directory, step in (
-        (programs.generator_program, train.checkpoint_directory(folder), 7),
-        (programs.encoder_program, train_mae.checkpoint_directory(folder), 10),
+        (programs.generator_program, generator_checkpoints(folder), 7),
+        (programs.encoder_program, encoder_checkpoints(folder), 10),
     ):
         ema = program(config, source, mesh).first_carry().state.ema
         with Checkpoints(directory, keep=1) as checkpoints:

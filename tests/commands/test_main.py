@@ -13,6 +13,7 @@ from drifting_jax.config import base_config, resolve
 from drifting_jax.errors import LockHeldError, TransientError, UserError
 from drifting_jax.training import run
 from drifting_jax.workdir import lock
+from drifting_jax.workdir.opening import open_workdir
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/helpers/tiny_config.py"
@@ -87,14 +88,13 @@ def test_only_mistakes_have_the_status_that_launchers_take_for_the_end(error, st
 def test_how_to_go_on_is_told_without_what_a_launcher_added(monkeypatch, tmp_path):
     words = ["python", "main.py", "--config=a.py", "--coordinator=a:1", "--num_processes", "2"]
     monkeypatch.setattr(sys, "orig_argv", [*words, "--process_id=0", "--workdir=b c"])
-    assert run.stopped_message(tmp_path).endswith(
-        "\n  python main.py --config=a.py '--workdir=b c'"
-    )
+    assert run.resume_message(tmp_path).endswith("\n  python main.py --config=a.py '--workdir=b c'")
 
 
 def test_a_second_start_changes_nothing_of_the_first(tmp_path):
     first = base_config("toy")
-    run.open_workdir(resolve(first), tmp_path)
+    with open_workdir(resolve(first), tmp_path):
+        pass
     before = (tmp_path / "config.json").read_bytes()
     first.seed = 9
     with lock.locked(tmp_path), pytest.raises(LockHeldError):

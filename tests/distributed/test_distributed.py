@@ -3,16 +3,19 @@
 Run as a program, this file is one process of two: see `worker`.
 """
 
+import contextlib
 import functools
 import http.server
 import logging
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
 import threading
 
+import child_processes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +102,25 @@ def test_sharding_rules_are_checked(rule):
         meshes.sharding_for_tree({}, meshes.make_mesh(), [rule])
 
 
+def test_large_parameters_are_listed_with_their_shardings():
+    mesh = meshes.make_mesh(2, 4)
+    shapes = {
+        "embed": jax.ShapeDtypeStruct((2048, 1024), jnp.float32),
+        "kernel": jax.ShapeDtypeStruct((3, 4096, 1024), jnp.bfloat16),
+        "small": jax.ShapeDtypeStruct((1023, 1025), jnp.float32),
+    }
+    rules = [("kernel", (None, ("data", "fsdp"))), ("small", ("fsdp",))]
+    shardings = meshes.sharding_for_tree(shapes, mesh, rules)
+    lines = meshes.large_parameters({"params": shapes}, {"params": shardings})
+    split, whole = str(P(None, ("data", "fsdp"), None)), str(P(None, None))
+    assert [re.split(" {2,}", line) for line in lines] == [
+        ["params/embed", "float32[2048, 1024]", whole, "8.0 MiB per device"],
+        ["params/kernel", "bfloat16[3, 4096, 1024]", split, "3.0 MiB per device"],
+    ]
+    assert len(set(map(len, lines))) == 1  # in columns
+    assert meshes.large_parameters({"bias": jnp.zeros(3)}, {"bias": meshes.replicated(mesh)}) == []
+
+
 def test_init_sharded_has_the_same_numbers():
     mesh = meshes.make_mesh(4, 2)
 
@@ -134,7 +156,7 @@ def test_global_batch_and_fetch():
 
 @pytest.fixture
 def started(monkeypatch):
-    """Arguments of each `jax.distributed.initialize`, in an environment without launchers."""
+    """The arguments of each `jax.distributed.initialize`, in an environment without launchers."""
     calls = []
     monkeypatch.setattr(
         jax.distributed,
@@ -179,7 +201,7 @@ def test_several_processes_are_told(started, monkeypatch):
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:abc", ":1"])
 def test_an_address_without_a_port_is_a_mistake(started, address):
-    """JAX would crash with it."""
+    """JAX would crash instead of raising an error."""
     with pytest.raises(ValueError, match=f"expected --coordinator=HOST:PORT .*{address}"):
         processes.initialize(coordinator_address=address, num_processes=2, process_id=0)
     assert not started
@@ -220,12 +242,12 @@ def test_hosts_of_a_tpu_slice_are_asked_of_its_metadata(started, monkeypatch, ho
         monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
         processes.initialize()
         server.shutdown()
-    processes.initialize()  # where no server answers, there is one process
+    processes.initialize()  # no server answers: there is one process
     assert len(started) == calls
 
 
 def history(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
-    """What a loop does with devices, in this process's part; whole results on the host."""
+    """Does with the devices what a loop does, for this process's part; returns whole results."""
     index, count = jax.process_index(), jax.process_count()
     rng = np.random.default_rng(0)
     queue = sample_queue.init(
@@ -250,7 +272,7 @@ def history(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
 
 
 def worker(path: str) -> None:
-    """One process of two, told by its environment; writes its results to `path`."""
+    """Is one process of two, which its environment names; writes its results to `path`."""
     processes.initialize()
     assert (jax.process_count(), jax.local_device_count(), jax.device_count()) == (2, 4, 8)
     try:
@@ -270,26 +292,25 @@ def test_two_processes_have_the_numbers_of_one(tmp_path):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "helpers")]),
     }
     paths = [tmp_path / f"{i}.npz" for i in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(path)],
-            env=env | {"JAX_PROCESS_ID": str(i)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i, path in enumerate(paths)
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                child_processes.started(
+                    [sys.executable, __file__, str(path)],
+                    env=env | {"JAX_PROCESS_ID": str(i)},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for i, path in enumerate(paths)
+        ]
         expected = history(meshes.make_mesh(4, 2))
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+        for child in children:
+            _, errors = child.communicate(timeout=120)
+            assert child.returncode == 0, errors[-3000:]
     for path in paths:
         found = np.load(path)
         assert set(found) == set(expected)

@@ -1,9 +1,11 @@
-"""Runs of main.py that are interrupted again and again, and what must be left of it: nothing.
+"""Interrupts runs of main.py again and again; their results must not show it.
 
-`survive` starts a tiny run, kills it at the moments that `plan` has drawn, starts it again with the
-same command until it is done. `differences` compares what it leaves with an undisturbed run's.
+`survive` starts a tiny run, kills it at the moments that `plan` has drawn, and starts it again with
+the same command until it is done. `differences` compares its workdir with that of an undisturbed
+run.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,15 +22,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from child_processes import started
 from etils import epath
 
 from drifting_jax.workdir.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300.0  # seconds until a run that should have moved on counts as stuck
+PATIENCE = 300.0  # seconds after which a run that does not move on counts as stuck
 ALONE = 90.0  # seconds in which a process that has lost another must end by itself
-STARTING = 5.0  # seconds after which a launcher ends it, where it still waits for all to join
-ENCODER, GENERATOR, EVALUATION = 12, 24, 3  # steps, of which the evaluation counts as three
+STARTING = 5.0  # the same, for one that still waits for all to join; then a launcher would end it
+ENCODER, GENERATOR, EVALUATION = 12, 24, 3  # steps; the evaluation counts as three
 FLAGS = (
     "--config=tests/helpers/tiny_config.py",
     "--config.mesh.data=-1",
@@ -44,12 +47,12 @@ FLAGS = (
     "--heartbeat_timeout_seconds=20",  # JAX's own, 100, is longer than ALONE
 )
 FOLDERS = {"encoder": "encoder/checkpoints", "generator": "checkpoints"}
-# What depends on the clock, and not on the steps.
+# Metrics that depend on the clock.
 _TIMES = {"images_per_second", "seconds", "waiting_for_data"}
 
 
 class Stuck(Exception):
-    """A run did something else than to go on or to end."""
+    """A run neither went on nor ended as it should."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +60,12 @@ class Kill:
     """When a run is killed, and how.
 
     Attributes:
-      point: steps of encoder, generator and evaluation together, after which it is killed; below 0
-        while it starts.
-      delay: seconds after that.
-      in_save: waits for the next save to begin, in between.
+      point: the kill comes after so many steps of encoder, generator and evaluation together;
+        below 0: while the run starts.
+      delay: seconds to wait after that.
+      in_save: whether to wait for the next save to begin, before the delay.
       sent: SIGKILL or SIGTERM.
-      victims: numbers of the processes that get it.
+      victims: numbers of the processes that get the signal.
     """
 
     point: float
@@ -73,8 +76,8 @@ class Kill:
 
 
 @dataclasses.dataclass
-class Told:
-    """What became of one kill."""
+class Outcome:
+    """What one kill did to a run."""
 
     kill: Kill
     processes: int
@@ -95,7 +98,7 @@ class Told:
 
 
 def plan(kills: int, *, processes: int, seed: int) -> list[Kill]:
-    """Kills at moments drawn uniformly over a run, in the order in which it meets them."""
+    """Returns kills at moments drawn uniformly over a run, in the order of these moments."""
     draw = random.Random(seed)
     total = ENCODER + GENERATOR + EVALUATION
     found = []
@@ -118,7 +121,7 @@ def plan(kills: int, *, processes: int, seed: int) -> list[Kill]:
 
 
 class Start:
-    """One start of a run: its processes, what they print, how far they are."""
+    """Context of one start of a run: its processes, what they print, and how far they are."""
 
     def __init__(
         self,
@@ -128,63 +131,73 @@ class Start:
         devices: int = 1,
         flags: Sequence[str] = FLAGS,
     ):
-        """Starts main.py.
+        """Prepares the commands, which start when the context is entered.
 
         Args:
-          workdir: of the run; what is printed goes to files beside it.
-          processes: of the run.
-          devices: simulated ones of each process.
+          workdir: of the run; the output of its processes goes to files beside it.
+          processes: how many processes the run has.
+          devices: simulated devices of each process.
           flags: of main.py.
         """
-        self.workdir, self.began = workdir, time.monotonic()
-        environment = os.environ | {
+        self.workdir, self.began = workdir, 0.0
+        self.processes: list[subprocess.Popen] = []
+        self._stack = contextlib.ExitStack()
+        self._environment = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
             "--xla_backend_optimization_level=0",
             "JAX_PLATFORMS": "cpu",
-            # Apart from those that are not killed: an entry may be left half-written.
+            # Not the cache of the other tests: a killed process may leave an entry half-written.
             "JAX_COMPILATION_CACHE_DIR": f"{os.environ['JAX_COMPILATION_CACHE_DIR']}/killed",
         }
-        together = [()] * processes
+        together: list[tuple[str, ...]] = [()] * processes
         if processes > 1:
             many = f"--num_processes={processes}", f"--coordinator=localhost:{_free_port()}"
             together = [(*many, f"--process_id={i}") for i in range(processes)]
+        command = (sys.executable, "main.py", *flags, f"--workdir={workdir}")
+        self._commands = [(*command, *own) for own in together]
         number = len(list(workdir.parent.glob(f"{workdir.name}.*.0.log")))
         self.logs = [Path(f"{workdir}.{number}.{i}.log") for i in range(processes)]
-        self.processes = []
-        for log, own in zip(self.logs, together, strict=True):
-            command = [sys.executable, "main.py", *flags, f"--workdir={workdir}", *own]
-            with log.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
-                    )
-                )
 
     def __enter__(self) -> "Start":
+        self.began = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            for log, command in zip(self.logs, self._commands, strict=True):
+                file = stack.enter_context(log.open("w"))
+                child = started(
+                    command,
+                    cwd=ROOT,
+                    env=self._environment,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+                self.processes.append(stack.enter_context(child))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.end(signal.SIGKILL)
+        """Kills all processes, with all that they have started."""
+        self._stack.close()
 
     def printed(self, process: int = 0) -> str:
         return self.logs[process].read_text(encoding="utf-8", errors="replace")
 
     def place(self) -> tuple[float, str]:
-        """Steps of the whole run that are done, below 0 while it starts, and the same in words."""
+        """Returns the steps of the whole run that are done, and the place in words.
+
+        The number is below 0 while the run starts.
+        """
         printed = self.printed()
         if "sampling and measuring" in printed or "done in" in printed:
             return ENCODER + GENERATOR, "while it sampled and measured"
         for stage, before in (("generator", ENCODER), ("encoder", 0)):
             if re.search(rf"^{stage}: [\d,]+ parameters$", printed, re.MULTILINE):
-                step = max((r["step"] for r in self._metrics(stage)), default=0)
+                records = read_metrics(self.workdir, stage=stage)
+                step = max((record["step"] for record in records), default=0)
                 return before + step, f"after {stage} step {step}"
         return -1.0, "while it started"
 
-    def _metrics(self, stage: str) -> list[dict]:
-        return read_metrics(self.workdir, stage=stage)
-
     def resumed(self) -> str:
-        """Where it went on, in words."""
+        """Returns in words where the run went on."""
         printed = self.printed()
         found = re.findall(r"^(\w+): goes on from step (\d+)$", printed, re.MULTILINE)
         fresh = re.search(r"^(\w+): [\d,]+ parameters$", printed, re.MULTILINE)
@@ -193,10 +206,10 @@ class Start:
         if fresh:
             return f"resumed at the first step of the {fresh[1]}"
         measures = self.place()[0] >= ENCODER + GENERATOR
-        return "resumed at the evaluation" if measures else Told.resumed
+        return "resumed at the evaluation" if measures else Outcome.resumed
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
-        """Returns as soon as the condition holds; or False, where all processes have ended.
+        """Waits until the condition holds; returns False if all processes ended before.
 
         Raises:
           Stuck: neither happened in time, or a process ended with an error.
@@ -214,7 +227,11 @@ class Start:
         return True
 
     def wait(self, seconds: float, of: Sequence[int] | None = None) -> list[int | None]:
-        """Waits for all processes or some; all statuses, None for those that have not ended."""
+        """Waits for all or some processes to end.
+
+        Returns:
+          The exit statuses of all processes, None for those that still run.
+        """
         deadline = time.monotonic() + seconds
         chosen = range(len(self.processes)) if of is None else of
         while any(self.statuses()[i] is None for i in chosen) and time.monotonic() < deadline:
@@ -222,15 +239,15 @@ class Start:
         return self.statuses()
 
     def finish(self) -> None:
-        """Waits until it is done.
+        """Waits until the run is done.
 
         Raises:
-          Stuck: it ended otherwise.
+          Stuck: it ended with an error, or not in time.
         """
         self.wait_for(lambda: False)
 
     def end(self, number: signal.Signals, victims: Sequence[int] | None = None) -> None:
-        """Sends a signal to some or all, and where it is SIGKILL waits until they are gone."""
+        """Sends a signal to all or some processes; after SIGKILL waits until they are gone."""
         chosen = [p for i, p in enumerate(self.processes) if victims is None or i in victims]
         for process in chosen:
             if process.poll() is None:
@@ -246,32 +263,33 @@ class Start:
         return "\n".join(self.printed(i)[-2000:] for i in range(len(self.logs)))
 
 
-def survive(workdir: Path, kills: Sequence[Kill], *, processes: int = 1) -> Iterator[Told]:
-    """Runs to the end through kills, and tells of each once it is known where the run went on.
+def survive(workdir: Path, kills: Sequence[Kill], *, processes: int = 1) -> Iterator[Outcome]:
+    """Runs to the end through all kills; a run that ends before the last kills is done.
 
-    A run that was quicker than the last kills is spared them.
+    Yields:
+      The outcome of each kill, as soon as it is known where the run went on.
 
     Raises:
-      Stuck: it ended otherwise, or did not end.
+      Stuck: the run ended with an error, or did not end.
     """
-    before: Told | None = None
+    before: Outcome | None = None
     for kill in [*kills, None]:
         with Start(workdir, processes=processes) as start:
-            told = None
+            outcome = None
             if kill is None:
                 start.finish()
-            elif _await(start, kill):
-                told = _strike(start, kill)
+            elif _wait_for_moment(start, kill):
+                outcome = _send(start, kill)
             if before:
                 before.resumed = start.resumed()
                 yield before
-            before = told
-            if told is None:
+            before = outcome
+            if outcome is None:
                 return
 
 
-def _await(start: Start, kill: Kill) -> bool:
-    """Waits for the moment of a kill; whether it came before the end."""
+def _wait_for_moment(start: Start, kill: Kill) -> bool:
+    """Waits for the moment of a kill; returns whether it came before the end of the run."""
     came = start.wait_for(lambda: start.place()[0] >= kill.point)
     if came and kill.in_save:
         came = start.wait_for(lambda: bool(unfinished(start.workdir)))
@@ -279,39 +297,44 @@ def _await(start: Start, kill: Kill) -> bool:
     return came and None in start.statuses()
 
 
-def _strike(start: Start, kill: Kill) -> Told:
+def _send(start: Start, kill: Kill) -> Outcome:
+    """Sends the signal, and waits for all processes to end as they should."""
     at, place = start.place()
     saved = newest(start.workdir)
     seconds = time.monotonic() - start.began
     start.end(kill.sent, kill.victims)
     in_save = bool(unfinished(start.workdir))
-    struck = time.monotonic()
+    sent_at = time.monotonic()
     start.wait(ALONE, kill.victims)
     statuses = start.wait(STARTING if at < 0 else ALONE)
-    ending = f"all ended by themselves within {time.monotonic() - struck:.1f} s with {statuses}"
+    ending = f"all ended by themselves within {time.monotonic() - sent_at:.1f} s with {statuses}"
     if None in statuses:
         if at >= 0:
             raise Stuck(f"it lives on after {kill}, {place}: {start.last_words()}")
         start.end(signal.SIGKILL)
         ending = "the launcher ended the others, which were still starting"
-    told = Told(kill, len(statuses), seconds, place, in_save, start.statuses(), ending)
+    outcome = Outcome(kill, len(statuses), seconds, place, in_save, start.statuses(), ending)
     if kill.sent == signal.SIGTERM and 0 <= at < ENCODER + GENERATOR:
-        _check_stopped(start, told, saved)
-    return told
+        _check_stopped(start, outcome, saved)
+    return outcome
 
 
-def _check_stopped(start: Start, told: Told, saved: tuple[int, int]) -> None:
-    """SIGTERM ends all processes alike, after a save, and the command is told."""
-    if not set(told.statuses) <= {75} and not set(told.statuses) <= {0}:
-        raise Stuck(f"{told}: {start.last_words()}")
-    if 75 in told.statuses and "goes on from there:\n" not in start.printed():
+def _check_stopped(start: Start, outcome: Outcome, saved: tuple[int, int]) -> None:
+    """Checks that SIGTERM ended all processes alike, after a save, and that one says how to resume.
+
+    Raises:
+      Stuck: it did not.
+    """
+    if not set(outcome.statuses) <= {75} and not set(outcome.statuses) <= {0}:
+        raise Stuck(f"{outcome}: {start.last_words()}")
+    if 75 in outcome.statuses and "goes on from there:\n" not in start.printed():
         raise Stuck(f"it does not say how to go on: {start.last_words()}")
     if newest(start.workdir) < saved or unfinished(start.workdir):
-        raise Stuck(f"{told}: nothing was saved")
+        raise Stuck(f"{outcome}: nothing was saved")
 
 
 def newest(workdir: Path) -> tuple[int, int]:
-    """Newest checkpoints of encoder and generator, -1 for none."""
+    """Returns the newest steps that encoder and generator have saved, -1 for none."""
     return tuple(
         max((int(p.name) for p in (workdir / at).glob("*") if p.name.isdecimal()), default=-1)
         for at in FOLDERS.values()
@@ -319,12 +342,12 @@ def newest(workdir: Path) -> tuple[int, int]:
 
 
 def unfinished(workdir: Path) -> list[Path]:
-    """What a save has begun and not ended."""
+    """Returns the folders of saves that have begun and not ended."""
     return [p for at in FOLDERS.values() for p in (workdir / at).glob("*.orbax-checkpoint-tmp*")]
 
 
 def read_arrays(workdir: Path) -> dict[str, np.ndarray]:
-    """Every array of the last checkpoints of encoder and generator."""
+    """Reads every array of the last checkpoints of encoder and generator."""
     return {
         f"{stage} {step} {name}": array
         for (stage, folder), step in zip(FOLDERS.items(), newest(workdir), strict=True)
@@ -333,7 +356,7 @@ def read_arrays(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def read_step(folder: Path) -> dict[str, np.ndarray]:
-    """Every array of one checkpoint as it lies on the disk: {item/path: array}."""
+    """Reads every array of one checkpoint as it lies on the disk: {item/path: array}."""
     found = {}
     for item in sorted(p.parent for p in epath.Path(folder).glob("*/_METADATA")):
         tree = ocp.StandardCheckpointHandler().metadata(item).tree
@@ -347,7 +370,7 @@ def read_step(folder: Path) -> dict[str, np.ndarray]:
 
 
 def differences(workdir: Path, expected: Path) -> list[str]:
-    """In what a run that was disturbed differs from one that was not, bit for bit; in words."""
+    """Returns in words how a disturbed run differs, in any bit, from an undisturbed one."""
     ours, theirs = read_arrays(workdir), read_arrays(expected)
     for item in ("state", "ema", "queue", "position"):
         assert any(f" {item}/" in name for name in theirs), item

@@ -1,8 +1,9 @@
-"""Whole runs that are killed, and processes of a run that lose each other or are told to stop.
+"""Whole runs that are killed, and processes that lose each other, fail, or are asked to stop.
 
-`tests/soak.py` kills more of them, with another seed and as two processes.
+`tests/soak.py` kills more runs, with other seeds and as two processes.
 """
 
+import contextlib
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ import sys
 import faults
 import numpy as np
 import pytest
+from child_processes import started
 
 from drifting_jax.config import base_config, resolve
 from drifting_jax.errors import UserError
@@ -34,9 +36,9 @@ def whole(tmp_path_factory):
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(whole, tmp_path):
     kills = faults.plan(KILLS, processes=1, seed=SEED)
-    told = list(faults.survive(tmp_path / "killed", kills))
-    print(*told, sep="\n")
-    assert len(told) == KILLS
+    outcomes = list(faults.survive(tmp_path / "killed", kills))
+    print(*outcomes, sep="\n")
+    assert len(outcomes) == KILLS
     assert not faults.differences(tmp_path / "killed", whole)
 
 
@@ -72,9 +74,9 @@ def toy_config():
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """At these steps no file of a checkpoint grows beyond 50 kB, as on a disk that is full.
+    """A set of steps at which no file of a checkpoint grows beyond 50 kB, as on a full disk.
 
-    The system refuses the bytes to the thread that writes them, in the middle of a file.
+    The thread that writes gets the error in the middle of a file.
     """
     steps, save = set(), Checkpoints.save
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -97,7 +99,7 @@ def full_disk(monkeypatch):
     signal.signal(signal.SIGXFSZ, previous)
 
 
-# The threads of Orbax die of it.
+# Orbax's threads die of the full disk.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_costs_checkpoints_and_at_last_the_run(full_disk, tmp_path, caplog):
@@ -124,20 +126,21 @@ def test_a_full_disk_costs_checkpoints_and_at_last_the_run(full_disk, tmp_path, 
             np.testing.assert_array_equal(result(name)[path], expected, err_msg=f"{name} {path}")
 
 
-# Every process of a run, in short: it asks the others whether to stop, as a loop does after a step.
+# One process of a run, in short: it asks the others whether to stop, as a loop does after a step.
 _PROCESS = """
 import sys, time
 import jax, numpy as np, orbax.checkpoint as ocp
 from absl import flags
 from orbax.checkpoint import multihost
 from drifting_jax.distributed import meshes, processes, transfer
-from drifting_jax.workdir import checkpoint
+from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.stopping import StopAgreement
 
 address, number, mode, folder = sys.argv[1:]
 flags.FLAGS.mark_as_parsed()
-multihost._DEFAULT_BARRIER_TIMEOUT = checkpoint._BARRIER_SECONDS = 8
+# Orbax has no option for the barriers outside of its asynchronous saves.
+multihost._DEFAULT_BARRIER_TIMEOUT = 8
 
 def save(checkpoints, step):
     rows = transfer.global_batch(meshes.make_mesh(), np.full((1, 4), step, np.float32))
@@ -155,19 +158,18 @@ try:
         stops = StopAgreement(asked)
         stops()
         print("ready", flush=True)
-        with checkpoint.Checkpoints(folder, keep=3) as checkpoints:
+        with Checkpoints(folder, keep=3, barrier_seconds=8) as checkpoints:
             if mode == "failing":
                 save(checkpoints, 1)
             if mode.startswith("saving"):
                 if number == "1":
-                    what = ocp.CheckpointManager if mode == "saving" else checkpoint.Checkpoints
-                    name = "save" if mode == "saving" else "_finish"
-                    works = getattr(what, name)
-                    setattr(what, name, failing)
+                    name = "save" if mode == "saving" else "check_for_errors"
+                    works = getattr(ocp.CheckpointManager, name)
+                    setattr(ocp.CheckpointManager, name, failing)
                 save(checkpoints, 1)
                 print("saved 1:", checkpoints.wait(), flush=True)
                 if number == "1":
-                    setattr(what, name, works)
+                    setattr(ocp.CheckpointManager, name, works)
                 save(checkpoints, 2)
                 print("saved 2:", checkpoints.wait(), flush=True)
             while not mode.startswith("saving") and not stops():
@@ -183,33 +185,32 @@ except Exception:
 
 @pytest.fixture
 def pair(tmp_path):
-    """Starts two processes of a run that have met."""
-    started = []
+    """Starts two processes of a run and waits until they have met."""
+    with contextlib.ExitStack() as stack:
 
-    def start(mode: str) -> list[subprocess.Popen]:
-        with socket.socket() as listener:
-            listener.bind(("localhost", 0))
-            address = f"localhost:{listener.getsockname()[1]}"
-        for number in "01":
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", _PROCESS, address, number, mode, str(tmp_path)],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    cwd=faults.ROOT,
-                    text=True,
-                    env=os.environ | {"XLA_FLAGS": ""},
+        def start(mode: str) -> list[subprocess.Popen]:
+            with socket.socket() as listener:
+                listener.bind(("localhost", 0))
+                address = f"localhost:{listener.getsockname()[1]}"
+            processes = [
+                stack.enter_context(
+                    started(
+                        [sys.executable, "-c", _PROCESS, address, number, mode, str(tmp_path)],
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        cwd=faults.ROOT,
+                        text=True,
+                        env=os.environ | {"XLA_FLAGS": ""},
+                    )
                 )
-            )
-        for process in started:
-            while "ready" not in (line := process.stdout.readline()):
-                assert line, process.stderr.read()
-        return started
+                for number in "01"
+            ]
+            for process in processes:
+                while "ready" not in (line := process.stdout.readline()):
+                    assert line, process.stderr.read()
+            return processes
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+        yield start
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

@@ -27,6 +27,7 @@ from drifting_jax.training import build, programs, restore, run
 from drifting_jax.training import encoder as train_mae
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.metrics import read_metrics
+from drifting_jax.workdir.opening import open_workdir
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/helpers/tiny_config.py"
@@ -191,9 +192,11 @@ def test_only_some_fields_may_change(finished):
     stored = (finished.workdir / "config.json").read_text()
     other = {"train__num_steps": MORE_STEPS, "mesh__data": 2, "eval__k": 2, "train__save_every": 7}
     other |= {"train__keep": 5, "train__keep_every": 50}
-    run.open_workdir(config(**other), finished.workdir)
+    with open_workdir(config(**other), finished.workdir):
+        pass
     assert (finished.workdir / "config.json").read_text() != stored
-    run.open_workdir(config(**other), finished.workdir)
+    with open_workdir(config(**other), finished.workdir):
+        pass
     (finished.workdir / "config.json").write_text(stored)
 
 
@@ -280,7 +283,8 @@ def test_sampling_a_run(finished, tmp_path, monkeypatch, capsys):
 def test_there_is_nothing_to_sample(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         restore.load_run(tmp_path)
-    run.open_workdir(config(), tmp_path / "run")
+    with open_workdir(config(), tmp_path / "run"):
+        pass
     with pytest.raises(UserError, match="has no generator yet"):
         restore.load_run(tmp_path / "run")
 

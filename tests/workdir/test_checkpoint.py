@@ -1,9 +1,10 @@
-"""Checkpoints: whole or not at all, onto any mesh, and never silently wrong."""
+"""Checkpoints are whole or not there, fit any mesh, and are never silently wrong."""
 
 import errno
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
+from child_processes import started
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from drifting_jax.errors import TransientError, UserError
-from drifting_jax.workdir import checkpoint, checkpoint_items
 from drifting_jax.workdir.checkpoint import Checkpoints
 
-# Where a file is damaged or does not fit, Orbax leaves coroutines and threads behind that failed.
+# After an error, Orbax leaves failed coroutines and threads behind.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
@@ -44,7 +46,7 @@ def _mesh(devices: int) -> Mesh:
 
 
 def _state(seed: int, mesh: Mesh | None = None) -> State:
-    """Every kind of leaf that a run saves, the wide ones sharded over the mesh."""
+    """Returns a state with every kind of leaf that a run saves; matrices are sharded."""
     rng = np.random.default_rng(seed)
     params = {
         "dense": {"kernel": rng.standard_normal((64, 96)).astype(np.float32)},
@@ -85,7 +87,7 @@ def _largest_file(directory: Path) -> Path:
 
 @pytest.fixture
 def messages():
-    """What is logged as a warning or an error."""
+    """A list of the warnings and errors that are logged."""
     found: list[str] = []
 
     class Collect(logging.Handler):
@@ -143,7 +145,7 @@ def test_donating_or_changing_after_a_save_leaves_it_as_it_was(tmp_path):
             assert found == step
             np.testing.assert_array_equal(items["state"]["w"], np.full((512, 512), step))
             assert items["data"]["batches"] == step
-            checkpoints._manager.delete(step)
+            shutil.rmtree(tmp_path / str(step))
 
 
 def test_keeps_the_newest_and_saves_a_step_once(tmp_path):
@@ -248,17 +250,19 @@ def test_no_step_that_can_be_read_is_an_error_and_moves_nothing(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Reads that fail: a list of errors, the first of which the next read raises; None = none."""
-    errors, read = [], checkpoint_items._read
+    """A list of errors that the next reads of an item raise, one each; None lets a read pass."""
+    errors, restore = [], ocp.StandardCheckpointHandler.restore
 
-    def failing(*arguments):
+    def failing(*arguments, **named):
         if error := errors.pop(0) if errors else None:
             raise error
-        return read(*arguments)
+        return restore(*arguments, **named)
 
-    monkeypatch.setattr(checkpoint_items, "_read", failing)
-    monkeypatch.setattr(checkpoint_items, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", failing)
     return errors
+
+
+_AT_ONCE = (0.0, 0.0, 0.0)  # three tries more, without a pause
 
 
 _STALE = OSError(errno.ESTALE, "Stale file handle")
@@ -275,7 +279,7 @@ _IN_WORDS = ValueError("INTERNAL: Error reading file: [OS error 5: EIO Input/out
 )
 def test_a_disk_that_fails_for_a_moment_damages_nothing(tmp_path, reads, failures, step, damaged):
     template = {"state": {"x": jnp.zeros(3)}}
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
+    with Checkpoints(tmp_path, keep=3, retry_seconds=_AT_ONCE) as checkpoints:
         for i in (1, 2):
             checkpoints.save(i, {"state": {"x": jnp.ones(3)}})
         checkpoints.wait()
@@ -287,7 +291,7 @@ def test_a_disk_that_fails_for_a_moment_damages_nothing(tmp_path, reads, failure
 
 def test_a_disk_that_does_not_answer_is_no_mistake_of_the_user(tmp_path, reads):
     template = {"state": {"x": jnp.zeros(3)}}
-    with Checkpoints(tmp_path, keep=3) as checkpoints:
+    with Checkpoints(tmp_path, keep=3, retry_seconds=_AT_ONCE) as checkpoints:
         for i in (1, 2):
             checkpoints.save(i, {"state": {"x": jnp.ones(3)}})
         checkpoints.wait()
@@ -300,25 +304,25 @@ def test_a_disk_that_does_not_answer_is_no_mistake_of_the_user(tmp_path, reads):
         assert checkpoints.restore_latest(template)[0] == 2
 
 
-def test_steps_that_are_deleted_while_they_are_read_do_not_count(tmp_path, monkeypatch):
-    """A run goes on, and somebody samples from its newest step meanwhile."""
+def test_steps_that_are_deleted_while_they_are_read_are_ignored(tmp_path, monkeypatch):
+    """One program samples from the newest step of a run, while the run goes on."""
     template = {"state": {"x": jnp.zeros(3)}}
-    read, gone = checkpoint_items._read, []
+    restore, gone = ocp.StandardCheckpointHandler.restore, []
 
-    def deleted(directory, *arguments):
+    def deleted(self, directory, *arguments, **named):
         if not gone:
-            gone.append(directory)
+            gone.append(Path(directory))
             writer.save(3, {"state": {"x": jnp.ones(3)}})
             writer.wait()
-        return read(directory, *arguments)
+        return restore(self, directory, *arguments, **named)
 
     with Checkpoints(tmp_path, keep=1) as writer:
         writer.save(2, {"state": {"x": jnp.ones(3)}})
         writer.wait()
-        monkeypatch.setattr(checkpoint_items, "_read", deleted)
+        monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", deleted)
         reader = Checkpoints(tmp_path, keep=1, read_only=True)
         assert reader.restore_latest(template)[0] == 3
-    assert gone == [tmp_path / "2"]
+    assert gone == [tmp_path / "2" / "state"]
 
 
 def test_damage_that_cannot_be_set_aside_is_a_failed_save(tmp_path, messages, monkeypatch):
@@ -334,7 +338,7 @@ def test_damage_that_cannot_be_set_aside_is_a_failed_save(tmp_path, messages, mo
             def full(*arguments):
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-            patch.setattr(checkpoint.os, "replace", full)
+            patch.setattr(os, "replace", full)
             checkpoints.save(2, {"state": {"x": jnp.ones(3)}})
         assert any("STEP 2 WAS NOT SAVED" in m and "No space left" in m for m in messages)
         checkpoints.save(2, {"state": {"x": jnp.ones(3)}})
@@ -443,21 +447,18 @@ def test_kill_during_a_save_leaves_the_step_before_whole(tmp_path):
     template = {"state": {f"x{i}": jnp.zeros((400, 400), jnp.int32) for i in range(8)}}
     for round_, delay in enumerate((0.0, 0.01, 0.03)):
         directory = tmp_path / str(round_)
-        child = subprocess.Popen(
+        with started(
             [sys.executable, "-c", _SAVES_FOREVER, str(directory)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=Path(__file__).parents[2],
             text=True,
             env=os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "allow"},
-        )
-        for line in child.stdout:
-            if int(line) == 4:
-                break
-        time.sleep(delay)
-        child.kill()
-        child.wait()
-        child.stdout.close()
+        ) as child:
+            for line in child.stdout:
+                if int(line) == 4:
+                    break
+            time.sleep(delay)
         with Checkpoints(directory, keep=2) as checkpoints:
             step, items = checkpoints.restore_latest(template)
             assert step >= 3

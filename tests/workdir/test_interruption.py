@@ -1,15 +1,18 @@
 """SIGTERM and Ctrl-C ask a loop to stop; Ctrl-C after that ends the process."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from child_processes import started
 
-from drifting_jax.workdir import interruption
 from drifting_jax.workdir.interruption import Interruption
 
 
@@ -49,8 +52,8 @@ def test_the_first_signal_decides_the_status():
 def test_only_a_late_ctrl_c_ends_the_process(monkeypatch):
     now = 100.0
     ended = []
-    monkeypatch.setattr(interruption.time, "monotonic", lambda: now)
-    monkeypatch.setattr(interruption.os, "_exit", ended.append)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(os, "_exit", ended.append)
     with Interruption():
         os.kill(os.getpid(), signal.SIGTERM)
         now = 100.5
@@ -91,34 +94,35 @@ sys.exit(asked.exit_status)
 """
 
 
-def _start(*arguments):
-    child = subprocess.Popen(
+@contextlib.contextmanager
+def _loop(*arguments: str) -> Iterator[subprocess.Popen]:
+    with started(
         [sys.executable, "-c", _LOOP, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
         text=True,
-    )
-    assert child.stdout.readline() == "ready\n"
-    return child
+    ) as child:
+        assert child.stdout.readline() == "ready\n"
+        yield child
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_exit_status_of_a_program(number, status):
-    child = _start("stop")
-    child.send_signal(number)
-    out, err = child.communicate(timeout=30)
+    with _loop("stop") as child:
+        child.send_signal(number)
+        out, err = child.communicate(timeout=30)
     assert (child.returncode, out) == (status, "saved\n")
     assert f"{signal.Signals(number).name}: saving and stopping" in err
 
 
 def test_a_second_signal_ends_a_program_that_hangs():
-    child = _start("hang")
-    child.send_signal(signal.SIGINT)
-    assert child.stdout.readline() == "saved\n"
-    with pytest.raises(subprocess.TimeoutExpired):
-        child.wait(timeout=1.2)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=30)
+    with _loop("hang") as child:
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "saved\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=1.2)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
     assert child.returncode == 130
     assert "stopping at once" in err

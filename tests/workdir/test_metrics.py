@@ -1,4 +1,4 @@
-"""Metrics: every line whole, no step twice, and no full disk that stops a run."""
+"""Metrics: every line is whole, no step stands twice, and a full disk does not stop a run."""
 
 import json
 import logging
@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from drifting_jax.workdir import metrics
 from drifting_jax.workdir.image_files import image_grid, save_png
 from drifting_jax.workdir.metrics import MetricWriter, read_metrics
 from drifting_jax.workdir.progress import progress_bar
@@ -39,6 +38,7 @@ def _events(directory):
 
 @pytest.fixture
 def errors():
+    """A list of the errors that are logged."""
     found: list[str] = []
 
     class Collect(logging.Handler):
@@ -155,49 +155,45 @@ def test_disabled_writes_nothing(tmp_path):
 
 
 @pytest.fixture
-def full_disk():
-    """Files cannot grow beyond 40 bytes: room for the head of an event file, not for an event."""
+def limit_files():
+    """A function that sets the most bytes of a file, as on a full disk; None for no limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40, hard))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def limit(size: int | None):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+
+    yield limit
+    limit(None)
     signal.signal(signal.SIGXFSZ, previous)
 
 
-def test_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch, full_disk):
-    found = []
-    monkeypatch.setattr(metrics.logging, "error", lambda text, *args: found.append(text % args))
+def test_a_full_disk_does_not_stop_the_run(tmp_path, errors, limit_files):
+    limit_files(40)  # room for the head of an event file, not for an event
     with MetricWriter(tmp_path) as writer:
         writer.write_scalars("toy", 1, {})
         writer.write_scalars("toy", 2, {"loss": 1.0})
         writer.write_image("toy", 2, "samples", np.zeros((9, 9, 3), np.uint8))
-        full_disk()
-        writer.write_scalars("toy", 3, {"loss": 1.0})
-    assert [line["step"] for line in _lines(tmp_path)] == [1, 3]
-    assert any("line of metrics" in message for message in found)
-    assert any("TensorBoard" in message for message in found)
-    assert any("picture" in message for message in found)
-
-
-def test_a_line_written_in_part_is_taken_back(tmp_path, errors, monkeypatch):
-    with MetricWriter(tmp_path) as writer:
-        writer.write_scalars("toy", 1, {"loss": 1.0})
-        file = writer._lines
-
-        class HalfFull:
-            name = file.name
-            seek, truncate, seekable = file.seek, file.truncate, file.seekable
-
-            def write(self, line):
-                return file.write(line[: len(line) // 2])
-
-        monkeypatch.setattr(writer, "_lines", HalfFull())
-        writer.write_scalars("toy", 2, {"loss": 1.0})
-        monkeypatch.setattr(writer, "_lines", file)
+        limit_files(None)
         writer.write_scalars("toy", 3, {"loss": 1.0})
     assert [line["step"] for line in _lines(tmp_path)] == [1, 3]
     assert any("line of metrics" in message for message in errors)
+    assert any("TensorBoard" in message for message in errors)
+    assert any("picture" in message for message in errors)
+
+
+def test_a_line_written_in_part_is_taken_back(tmp_path, errors, limit_files):
+    path = tmp_path / "metrics.jsonl"
+    with MetricWriter(tmp_path) as writer:
+        writer.write_scalars("toy", 1, {"loss": 1.0})
+        whole = path.read_bytes()
+        limit_files(len(whole) + 10)  # the next line fits in part
+        writer.write_scalars("toy", 2, {"loss": 1.0})
+        limit_files(None)
+        assert path.read_bytes() == whole
+        writer.write_scalars("toy", 3, {"loss": 1.0})
+    assert [line["step"] for line in _lines(tmp_path)] == [1, 3]
+    assert any("written in part" in message for message in errors)
 
 
 def test_opening_on_a_full_disk_loses_no_line(tmp_path):

@@ -12,7 +12,12 @@ from drifting_jax.workdir.stopping import StopAgreement
 
 
 def asked(seconds: float, others: float = 0.0) -> list[int]:
-    """The steps of 30 after which processes ask each other, where a step takes so long."""
+    """Returns after which of 30 steps the processes ask each other, if a step takes so long.
+
+    Args:
+      seconds: time of a step in this process.
+      others: the same in the other process, if longer.
+    """
     clock, found, asked_at = [100.0], [], []
 
     def allgather(own):

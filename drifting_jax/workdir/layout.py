@@ -1,0 +1,41 @@
+"""Where a run keeps what it makes, below its workdir."""
+
+from pathlib import Path
+
+COMPLETE = "complete.json"  # marks a run that ends without metrics of its samples
+
+
+def generator_checkpoints(workdir: Path) -> Path:
+    """Returns the directory of the generator's (or the toy's) checkpoints."""
+    return workdir / "checkpoints"
+
+
+def encoder_checkpoints(workdir: Path) -> Path:
+    """Returns the directory of the encoder's checkpoints."""
+    return workdir / "encoder" / "checkpoints"
+
+
+def list_contents(workdir: Path) -> str:
+    """Returns a table of the files and folders that are there, one a line, with what they hold."""
+    entries = {
+        "report.html": "metrics over alpha, samples, their nearest training images",
+        "evaluation.json": "the metrics",
+        "samples": "pictures",
+        "samples/final.npz": "the samples that were measured",
+        "drift.gif": "q drifting to p",
+        "frames": "the points in it",
+        "field.png": "the drifting field",
+        "drift.png": "raw drift and diversity over training",
+        "metrics.jsonl": "all scalars, one line per logged step",
+        "tensorboard": f"the same: tensorboard --logdir {workdir}/tensorboard",
+        "checkpoints": "state, averages, queue, position",
+        "encoder/checkpoints": "the pre-trained encoder",
+        "data.json": "what the data was, class names",
+        "config.json": "resolved config, versions",
+        "encoder_parameters.txt": "the encoder's parameters, by name",
+        "generator_parameters.txt": "the generator's parameters, by name",
+    }
+    there = {str(workdir / name): words for name, words in entries.items()}
+    there = {path: words for path, words in there.items() if Path(path).exists()}
+    width = max(map(len, there), default=0)
+    return "\n".join(f"  {path:<{width}}  {words}" for path, words in there.items())
