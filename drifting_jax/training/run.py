@@ -149,7 +149,7 @@ def _generator(config: ConfigDict, *, workdir: Path, context: RunContext) -> boo
     )
     if found is None:
         return False
-    scalars = {f"{record['figure']}/alpha_{record['alpha']:g}": record["value"] for record in found}
+    scalars = {f"{record.metric}/alpha_{record.alpha:g}": record.value for record in found}
     context.writer.write_scalars("evaluation", config.train.num_steps, scalars)
     return True
 

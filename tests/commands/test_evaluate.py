@@ -17,6 +17,7 @@ from drifting_jax.commands import evaluate_flags
 from drifting_jax.config import base_config, resolve
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
+from drifting_jax.evaluation import image_evaluation
 from drifting_jax.training import monitoring
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.stopping import StopAgreement
@@ -42,7 +43,7 @@ def command(monkeypatch, tmp_path):
         path.write_bytes(imagenet_like.encoded(imagenet_like.Image.fromarray(image), "PNG"))
     np.savez(tmp_path / "samples.npz", arr_0=pixels(1, 50), arr_1=np.arange(50) % 3)
     monkeypatch.setattr(
-        evaluate, "load_extractor", lambda name, weights, *, flag: make_extractor(name)
+        image_evaluation, "load_extractor", lambda name, weights, *, flag: make_extractor(name)
     )
     monkeypatch.setattr(
         evaluate, "load_generator", lambda *_, **__: FakeGenerator(meshes.make_mesh())
@@ -96,9 +97,7 @@ def test_training_images_that_are_damaged_are_not_shown(command, tmp_path, monke
     for path in sorted((tmp_path / "data" / "train" / "a").iterdir())[::4]:
         path.write_bytes(b"damaged")
     seen = []
-    monkeypatch.setattr(
-        evaluate.pages.report, "write_report", lambda _, page, **__: seen.append(page)
-    )
+    monkeypatch.setattr(image_evaluation, "write_page", lambda _, page, **__: seen.append(page))
     given = ("--weights=w", "--cfg_scales=1", "--num_samples=30", "--training_images=data")
     assert command(*given) == 0
     near = seen[0].neighbors
@@ -119,7 +118,7 @@ def test_what_dinov2_would_give_is_left_out_without_it(command, tmp_path, monkey
             raise UserError("there is no dinov2_vitl14_pretrain.pth")
         return make_extractor(name)
 
-    monkeypatch.setattr(evaluate, "load_extractor", load)
+    monkeypatch.setattr(image_evaluation, "load_extractor", load)
     assert command("--images=samples.npz", "--out=out") == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "left out: there is no dinov2_vitl14" in page
@@ -176,9 +175,9 @@ def test_what_is_refused_leaves_nothing(command, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_weights_that_are_doubted_are_told_of(command, monkeypatch, capsys):
-    doubted = dataclasses.replace(make_extractor("inception"), warning="another file")
-    monkeypatch.setattr(evaluate, "load_extractor", lambda *_, **__: doubted)
+def test_warnings_on_weights_are_notes(command, monkeypatch, capsys):
+    doubtful = dataclasses.replace(make_extractor("inception"), warning="another file")
+    monkeypatch.setattr(image_evaluation, "load_extractor", lambda *_, **__: doubtful)
     command("--images=samples.npz", "--out=out", "--figures=inception_score")
     assert "note: another file" in capsys.readouterr().out
 
@@ -192,7 +191,7 @@ def test_images_of_another_size_than_the_reference_are_told_of(command, capsys):
 def test_a_reference_of_other_weights_is_refused(command, monkeypatch):
     command("reference", "--images=data", "--out=ref.npz")
     monkeypatch.setattr(
-        evaluate, "load_extractor", lambda name, *_, **__: make_extractor(name, seed=4)
+        image_evaluation, "load_extractor", lambda name, *_, **__: make_extractor(name, seed=4)
     )
     with pytest.raises(UserError, match=r"made with other weights of inception .* make it anew"):
         command("--images=samples.npz", "--reference=ref.npz")
@@ -208,7 +207,7 @@ def monitor(tmp_path, **changes):
     return monitoring.make_monitor(resolve(config), workdir=tmp_path, stops=stops)
 
 
-def test_figures_in_the_middle_of_training(command, tmp_path, monkeypatch):
+def test_metrics_during_training(command, tmp_path, monkeypatch):
     monkeypatch.setattr(monitoring, "load_extractor", lambda name, *_, **__: make_extractor(name))
     command("reference", "--images=data", "--out=ref.npz")
     measure = monitor(tmp_path, reference=str(tmp_path / "ref.npz"))

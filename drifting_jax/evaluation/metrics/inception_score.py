@@ -20,10 +20,10 @@ class InceptionScore(NamedTuple):
 
 
 class Splitting(NamedTuple):
-    """How images fall into splits.
+    """How images are split.
 
-    Fields: count, splits of equal size to within an image; or else size, images in a split, the
-    last one with what is left; shuffle_seed, of the permutation of the images before, or None.
+    Fields: count, of splits of equal size to within an image; or else size, images in a split, of
+    which the last has the rest; shuffle_seed, of a permutation of the images before, or None.
     """
 
     count: int | None = None
@@ -38,13 +38,13 @@ ADM = Splitting(size=5000)
 def inception_score(logits: np.ndarray, *, splitting: Splitting = TORCH_FIDELITY) -> InceptionScore:
     """Inception score (Salimans et al., arXiv 1606.03498): exp(mean KL(p(y|x) ‖ p(y))) of a split.
 
-    Natural logarithms. The score rises with the images in a split, so that it may be compared only
-    at one number of images and one splitting: `TORCH_FIDELITY` (10 splits of the shuffled images)
-    or `ADM` (5000 images each, in their order, of the evaluator of arXiv 2105.05233).
+    Logarithms are natural. The score rises with the images in a split, so compare only scores of
+    the same number of images and the same splitting: `TORCH_FIDELITY` (10 splits of the shuffled
+    images) or `ADM` (5000 images each, in their order, as in the evaluator of arXiv 2105.05233).
 
     Args:
-      logits: [n,classes] of any float dtype, of Inception without its last bias; may lie on disk:
-        a float64 copy is made of a block of rows at a time.
+      logits: [n,classes] of any float dtype, of Inception without its last bias; may lie on disk. A
+        block of rows at a time is copied to float64.
       splitting: of the images.
 
     Raises:
@@ -76,7 +76,7 @@ def _splits(n: int, splitting: Splitting) -> Iterator[np.ndarray]:
 
 def _score(logits: np.ndarray, rows: np.ndarray) -> float:
     """exp(Σ_y mean_x p(y|x) log p(y|x) − Σ_y p(y) log p(y)) over the rows."""
-    # In the order of the file: what is read from disk is then read from its start to its end.
+    # Sorted, so that a file is read from its start to its end.
     rows = np.sort(rows)
     total = np.zeros(logits.shape[1])
     negative_entropy = 0.0
