@@ -125,7 +125,7 @@ def _extract(
 
 def _widths(extractors: Sequence[Extractor], kinds: set[str]) -> dict[str, int]:
     """{kind: d} of the kinds that the extractors give."""
-    found = {}
+    found: dict[str, int] = {}
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
     for extractor in extractors:
         outputs = jax.eval_shape(extractor.apply, extractor.variables, image)
@@ -142,7 +142,7 @@ def _features(
     variables: Mapping[str, Any],
     images: jax.Array,
 ) -> dict[str, jax.Array]:
-    found = {}
+    found: dict[str, jax.Array] = {}
     for extractor in extractors:
         outputs = extractor.apply(variables[extractor.name], images)
         named = _KINDS[extractor.name]

@@ -161,9 +161,7 @@ def evaluate_images(
             return None
         # On all processes, as they all generate what is shown.
         protocol, pictures = protocol_of(setup, sample_sets), class_grids(sample_sets)
-        neighbors, told = None, []
-        if generator is not None:
-            neighbors, told = _neighbors(setup, sample_sets[0], generator, training_images)
+        neighbors, told = _neighbors(setup, sample_sets[0], generator, training_images)
         if not setup.is_main_process:
             return None
         page = Report(
@@ -228,9 +226,14 @@ def _has_curve(records: Sequence[MetricRecord]) -> bool:
 
 
 def _neighbors(
-    setup: EvaluationSetup, sample_set: SampleSet, generator: Generator, training_images: str
+    setup: EvaluationSetup,
+    sample_set: SampleSet,
+    generator: Generator | None,
+    training_images: str,
 ) -> tuple[Neighbors | None, list[str]]:
     """Nearest training images of some samples, or a note that says why there are none."""
+    if generator is None:
+        return None, []
     extractor = next((e for e in setup.extractors if e.name == "dinov2"), None)
     config = generator.config
     folder = training_images or (config.data.path if config else "")

@@ -70,14 +70,15 @@ def nearest_training_images(
       folder: of the training images, as config.data.path; they are cropped to the samples' size.
 
     Returns:
-      None if it was stopped.
+      None if it was stopped, and on processes other than the main one.
 
     Raises:
       UserError: there are no such images, or their classes are others.
     """
     records = open_records(folder, "train")
     images = sample_set.images
-    if list(map(title, records.class_names)) != list(images.class_names):
+    labels = images.labels
+    if labels is None or list(map(title, records.class_names)) != list(images.class_names):
         raise UserError(
             f"{records.where} has other classes than the samples: it is not what they were "
             "trained on"
@@ -88,10 +89,10 @@ def nearest_training_images(
             size=images.pick([0]).shape[1],
             indices=np.flatnonzero(records.labels == c)[:_CANDIDATES],
         )
-        for c in _spread(images.labels, _NEIGHBOR_CLASSES)
+        for c in _spread(labels, _NEIGHBOR_CLASSES)
         if np.sum(records.labels == c)
     }
-    rows = per_class(images.labels, list(by_class), 1)
+    rows = per_class(labels, list(by_class), 1)
     samples = images.pick(rows)
     apply = jax.jit(lambda v, x: extractor.apply(v, x)["features"])
     ours = np.asarray(apply(extractor.variables, samples))
@@ -102,9 +103,10 @@ def nearest_training_images(
     )
     stores = {}
     for c, theirs in by_class.items():
-        stores[c] = open_store(alone, theirs)
-        if not fill_store(alone, theirs, stores[c]):
+        store = open_store(alone, theirs)
+        if not fill_store(alone, theirs, store) or store is None:
             return None
+        stores[c] = store
     # Equally many for each sample, so that they form columns.
     count = min(_NEIGHBORS, *(len(store.usable) for store in stores.values()))
     if not count:

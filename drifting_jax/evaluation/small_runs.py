@@ -85,7 +85,7 @@ def evaluate_run(
             report(f"{words}: {baseline_table(found, num_samples=len(images))}")
             records += [dataclasses.replace(each, alpha=scale, seed=seed) for each in found]
     paths, page = output_paths(run, workdir, seeds=seeds, cfg_scales=scales)
-    _write_page(page, run, reference, records, writes=writes)
+    _write_page(page, run, reference, records, seeds=seeds, scales=scales, writes=writes)
     if writes:  # last, as evaluation.json marks a run as complete
         for seed, path in zip(seeds, paths, strict=True):
             own = [record for record in records if record.seed == seed]
@@ -115,11 +115,11 @@ def _write_page(
     reference: SmallImageReference,
     records: Sequence[MetricRecord],
     *,
+    seeds: Sequence[int],
+    scales: Sequence[float],
     writes: bool,
 ) -> None:
     """The page: metrics, the curve over α, uncurated samples, and their nearest training images."""
-    scales = list(dict.fromkeys(record.alpha for record in records))
-    seeds = list(dict.fromkeys(record.seed for record in records))
     labels, indices = class_major(range(len(run.class_names)), _GRID_COLUMNS)
     names = ", ".join(run.class_names)
     caption = f"The first {_GRID_COLUMNS} of each class, none chosen; a class a row: {names}."

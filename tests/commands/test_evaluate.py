@@ -1,4 +1,4 @@
-"""The command that measures images: what it asks for, what it leaves, and how it goes on."""
+"""The command that measures images: its flags, the files that it writes, and its notes."""
 
 import dataclasses
 import functools
@@ -112,7 +112,7 @@ def test_training_images_that_are_damaged_are_not_shown(command, tmp_path, monke
         np.testing.assert_allclose(found, distances, rtol=1e-4)
 
 
-def test_what_dinov2_would_give_is_left_out_without_it(command, tmp_path, monkeypatch):
+def test_fd_dinov2_is_left_out_without_its_weights(command, tmp_path, monkeypatch):
     def load(name, weights, *, flag):
         if name == "dinov2":
             raise UserError("there is no dinov2_vitl14_pretrain.pth")
@@ -182,7 +182,7 @@ def test_warnings_on_weights_are_notes(command, monkeypatch, capsys):
     assert "note: another file" in capsys.readouterr().out
 
 
-def test_images_of_another_size_than_the_reference_are_told_of(command, capsys):
+def test_images_of_another_size_than_the_reference_give_a_note(command, capsys):
     command("reference", "--images=data", "--image_size=12", "--out=ref.npz")
     command("--images=samples.npz", "--reference=ref.npz", "--out=out", "--figures=fid")
     assert "note: the images are 8x8, those of the reference 12x12" in capsys.readouterr().out
@@ -215,7 +215,7 @@ def test_metrics_during_training(command, tmp_path, monkeypatch):
     assert set(found) == {"fid", "inception_score"} and found["fid"] > 0
     assert measure(FakeGenerator(meshes.make_mesh(), step=10)) == pytest.approx(found)
     bad = FakeGenerator(meshes.make_mesh(), bad=tuple(range(1000, 1010)))
-    assert measure(bad) == {}  # told, and no reason to end a training
+    assert measure(bad) == {}  # logged, and no reason to end the training
     assert monitor(tmp_path, every=0) is None
     with pytest.raises(UserError, match=r"config.eval.every measures FID against .*reference"):
         monitor(tmp_path)

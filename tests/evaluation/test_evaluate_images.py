@@ -49,7 +49,7 @@ def test_metrics_do_not_depend_on_batches_or_devices(tmp_path, devices, batch_si
         assert values(found)[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
-def test_a_stopped_measurement_goes_on(tmp_path):
+def test_a_stopped_measurement_continues(tmp_path):
     images, asked = array_set(tmp_path), []
     expected = measurement.measure(setup(tmp_path / "whole"), SampleSet(images))
 
@@ -79,7 +79,7 @@ def test_a_kill_between_features_and_metrics_loses_nothing(tmp_path, monkeypatch
         assert set(values(found)) == set(NAMES)
 
 
-def test_a_limit_on_what_is_left_out_holds_for_metrics_made_before(tmp_path):
+def test_the_limit_on_left_out_images_holds_for_metrics_in_the_file(tmp_path):
     sample_set = generated(bad=(1003,))[0]
     measurement.measure_all(setup(tmp_path), [sample_set])
     strict = setup(tmp_path, settings=Settings(tuple(NAMES), 3, 0.0))
@@ -87,7 +87,7 @@ def test_a_limit_on_what_is_left_out_holds_for_metrics_made_before(tmp_path):
         measurement.measure_all(strict, [sample_set])
 
 
-def test_what_stands_in_the_file_is_not_measured_again(tmp_path, monkeypatch):
+def test_metrics_in_the_file_are_not_measured_again(tmp_path, monkeypatch):
     sample_set = SampleSet(array_set(tmp_path), 2.0)
     first = measurement.measure_all(setup(tmp_path), [sample_set])
     lines = (tmp_path / "figures.jsonl").read_text().splitlines()
@@ -104,7 +104,7 @@ def test_what_stands_in_the_file_is_not_measured_again(tmp_path, monkeypatch):
         measurement.measure_all(other, [sample_set])
 
 
-def test_damaged_images_are_left_out_and_told_of(tmp_path):
+def test_damaged_images_are_left_out_and_named(tmp_path):
     for i, image in enumerate(pixels(1, 40)):
         path = tmp_path / "images" / f"{i:03d}.png"
         path.parent.mkdir(exist_ok=True)
@@ -158,7 +158,7 @@ def test_too_few_samples_and_other_networks_are_one_line(tmp_path):
         measurement.measure(other, generated()[0])
 
 
-def test_what_the_reference_lacks_is_told(tmp_path):
+def test_metrics_that_the_reference_lacks_are_named(tmp_path):
     alone = setup(tmp_path, reference=None)
     found = measurement.measure(alone, generated()[0])
     assert list(values(found)) == ["inception_score"]
@@ -203,7 +203,7 @@ def test_files_of_others_are_read(tmp_path):
     assert found.features["inception"].shape == (COUNT, 6) and "spatial" in found.moments
 
 
-def test_files_that_are_no_statistics_are_one_line(tmp_path):
+def test_files_without_statistics_give_one_line(tmp_path):
     path = tmp_path / "ref.npz"
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"no \.npz file of statistics that can be read"):

@@ -199,7 +199,7 @@ def test_small_images_are_enlarged_in_whole_pixels(full):
         assert factor >= 28 and np.array_equal(tile[::factor, ::factor], nearest[i, j, :, :, 0])
 
 
-def test_neighbors_stand_with_their_distances(full):
+def test_neighbors_are_shown_with_their_distances(full):
     page = full.page
     captions = ["#1", "0.5000", "1.000", "#2", "0.2500", "2.000", "#3", "0.1250", "1.000e-7"]
     assert "".join(captions) in page.text
@@ -213,7 +213,7 @@ def test_sections_without_content_are_left_out(tmp_path):
     assert "Bold" not in page.text and "best" not in page.text.partition("Lower is better")[0]
 
 
-def test_sections_stand_in_order(full):
+def test_sections_are_in_order(full):
     assert full.page.headings == [
         "Exclusions and warnings",
         "Protocol",
@@ -237,6 +237,16 @@ def test_best_of_each_metric_is_bold_and_heads_the_page(tmp_path):
     assert re.findall(r"<strong>(.*?)</strong>", text) == ["1.250", "30.00"]
     assert re.findall(r"<b>(.*?)</b>", text) == ["1.250", "20.00"]
     assert "At α = 2, the best of 2 by FID" in text
+
+
+def test_all_of_a_tie_are_bold_and_named(tmp_path):
+    values = {1.0: (2.4, 2.6), 2.0: (2.2, 2.4), 4.0: (9.0, 9.1)}
+    records = [record("fid", a, v, seed=i) for a, vs in values.items() for i, v in enumerate(vs)]
+    write_page(tmp_path / "report.html", report(records), curve=None)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"<strong>(.*?)</strong>", text) == ["2.500", "2.300"]
+    assert "At α = 2, the best of 3 by FID (a tie with α = 1)" in text
+    assert "Bold: the best α of a metric, and each α that differs from it by at most" in text
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), "2 channels"])

@@ -126,7 +126,7 @@ def inception_extractor(network: Network) -> Extractor:
 
     def apply(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         pixels = (tf_bilinear(_as_rgb(images)) - 128.0) / 128.0
-        found = network.model.apply(variables, pixels)
+        found: Any = network.model.apply(variables, pixels)
         return {
             "features": found["2048"],
             "logits": found["logits_unbiased"],

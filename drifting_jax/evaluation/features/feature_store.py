@@ -36,7 +36,8 @@ class FeatureStore:
 
     def __init__(self, folder: Path, *, rows: int, widths: Mapping[str, int]):
         self.folder, self.rows = folder, rows
-        self._plan = {"rows": rows, "widths": dict(sorted(widths.items()))}
+        self._widths = dict(sorted(widths.items()))
+        self._plan = {"rows": rows, "widths": self._widths}
         self.done = self._found()
         if not self.done:
             self._make()
@@ -44,7 +45,7 @@ class FeatureStore:
 
     @property
     def _names(self) -> list[str]:
-        return [*self._plan["widths"], _USABLE]
+        return [*self._widths, _USABLE]
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
@@ -62,7 +63,7 @@ class FeatureStore:
     def _make(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        needed = 4 * self.rows * sum(self._plan["widths"].values())
+        needed = 4 * self.rows * sum(self._widths.values())
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
@@ -70,7 +71,7 @@ class FeatureStore:
                 f"{self.folder}, which has {free / 2**30:.1f} left: make room, or choose another "
                 "--out"
             )
-        for name, width in self._plan["widths"].items():
+        for name, width in self._widths.items():
             self._make_array(name, np.float32, (self.rows, width))
         self._make_array(_USABLE, np.bool_, (self.rows,))
 
@@ -83,7 +84,7 @@ class FeatureStore:
     def append(self, features: Mapping[str, np.ndarray], usable: np.ndarray) -> None:
         """Adds the next rows: {name: [k, d]}, and which of their images are usable, [k]."""
         rows = slice(self.done, self.done + len(usable))
-        for name in self._plan["widths"]:
+        for name in self._widths:
             self._arrays[name][rows] = features[name][: len(usable)]
         self._arrays[_USABLE][rows] = usable
         self.done += len(usable)
@@ -105,11 +106,11 @@ class FeatureStore:
         return np.flatnonzero(self._arrays[_USABLE][: self.done])
 
     def __contains__(self, name: str) -> bool:
-        return name in self._plan["widths"]
+        return name in self._widths
 
     def width(self, name: str) -> int:
         """d of one kind of features."""
-        return self._plan["widths"][name]
+        return self._widths[name]
 
     def blocks(self, name: str, *, size: int = 1024) -> Iterator[np.ndarray]:
         """The usable rows of each `size` rows: [k, d] float32."""

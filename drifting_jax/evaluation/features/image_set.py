@@ -30,10 +30,17 @@ class ImageSet(Protocol):
       class_names: of the labels.
     """
 
-    words: str
-    digest: str
-    labels: np.ndarray | None
-    class_names: Sequence[str]
+    @property
+    def words(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 

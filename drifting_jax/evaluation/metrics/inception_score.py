@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -19,11 +20,14 @@ class InceptionScore(NamedTuple):
     per_split: np.ndarray
 
 
-class Splitting(NamedTuple):
-    """How images are split.
+@dataclasses.dataclass(frozen=True)
+class Splitting:
+    """How images are split: give a count or a size.
 
-    Fields: count, of splits of equal size to within an image; or else size, images in a split, of
-    which the last has the rest; shuffle_seed, of a permutation of the images before, or None.
+    Attributes:
+      count: number of splits, of equal size to within an image.
+      size: images in a split; the last one has the rest.
+      shuffle_seed: of a permutation of the images before; None to keep their order.
     """
 
     count: int | None = None
@@ -58,7 +62,7 @@ def inception_score(logits: np.ndarray, *, splitting: Splitting = TORCH_FIDELITY
 
 def _splits(n: int, splitting: Splitting) -> Iterator[np.ndarray]:
     """Row numbers of each split."""
-    count, size, seed = splitting
+    count, size, seed = splitting.count, splitting.size, splitting.shuffle_seed
     given = [number for number in (count, size) if number is not None]
     if len(given) != 1 or given[0] < 1 or (count or 1) > n:
         raise ValueError(
@@ -69,7 +73,7 @@ def _splits(n: int, splitting: Splitting) -> Iterator[np.ndarray]:
     if count is not None:
         bounds = [i * n // count for i in range(count + 1)]
     else:
-        bounds = [*range(0, n, size), n]
+        bounds = [*range(0, n, given[0]), n]
     for first, last in pairwise(bounds):
         yield order[first:last]
 

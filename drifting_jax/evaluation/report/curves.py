@@ -64,8 +64,16 @@ def tradeoff_picture(
             figure.legend(loc="outside upper left", ncols=2, **style)
     else:
         axes.set(xticks=[], yticks=[])
-        middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
-        axes.text(0.5, 0.5, "no point to draw", color=colours["soft"], fontsize=12, **middle)
+        axes.text(
+            0.5,
+            0.5,
+            "no point to draw",
+            color=colours["soft"],
+            fontsize=12,
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+        )
     _name_left_out(axes, [row for row in rows if row not in drawn], colours)
     if drawn:
         figure.draw_without_rendering()  # labels are placed on the final layout

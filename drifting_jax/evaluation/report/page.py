@@ -151,10 +151,8 @@ def _headline(report: Report, curve: tuple[str, str] | None) -> str:
         return '<p class="where">No metric came out finite.</p>' if order else ""
     column = rows.index(best[0])
     lines = {line.key: line for line in table_lines(report.records)}
-    having = [name for name in order if lines[name].cells[column] is not None]
-    tiles = "".join(
-        _headline_tile(lines[name], lines[name].cells[column]) for name in having[:_HEADLINES]
-    )
+    shown = [(lines[name], cell) for name in order if (cell := lines[name].cells[column])]
+    tiles = "".join(_headline_tile(line, cell) for line, cell in shown[:_HEADLINES])
     where = _where(METRICS[order[0]].name, best, len(rows))
     return f'<p class="where">{where}</p><dl class="tiles">{tiles}</dl>\n'
 
