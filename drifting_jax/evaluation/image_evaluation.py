@@ -130,7 +130,7 @@ def evaluate_images(
     generator: Generator | None = None,
     training_images: str = "",
 ) -> str | None:
-    """Measures all sets, but what is measured already, and writes the table and the page.
+    """Measures all sets that are not measured yet, and writes the table and the page.
 
     Args:
       setup: what to measure with; its folder is made.

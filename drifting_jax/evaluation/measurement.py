@@ -44,7 +44,7 @@ class Measurement(NamedTuple):
 
 
 def measure_all(setup: EvaluationSetup, sample_sets: Sequence[SampleSet]) -> Measurement | None:
-    """Measures all sets, but those whose metrics are in the file already.
+    """Measures all sets except those whose metrics are in the file already.
 
     Returns:
       None if it was stopped.

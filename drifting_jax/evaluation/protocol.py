@@ -33,7 +33,7 @@ def protocol_of(setup: EvaluationSetup, sample_sets: Sequence[SampleSet]) -> dic
         seeds = sorted({each.seed for each in sample_sets if each.seed is not None})
         found |= {
             "images": f"{count} samples for each alpha and seed, one network evaluation each",
-            "label law": f"balanced: {count / classes:g} of each of {classes} classes",
+            "labels": f"balanced: {count / classes:g} of each of {classes} classes",
             "seeds": ", ".join(map(str, seeds)),
             "generator": f"step {first.facts['step']}, average of decay "
             f"{first.facts['ema_decay']:g}, weights {first.facts['weights']}",

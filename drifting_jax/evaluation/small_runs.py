@@ -146,7 +146,7 @@ def _protocol(run: Generator, seeds: Sequence[int]) -> dict[str, str]:
     count = config.eval.samples_per_class
     return {
         "samples": f"{count * classes} for each alpha and seed, one network evaluation each",
-        "label law": f"balanced: {count} of each of {classes} classes",
+        "labels": f"balanced: {count} of each of {classes} classes",
         "seeds": ", ".join(map(str, seeds)),
         "generator": f"step {run.step}, average of decay {run.ema_decay:g}",
         "compared with": "the test split, which nothing was trained on",

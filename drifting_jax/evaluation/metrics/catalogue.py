@@ -126,7 +126,7 @@ _METRICS = {
         "Density",
         "higher",
         "1/(k·m) times the pairs of one of m samples and a real image nearer than that image's "
-        "k-th nearest other real image; about 1 for equal laws, and may exceed it",
+        "k-th nearest other real image; about 1 for equal distributions, and may exceed it",
         "Naeem et al. 2020, arXiv 2002.09797",
         features="inception",
         reference="features",

@@ -31,9 +31,9 @@ _NO_ROW = -2
 class BlockSizes(NamedTuple):
     """How the work is split. Results do not depend on it.
 
-    Fields: host_rows, device_rows and columns, of a block at most; host_pairs, up to which the host
-    is done before a program for the devices is compiled; many_open, open pairs of a block from
-    which products in float64 are quicker than differences.
+    Fields: host_rows, device_rows, columns: the most in a block; host_pairs: up to so many pairs the
+    host computes them, as compiling a program for the devices would take longer; many_open: from so
+    many uncertain pairs in a block on, products in float64 are quicker than differences.
     """
 
     host_rows: int = 1024
