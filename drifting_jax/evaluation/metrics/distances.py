@@ -31,9 +31,9 @@ _NO_ROW = -2
 class BlockSizes(NamedTuple):
     """How the work is split. Results do not depend on it.
 
-    Fields: host_rows, device_rows, columns: the most in a block; host_pairs: up to so many pairs the
-    host computes them, as compiling a program for the devices would take longer; many_open: from so
-    many uncertain pairs in a block on, products in float64 are quicker than differences.
+    Fields: host_rows, device_rows, columns: the most in a block; host_pairs: the most pairs that
+    the host computes, as compiling a program for the devices would take longer; many_open: the most
+    uncertain pairs in a block for which differences are quicker than products in float64.
     """
 
     host_rows: int = 1024

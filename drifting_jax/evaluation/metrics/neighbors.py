@@ -24,7 +24,7 @@ class PrecisionRecall(NamedTuple):
 
 
 class ManifoldMetrics(NamedTuple):
-    """precision, recall and coverage in [0,1]; density of 0 or more, about 1 if equally distributed."""
+    """precision, recall and coverage in [0,1]; density of 0 or more, about 1 for equal sets."""
 
     precision: float
     recall: float
