@@ -1,11 +1,12 @@
-"""Judges digits with code that is not this library's: scikit-learn and SciPy alone.
+"""Measures digits without this library's code, with scikit-learn and SciPy alone.
 
     python -m drifting_jax.sample --workdir=runs/digits --per_class=144 --out=samples.npz
     python benchmarks/judge_digits.py samples.npz [more.npz ...]
 
-Label accuracy by an SVM that saw all real digits; on pixels in [-1, 1] against the test split, the
-Fréchet distance and k = 5 precision and recall; and the median distance to the nearest training
-digit over that of test digits. The first line is the training split judged as if it were samples.
+A line for each file has the label accuracy by an SVM that saw all real digits; the Fréchet distance
+and k = 5 precision and recall, on pixels in [-1, 1] against the test split; and the median distance
+to the nearest training digit over that of test digits. The first line is the baseline: the training
+split in place of samples.
 """
 
 import sys
@@ -35,7 +36,7 @@ def covered(manifold, points, k=5):
 
 
 def main(paths):
-    """Prints a line of figures for each file."""
+    """Prints a line of metrics for each file."""
     pixels, labels = load_digits(return_X_y=True)
     pixels = pixels / 8 - 1
     train, test, train_labels, _ = train_test_split(

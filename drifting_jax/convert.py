@@ -50,9 +50,11 @@ def read_source(
     if part == "encoder":
         return _encoder_of(workdir)
     run = load_run(workdir, ema_decay=ema_decay)
+    config, data_spec = run.config, run.data_spec
+    assert config is not None and data_spec is not None  # it is of a run
     params = transfer.fetch(run.params)
-    params = params["generator"] if run.config.data.latent and run.makes_pixels else params
-    model = build.make_generator(run.config, run.described)
+    params = params["generator"] if config.data.latent and run.makes_pixels else params
+    model = build.make_generator(config, data_spec)
     return Network("generator", model, {"params": params}, run.step, run.ema_decay)
 
 

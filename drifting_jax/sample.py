@@ -90,9 +90,10 @@ def main(_: Sequence[str]) -> None:
         generator = load_run(
             Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae, step=values.step
         )
-        _note_outside(generator.config.guidance, values.cfg_scale)
     else:
         generator = load_generator(values.weights, vae=values.vae)
+    if generator.config is not None:
+        _note_outside(generator.config.guidance, values.cfg_scale)
     labels, indices = class_major(
         parse_classes(values.classes, generator.class_names), values.per_class
     )

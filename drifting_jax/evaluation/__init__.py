@@ -1,1 +1,1 @@
-"""Figures of merit: float64 statistics of samples and of their features."""
+"""Metrics of samples against real data, for toys, small images and large ones."""

@@ -1,328 +1,212 @@
-"""Figures of images as large as one likes, against a reference: FID and what stands beside it.
+"""Measures sets of images against a reference, and goes on wherever it was stopped.
 
-What is measured, `SampleSet`s, are sets of images: samples at every α and seed, or a folder. For
-each, features are made and kept in <out>/features until its figures stand in <out>/figures.jsonl,
-so that the same command goes on wherever it was stopped.
+For each set features are made and kept in <out>/features until its metrics are written to
+<out>/figures.jsonl, so that the same command continues after a stop. `measure_reference` measures
+the real images themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
-from drifting_jax.digests import digest_values, fingerprint_variables
-from drifting_jax.distributed import meshes, transfer
+from drifting_jax.distributed import meshes
 from drifting_jax.distributed.agreement import from_main_process, on_all_processes
-from drifting_jax.errors import UserError
-from drifting_jax.evaluation import evaluator, reference
-from drifting_jax.evaluation.evaluator import Settings
+from drifting_jax.evaluation import protocol, reference
+from drifting_jax.evaluation.extraction import check_usable, fill_store, open_store
+from drifting_jax.evaluation.feature_metrics import metrics_of_features
 from drifting_jax.evaluation.features.array_images import ArrayImages
-from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.feature_store import FeatureStore
 from drifting_jax.evaluation.features.image_set import ImageSet
-from drifting_jax.evaluation.features.image_sets import GeneratedImages, balanced_labels
+from drifting_jax.evaluation.metrics.records import MetricRecord, from_json, to_json
 from drifting_jax.evaluation.reference import Reference
+from drifting_jax.evaluation.setup import EvaluationSetup, SampleSet, check_count
 from drifting_jax.files import write_bytes
-from drifting_jax.steps.generator import Generator
-from drifting_jax.workdir.progress import progress_bar
 
-FIGURES_FILE = "figures.jsonl"
-_SECONDS_BETWEEN = 15.0  # two lines of progress, where there is no terminal for a bar
+RECORDS_FILE = "figures.jsonl"
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleSet:
-    """A set that is measured: its images, and what it is: "alpha", "seed", "step" and the like."""
+class Measurement(NamedTuple):
+    """The records of one set or several, and notes on what they leave out.
 
-    images: ImageSet
-    facts: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSetup:
-    """What sets are measured with.
-
-    Attributes:
-      out: folder that everything goes to.
-      extractors: networks that make features.
-      settings: which figures, and how.
-      reference: what they are compared with, or None.
-      mesh: all devices.
-      batch_size: images at once.
-      keep_features: leave them on the disk when their figures are made.
-      is_main_process: whether this process prints and writes.
-      stopped: whether to stop.
+    Both are empty in processes other than the main one, unless the file held them.
     """
 
-    out: Path
-    extractors: Sequence[Extractor]
-    settings: Settings
-    reference: Reference | None
-    mesh: Mesh
-    batch_size: int
-    keep_features: bool
-    is_main_process: bool
-    stopped: Callable[[], bool] = lambda: False
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """Of all that figures depend on besides the images."""
-        compared = self.reference
-        arrays = []
-        if compared is not None:
-            arrays = [x for k in sorted(compared.moments) for x in compared.moments[k]]
-            arrays += [compared.features[k] for k in sorted(compared.features)]
-        weights = [extractor.digest for extractor in self.extractors]
-        return digest_values(weights, self.settings.k, *arrays)
+    records: list[MetricRecord]
+    notes: list[str]
 
 
-def generated_subjects(
-    generator: Generator,
-    *,
-    count: int,
-    cfg_scales: Sequence[float],
-    seeds: Sequence[int],
-) -> list[SampleSet]:
-    """Samples of all classes, `count` of them, as many of each, at every α and seed."""
-    labels, indices = balanced_labels(count, len(generator.class_names))
-    identity = fingerprint_variables(transfer.fetch(generator.params))
-    return [
-        SampleSet(
-            GeneratedImages(generator, labels, indices, seed, scale, identity),
-            {
-                "alpha": scale,
-                "seed": seed,
-                "step": generator.step,
-                "ema_decay": generator.ema_decay,
-                "weights": identity,
-            },
-        )
-        for scale in cfg_scales
-        for seed in seeds
-    ]
-
-
-def measure_all(
-    bench: EvaluationSetup, subjects: Sequence[SampleSet]
-) -> tuple[list[dict], list[str]] | None:
-    """The records and notes of all sets, those known already as they stand in the file.
+def measure_all(setup: EvaluationSetup, sample_sets: Sequence[SampleSet]) -> Measurement | None:
+    """Measures all sets except those whose metrics are in the file already.
 
     Returns:
-      None where it was stopped.
+      None if it was stopped.
 
     Raises:
-      UserError: see `evaluator`.
+      UserError: as `measure`.
     """
-    records, notes = [], []
-    lines = read_records(bench.out)
-    for subject in subjects:
-        found = _known(lines, bench, subject) if bench.is_main_process else ([], [])
+    records: list[MetricRecord] = []
+    notes: list[str] = []
+    lines = read_lines(setup.out)
+    for sample_set in sample_sets:
+        found: Measurement | None = Measurement([], [])
+        if setup.is_main_process:
+            found = _known(lines, setup, sample_set)
         if not from_main_process(found is not None):
-            found = measure(bench, subject)
-            if found is None:
-                return None
-        records += found[0]
-        notes += [note for note in found[1] if note not in notes]
-    return records, notes
+            found = measure(setup, sample_set)
+        if found is None:
+            return None
+        records += found.records
+        notes += [note for note in found.notes if note not in notes]
+    return Measurement(records, notes)
 
 
-def read_records(out: Path) -> list[dict[str, Any]]:
-    """The lines of figures.jsonl; of one that was written in part nothing."""
+def measure(
+    setup: EvaluationSetup, sample_set: SampleSet, *, record: bool = True
+) -> Measurement | None:
+    """Measures one set; returns None if it was stopped.
+
+    Args:
+      setup: what to measure with.
+      sample_set: the set.
+      record: add a line for each metric to figures.jsonl, and one with the notes.
+
+    Raises:
+      UserError: too few images, too many that cannot be measured, or another network's reference.
+    """
+    check_count(sample_set.images)
+    store = open_store(setup, sample_set.images)
+    if not fill_store(setup, sample_set.images, store):
+        return None
+    if setup.is_main_process:
+        print(f"{sample_set.images.words}: computing metrics", file=sys.stderr, flush=True)
+    return on_all_processes(_compute, setup, sample_set, store, record)
+
+
+def read_lines(out: Path) -> list[dict[str, Any]]:
+    """The lines of figures.jsonl; one that was written only in part is left out."""
     found = []
     with contextlib.suppress(OSError):
-        for line in (out / FIGURES_FILE).read_text(encoding="utf-8").splitlines():
+        for line in (out / RECORDS_FILE).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
     return found
 
 
 def _known(
-    lines: Sequence[Mapping[str, Any]], bench: EvaluationSetup, subject: SampleSet
-) -> tuple[list[dict], list[str]] | None:
-    """Figures that were made before, if all that are wanted were."""
-    mine = [
+    lines: Sequence[Mapping[str, Any]], setup: EvaluationSetup, sample_set: SampleSet
+) -> Measurement | None:
+    """What the file holds of a set, if it holds all metrics that are wanted."""
+    own = [
         line
         for line in lines
-        if (line.get("set"), line.get("bench")) == (subject.images.digest, bench.digest)
+        if (line.get("set"), line.get("bench")) == (sample_set.images.digest, setup.digest)
     ]
-    by_name = {line["figure"]: dict(line) for line in mine if line.get("figure")}
-    done = [line for line in mine if "notes" in line]
-    if not done or not set(bench.settings.figures) <= set(done[-1]["figures"]):
+    by_name = {line["figure"]: from_json(line) for line in own if line.get("figure")}
+    done = [line for line in own if "notes" in line]
+    if not done or not set(setup.settings.metrics) <= set(done[-1]["figures"]):
         return None
-    if done[-1]["left_out"] > bench.settings.max_excluded * len(subject.images):
+    if done[-1]["left_out"] > setup.settings.max_excluded * len(sample_set.images):
         return None
-    records = [by_name[name] for name in bench.settings.figures if name in by_name]
-    return records, list(done[-1]["notes"])
+    records = [by_name[name] for name in setup.settings.metrics if name in by_name]
+    return Measurement(records, list(done[-1]["notes"]))
 
 
-def measure(
-    bench: EvaluationSetup, subject: SampleSet, *, record: bool = True
-) -> tuple[list[dict], list[str]] | None:
-    """Records and notes of one set; None where it was stopped.
-
-    Processes other than the first help, and return nothing.
-
-    Args:
-      bench: what to measure with.
-      subject: the set.
-      record: add a line for each figure to figures.jsonl, and one with the notes.
-
-    Raises:
-      UserError: see `evaluator`.
-    """
-    check_count(subject.images)
-    store = open_store(bench, subject.images)
-    if not fill_store(bench, subject.images, store):
-        return None
-    if bench.is_main_process:
-        print(f"{subject.images.words}: computing figures", file=sys.stderr, flush=True)
-    return on_all_processes(_figures, bench, subject, store, record)
-
-
-def _figures(
-    bench: EvaluationSetup, subject: SampleSet, store: FeatureStore | None, record: bool
-) -> tuple[list[dict], list[str]]:
+def _compute(
+    setup: EvaluationSetup, sample_set: SampleSet, store: FeatureStore | None, record: bool
+) -> Measurement:
+    """The metrics of the features in a store."""
     if store is None:
-        return [], []
-    notes = evaluator.check_usable(subject.images, store, most=bench.settings.max_excluded)
+        return Measurement([], [])
+    images, settings = sample_set.images, setup.settings
+    notes = check_usable(images, store, max_excluded=settings.max_excluded)
     local = meshes.make_mesh(devices=jax.local_devices())
-    records, told = evaluator.figures_of(store, bench.reference, bench.settings, mesh=local)
+    found, told = metrics_of_features(store, setup.reference, settings, mesh=local)
     notes += told
-    facts = {
-        **subject.facts,
-        "num_samples": len(store.usable),
-        "left_out": len(store.unusable),
-        "set": subject.images.digest,
-        "bench": bench.digest,
-    }
-    records = [found | facts for found in records]
+    alpha, seed = sample_set.alpha, sample_set.seed
+    records = [dataclasses.replace(each, alpha=alpha, seed=seed) for each in found]
     if record:
-        last = {"notes": notes, "figures": list(bench.settings.figures), **facts}
-        _append_lines(bench.out / FIGURES_FILE, [*records, last])
-    if not bench.keep_features:
+        facts = {
+            "alpha": alpha,
+            "seed": seed,
+            **sample_set.facts,
+            "num_samples": len(store.usable),
+            "left_out": len(store.unusable),
+            "set": images.digest,
+            "bench": setup.digest,
+        }
+        last = {"notes": notes, "figures": list(settings.metrics), **facts}
+        lines = [*(to_json(each) | facts for each in records), last]
+        _append_lines(setup.out / RECORDS_FILE, lines)
+    if not setup.keep_features:
         store.delete()
-    return records, notes
+    return Measurement(records, notes)
 
 
-def open_store(bench: EvaluationSetup, images: ImageSet) -> FeatureStore | None:
-    """Where the features of a set are, or will be; None in processes other than the first."""
-    if not bench.is_main_process:
-        return None
-    weights = [extractor.digest for extractor in bench.extractors]
-    made_with = digest_values(weights, sorted(bench.settings.kinds))
-    return FeatureStore(
-        bench.out / "features" / f"{images.digest}-{made_with}",
-        rows=len(images),
-        widths=evaluator.widths(bench.extractors, bench.settings.kinds),
-    )
-
-
-def fill_store(bench: EvaluationSetup, images: ImageSet, store: FeatureStore | None) -> bool:
-    """Makes the features that a store lacks, with a progress bar; whether all are made."""
-    if bench.is_main_process:  # the first batch waits for the compiler
-        print(f"{images.words}: features", file=sys.stderr, flush=True)
-    done, spoke_at = 0, time.monotonic()
-
-    with progress_bar(len(images), description="features", enabled=bench.is_main_process) as bar:
-
-        def report(count: int) -> None:
-            nonlocal done, spoke_at
-            done += count
-            bar.update(count)
-            if (
-                bench.is_main_process
-                and bar.disable
-                and time.monotonic() - spoke_at > _SECONDS_BETWEEN
-            ):
-                spoke_at = time.monotonic()
-                print(f"features of {done} of {len(images)} images", file=sys.stderr, flush=True)
-
-        return evaluator.extract(
-            images,
-            bench.extractors,
-            store,
-            bench.mesh,
-            kinds=bench.settings.kinds,
-            batch_size=bench.batch_size,
-            report=report,
-            stopped=bench.stopped,
-        )
-
-
-def check_count(images: ImageSet) -> None:
-    """Raises UserError where there are too few images for figures."""
-    if len(images) < 2:
-        raise UserError(f"figures are of two images or more; found {images.words}")
-
-
-def _append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def _append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     before = path.read_bytes() if path.exists() else b""
     if before and not before.endswith(b"\n"):
         before += b"\n"
-    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
-    write_bytes(path, before + ("\n".join(lines) + "\n").encode())
+    texts = [json.dumps(line, ensure_ascii=False, allow_nan=False) for line in lines]
+    write_bytes(path, before + ("\n".join(texts) + "\n").encode())
 
 
-def complete_reference(bench: EvaluationSetup, found: Reference) -> Reference | None:
-    """A reference whose file holds images, with the features of these; others as they are.
+def complete_reference(setup: EvaluationSetup, found: Reference) -> Reference | None:
+    """Adds the features of the images that a reference's file holds, if it holds images.
 
     Returns:
-      None where it was stopped.
+      None if it was stopped.
     """
     if found.images is None:
         return found
     # With a folder of its own, so that the same command need not measure it again.
-    apart = dataclasses.replace(bench, out=bench.out / "reference")
+    apart = dataclasses.replace(setup, out=setup.out / "reference")
     images = ArrayImages(found.images)
     made = measure_reference(apart, images, keep=len(images))
     if made is None:
         return None
+    words = dict(made.protocol)
     if found.moments:  # of more images than the file holds
-        protocol = {k: words for k, words in made.protocol.items() if k == "image size"}
-        protocol |= found.protocol
-    else:
-        protocol = made.protocol
+        words = {name: text for name, text in words.items() if name == "image size"}
+        words |= found.protocol
     return dataclasses.replace(
         found,
         moments={**made.moments, **found.moments},
         features=made.features,
-        protocol=protocol,
+        protocol=words,
         images=None,
     )
 
 
-def measure_reference(bench: EvaluationSetup, images: ImageSet, *, keep: int) -> Reference | None:
+def measure_reference(setup: EvaluationSetup, images: ImageSet, *, keep: int) -> Reference | None:
     """The statistics of real images; their features stay in <out>/features.
 
     Returns:
-      None where it was stopped; in processes other than the first an empty one.
+      None if it was stopped; an empty one in processes other than the main one.
 
     Raises:
       UserError: too few images, or too many that cannot be measured.
     """
     check_count(images)
-    store = open_store(bench, images)
-    if not fill_store(bench, images, store):
+    store = open_store(setup, images)
+    if not fill_store(setup, images, store):
         return None
-    return on_all_processes(_statistics, bench, images, store, keep)
+    return on_all_processes(_statistics, setup, images, store, keep)
 
 
 def _statistics(
-    bench: EvaluationSetup, images: ImageSet, store: FeatureStore | None, keep: int
+    setup: EvaluationSetup, images: ImageSet, store: FeatureStore | None, keep: int
 ) -> Reference:
     if store is None:
         return Reference({}, {}, {})
-    notes = evaluator.check_usable(images, store, most=bench.settings.max_excluded)
-    protocol = evaluator.protocol_of_features(bench.extractors, images)
-    protocol["left out"] = "; ".join(notes) or "none"
-    return reference.measure(store, protocol, keep=keep)
+    notes = check_usable(images, store, max_excluded=setup.settings.max_excluded)
+    words = protocol.protocol_of_features(setup.extractors, images)
+    words["left out"] = "; ".join(notes) or "none"
+    return reference.reference_of_features(store, words, keep=keep)

@@ -1,9 +1,9 @@
 """What samples are compared with: moments and features of real images, in one .npz file.
 
-Ours has `mu`, `sigma` of Inception's features as everyone's has, those of the spatial features as
-`mu_s`, `sigma_s`, of DINOv2's as `mu_dinov2`, `sigma_dinov2`, some of the features themselves, and
-how it was made. Files of others are read too: `mu`, `sigma`; `ref_mu`, `ref_sigma`; ADM's, which
-hold images as `arr_0`, with or without moments of more of them.
+Our files hold `mu`, `sigma` of Inception's features under the usual names, `mu_s`, `sigma_s` of its
+spatial features, `mu_dinov2`, `sigma_dinov2` of DINOv2's, some of the features themselves, and how
+the file was made. Files of others are read too: `mu`, `sigma`; `ref_mu`, `ref_sigma`; ADM's, which
+hold images as `arr_0`, with or without moments of more images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from drifting_jax.evaluation.metrics.frechet import (
 )
 from drifting_jax.files import write_npz
 
-# What moments are of, and the names that they have in a file: ours first, then others'.
+# {kind of features: names of their moments in a file}, first ours, then those of others.
 _MOMENTS = {
     "inception": (("mu", "sigma"), ("ref_mu", "ref_sigma")),
     "spatial": (("mu_s", "sigma_s"),),
@@ -39,13 +39,13 @@ _SYMMETRY = 1e-6  # of the largest entry of a covariance
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Real images as figures see them.
+    """Real images as metrics see them.
 
     Attributes:
-      moments: of "inception", "spatial", "dinov2", those that are known.
-      features: [m, d] float32 of "inception", "dinov2": some of the images, drawn at random.
+      moments: by the kind of features, those that are known of "inception", "spatial", "dinov2".
+      features: [m, d] float32 of "inception", "dinov2": of some of the images, drawn at random.
       protocol: how it was made, in words by name.
-      images: path of an .npz file whose images are part of it and were not measured yet.
+      images: path of an .npz file whose images belong to it and are not measured yet.
     """
 
     moments: Mapping[str, GaussianStatistics]
@@ -55,7 +55,7 @@ class Reference:
     _factors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
     def distance(self, kind: str, samples: GaussianStatistics) -> float:
-        """Fréchet distance of samples from one kind of moments, whose factor is kept.
+        """Fréchet distance of samples from one kind of moments; caches their covariance factor.
 
         Raises:
           ValueError: as `frechet_distance`.
@@ -66,19 +66,21 @@ class Reference:
         return frechet_distance(samples, moments, factor_of_b=self._factors[kind])
 
 
-def measure(store: FeatureStore, protocol: Mapping[str, str], *, keep: int) -> Reference:
-    """The reference of measured images.
+def reference_of_features(
+    store: FeatureStore, protocol: Mapping[str, str], *, keep: int
+) -> Reference:
+    """The reference that the features of real images make.
 
     Args:
       store: holds "inception", "spatial", "dinov2" or some of them.
-      protocol: how they were measured.
-      keep: features that are kept of each kind, drawn at random.
+      protocol: how they were made.
+      keep: features of each kind that are kept, drawn at random.
 
     Raises:
       UserError: fewer than two images, or features that are not finite.
     """
     if len(store.usable) < 2:
-        raise UserError(f"a reference is of two images or more; found {len(store.usable)}")
+        raise UserError(f"a reference needs two images or more; found {len(store.usable)}")
     moments = {name: moments_of(store, name) for name in _MOMENTS if name in store}
     features = {name: store.take(name, keep) for name in _FEATURES if name in store}
     return Reference(moments, features, protocol)
@@ -100,10 +102,10 @@ def moments_of(store: FeatureStore, name: str) -> GaussianStatistics:
 
 
 def check_weights(found: Reference, extractors: Sequence[Extractor]) -> None:
-    """Makes sure that a reference was not made with other weights, where it says with which.
+    """Makes sure that a reference was made with the weights of these extractors, if it tells.
 
     Raises:
-      UserError: it was, or it has another number of features.
+      UserError: it was made with others, or it has another number of features.
     """
     for extractor in extractors:
         name = extractor.name
@@ -135,8 +137,8 @@ def read_reference(path: Path) -> Reference:
     """Reads a file of ours or of others.
 
     Raises:
-      UserError: it is no such file, is damaged, holds nothing that is known, or numbers that are
-        not finite or no covariance.
+      UserError: the file is missing, damaged or without any known array, or holds numbers that are
+        not finite or a matrix that is no covariance.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

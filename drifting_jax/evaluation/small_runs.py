@@ -1,173 +1,169 @@
-"""Figures of a trained run of small images: digits, MNIST, CIFAR-10.
+"""Metrics of a trained run of small images: digits, MNIST, CIFAR-10.
 
-Samples the run at every α and seed and measures every set against the test split, on pixels and in
-the features of a classifier that saw the training split alone. The same figure of real images
-stands beside each. Prints a table for each; writes <workdir>/evaluation.json and report.html.
+Samples the run at every α and seed and compares each set with the test split, on pixels and in the
+features of a classifier that is trained on the training split alone. Each metric has a baseline of
+real images. Prints a table for each set; writes <workdir>/evaluation.json and report.html.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from drifting_jax.config import streams
-from drifting_jax.evaluation.metrics.catalogue import SMALL_FIGURES
+from drifting_jax.config import ConfigDict, streams
 from drifting_jax.evaluation.metrics.neighbors import nearest_indices
+from drifting_jax.evaluation.metrics.records import MetricRecord, as_scalars
 from drifting_jax.evaluation.metrics.small_images import (
-    Figure,
     SmallImageReference,
-    evaluate_samples,
-    figures_as_scalars,
-    figures_table,
-    make_judge,
+    make_small_reference,
+    measure_small_images,
 )
-from drifting_jax.evaluation.report import page as pages
+from drifting_jax.evaluation.report.page import Neighbors, Picture, Report, write_page
+from drifting_jax.evaluation.report.tables import baseline_table
 from drifting_jax.files import write_json
-from drifting_jax.steps.generator import Run
+from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.sampling import class_major
 from drifting_jax.workdir.image_files import image_grid, save_png
 from drifting_jax.workdir.sample_files import write_samples
 
-_FIGURES, _PAGE = "evaluation.json", "report.html"
+_METRICS, _PAGE = "evaluation.json", "report.html"
 _NEIGHBORS, _GRID_COLUMNS = 5, 12
 _CURVE = ("accuracy", "fd_classifier")
 
 
 def evaluate_run(
-    run: Run,
+    run: Generator,
     *,
     workdir: Path,
-    seeds: Sequence[int],
     report: Callable[[str], None],
+    seeds: Sequence[int] = (),
     cfg_scales: Sequence[float] = (),
     stopped: Callable[[], bool] = lambda: False,
-) -> list[dict[str, Any]] | None:
-    """Measures a run at every α and seed, keeps the samples of the first, writes figures and page.
+) -> list[MetricRecord] | None:
+    """Measures a run at every α and seed; writes the metrics, the page and the first samples.
 
-    All processes sample; the first one writes. Figures of other seeds, scales or averages than the
-    config's stand in files of their own, and their samples are not kept.
+    All processes sample; the main one writes. Metrics of other seeds, scales, steps or averages
+    than the config's are written to files of their own, and their samples are not kept.
 
     Args:
-      run: see `load_run`.
+      run: a generator with its config, see `load_run`.
       workdir: gets evaluation.json, report.html, samples/final.npz and samples/final.png.
-      seeds: of the noise.
-      report: is given each table as it is ready.
-      cfg_scales: every α; none for the config's.
+      report: is called with each table as soon as it is ready.
+      seeds: of the noise; empty for the config's.
+      cfg_scales: every α; empty for the config's.
       stopped: asked before each α whether to stop.
 
     Returns:
-      Records {"figure", "alpha", "seed", "value", "floor"}, or None where it was stopped.
+      The records of all sets; None if it was stopped.
     """
-    scales = tuple(cfg_scales) or run.config.eval.cfg_scales
-    judge = make_judge(
-        run.config.data,
-        num_classes=run.described.num_classes,
-        key=streams.stream_key(run.config, "classifier"),
+    config, num_classes = _config(run), len(run.class_names)
+    seeds, scales = seeds or [config.seed], cfg_scales or config.eval.cfg_scales
+    reference = make_small_reference(
+        config.data, num_classes=num_classes, key=streams.stream_key(config, "classifier")
     )
-    labels, indices = class_major(
-        range(run.described.num_classes), run.config.eval.samples_per_class
-    )
-    records, by_seed, writes = [], {}, jax.process_index() == 0
+    labels, indices = class_major(range(num_classes), config.eval.samples_per_class)
+    records: list[MetricRecord] = []
+    writes = jax.process_index() == 0
     for seed in seeds:
-        found: dict[float, dict[str, Figure]] = {}
-        by_seed[seed], suffix = found, _suffix(run, [seed], scales)
         for scale in scales:
             if stopped():
                 return None
             images = run.sample(labels, indices, seed=seed, cfg_scale=scale)
-            if writes and not found and not suffix:
+            if writes and scale == scales[0] and not _suffix(run, [seed], scales):
                 _keep_samples(workdir / "samples", images, labels)
-            found[scale] = evaluate_samples(
+            found = measure_small_images(
                 images,
                 labels,
-                train=judge.train,
-                test=judge.test,
-                classifier=judge.classifier,
-                k=run.config.eval.k,
+                train=reference.train,
+                test=reference.test,
+                classifier=reference.classifier,
+                k=config.eval.k,
             )
             words = f"alpha {scale:g}" + f", seed {seed}" * (len(seeds) > 1)
-            report(f"{words}: {figures_table(found[scale], num_samples=len(images))}")
-            records += _records(found[scale], scale, seed)
-    page = page_path(run, workdir, seeds, scales)
-    _write_page(page, run, judge, records, writes=writes)
-    if writes:  # evaluation.json marks a run as complete: last
-        for seed, found in by_seed.items():
-            path = figures_path(run, workdir, seed, scales)
-            _write_figures(path, run, seed, len(labels), found)
+            report(f"{words}: {baseline_table(found, num_samples=len(images))}")
+            records += [dataclasses.replace(each, alpha=scale, seed=seed) for each in found]
+    paths, page = output_paths(run, workdir, seeds=seeds, cfg_scales=scales)
+    _write_page(page, run, reference, records, seeds=seeds, scales=scales, writes=writes)
+    if writes:  # last, as evaluation.json marks a run as complete
+        for seed, path in zip(seeds, paths, strict=True):
+            own = [record for record in records if record.seed == seed]
+            _write_metrics(path, run, seed, len(labels), own)
     return records
 
 
-def figures_path(run: Run, workdir: Path, seed: int, cfg_scales: Sequence[float] = ()) -> Path:
-    """Where `evaluate_run` writes the figures of a seed."""
-    scales = tuple(cfg_scales) or run.config.eval.cfg_scales
-    return workdir / _named(_FIGURES, _suffix(run, [seed], scales))
+def output_paths(
+    run: Generator, workdir: Path, *, seeds: Sequence[int] = (), cfg_scales: Sequence[float] = ()
+) -> tuple[list[Path], Path]:
+    """The files that `evaluate_run` writes: the metrics of each seed, and the page."""
+    config = _config(run)
+    seeds, scales = seeds or [config.seed], cfg_scales or config.eval.cfg_scales
+    metrics = [workdir / _named(_METRICS, _suffix(run, [seed], scales)) for seed in seeds]
+    return metrics, workdir / _named(_PAGE, _suffix(run, seeds, scales))
 
 
-def page_path(run: Run, workdir: Path, seeds: Sequence[int], cfg_scales: Sequence[float]) -> Path:
-    """Where `evaluate_run` writes its page."""
-    return workdir / _named(_PAGE, _suffix(run, seeds, cfg_scales))
-
-
-def _records(figures: dict[str, Figure], alpha: float, seed: int) -> list[dict[str, Any]]:
-    return [
-        {"figure": name, "alpha": alpha, "seed": seed, "value": x.value, "floor": x.floor}
-        for name, x in figures.items()
-    ]
+def _config(run: Generator) -> ConfigDict:
+    if run.config is None:
+        raise ValueError("expected a generator that was read from a run; found one without config")
+    return run.config
 
 
 def _write_page(
-    path: Path, run: Run, judge: SmallImageReference, records: list[dict[str, Any]], *, writes: bool
+    path: Path,
+    run: Generator,
+    reference: SmallImageReference,
+    records: Sequence[MetricRecord],
+    *,
+    seeds: Sequence[int],
+    scales: Sequence[float],
+    writes: bool,
 ) -> None:
-    """The page: figures, the curve over α, uncurated samples, and their nearest training images."""
-    scales = list(dict.fromkeys(record["alpha"] for record in records))
-    seeds = list(dict.fromkeys(record["seed"] for record in records))
-    labels, indices = class_major(range(run.described.num_classes), _GRID_COLUMNS)
+    """The page: metrics, the curve over α, uncurated samples, and their nearest training images."""
+    labels, indices = class_major(range(len(run.class_names)), _GRID_COLUMNS)
     names = ", ".join(run.class_names)
-    pictures, first = [], None
+    caption = f"The first {_GRID_COLUMNS} of each class, none chosen; a class a row: {names}."
+    pictures, grids = [], []
     for scale in scales:
-        images = run.sample(labels, indices, seed=seeds[0], cfg_scale=scale)
-        first = images if first is None else first
-        caption = f"The first {_GRID_COLUMNS} of each class, none chosen; a class a row: {names}."
-        grid = image_grid(images, _GRID_COLUMNS, least=400)
-        pictures.append(pages.Picture(f"alpha {scale:g}", caption, grid))
+        grids.append(run.sample(labels, indices, seed=seeds[0], cfg_scale=scale))
+        grid = image_grid(grids[-1], _GRID_COLUMNS, least=400)
+        pictures.append(Picture(f"alpha {scale:g}", caption, grid))
     if not writes:
         return
-    page = pages.Report(
+    page = Report(
         title=str(path.parent),
         protocol=_protocol(run, seeds),
         records=records,
-        info=SMALL_FIGURES,
         pictures=pictures,
-        neighbors=_neighbors(judge, first[::_GRID_COLUMNS]),
+        neighbors=_neighbors(reference, grids[0][::_GRID_COLUMNS]),
         notes=[],
     )
-    pages.write_report(path, page, curve=_CURVE if len(scales) > 1 else None)
+    write_page(path, page, curve=_CURVE if len(scales) > 1 else None)
 
 
-def _protocol(run: Run, seeds: Sequence[int]) -> dict[str, str]:
-    count, classes = run.config.eval.samples_per_class, run.described.num_classes
+def _protocol(run: Generator, seeds: Sequence[int]) -> dict[str, str]:
+    config, classes = _config(run), len(run.class_names)
+    count = config.eval.samples_per_class
     return {
         "samples": f"{count * classes} for each alpha and seed, one network evaluation each",
-        "label law": f"balanced: {count} of each of {classes} classes",
+        "labels": f"balanced: {count} of each of {classes} classes",
         "seeds": ", ".join(map(str, seeds)),
         "generator": f"step {run.step}, average of decay {run.ema_decay:g}",
         "compared with": "the test split, which nothing was trained on",
         "classifier": "a small convolutional network, trained on the training split",
-        "manifolds": f"balls to the {run.config.eval.k}-th neighbour, on pixels",
-        "real": "the same figure of training images",
+        "manifolds": f"balls to the {config.eval.k}-th neighbour, on pixels",
+        "real": "the same metric of training images",
     }
 
 
-def _neighbors(judge: SmallImageReference, samples: np.ndarray) -> pages.Neighbors:
+def _neighbors(reference: SmallImageReference, samples: np.ndarray) -> Neighbors:
     features, training = (
-        judge.classifier.predict(images).features for images in (samples, judge.train[0])
+        reference.classifier.predict(images).features for images in (samples, reference.train[0])
     )
     found = nearest_indices(features, training, count=_NEIGHBORS)
-    return pages.Neighbors(
+    return Neighbors(
         samples=samples,
-        nearest=judge.train[0][found.indices],
+        nearest=reference.train[0][found.indices],
         distances=found.distances,
         words="the nearest of all training images, by Euclidean distance of the classifier's "
         "features; the first sample of each class.",
@@ -182,22 +178,25 @@ def _keep_samples(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     save_png(folder / "final.png", image_grid(first, min(per_class, 16), least=640))
 
 
-def _write_figures(
-    path: Path, run: Run, seed: int, num_samples: int, found: dict[float, dict[str, Figure]]
+def _write_metrics(
+    path: Path, run: Generator, seed: int, num_samples: int, records: Sequence[MetricRecord]
 ) -> None:
-    record = {
+    by_scale: dict[str, list[MetricRecord]] = {}
+    for record in records:
+        by_scale.setdefault(f"{record.alpha:g}", []).append(record)
+    found = {
         "step": run.step,
         "seed": seed,
         "ema_decay": run.ema_decay,
         "num_samples": num_samples,
-        "alpha": {f"{scale:g}": figures_as_scalars(figures) for scale, figures in found.items()},
+        "alpha": {scale: as_scalars(own) for scale, own in by_scale.items()},
     }
-    write_json(path, record)
+    write_json(path, found)
 
 
-def _suffix(run: Run, seeds: Sequence[int], cfg_scales: Sequence[float]) -> str:
-    """What names the files of figures that are not the run's own; empty for those."""
-    config = run.config
+def _suffix(run: Generator, seeds: Sequence[int], cfg_scales: Sequence[float]) -> str:
+    """What names the files of metrics that are not the run's own; empty for those."""
+    config = _config(run)
     own_seed, own_scales = [config.seed], tuple(config.eval.cfg_scales)
     found = ""
     if run.step != config.train.num_steps:

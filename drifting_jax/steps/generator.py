@@ -1,4 +1,4 @@
-"""A generator ready to sample, whatever it was read from."""
+"""A generator ready to sample, from a run or from weights alone."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,15 @@ class Generator:
     """A generator ready to sample.
 
     Attributes:
-      step: training steps behind it.
+      step: training steps of its parameters.
       ema_decay: of the moving average that its parameters are.
       params: as `sampler` takes them.
       class_names: in the order of the labels.
-      mesh: all devices at hand.
-      sampler: `sampling.make_sampler`'s.
-      makes_pixels: whether there is a VAE for a generator of latents.
+      mesh: the devices that sample.
+      sampler: made by `sampling.make_sampler`.
+      makes_pixels: false for a generator of latents without a VAE.
+      config: of its run; None for weights without a run.
+      data_spec: shape and classes of the run's data; None for weights without a run.
     """
 
     step: int
@@ -35,6 +37,8 @@ class Generator:
     mesh: Mesh
     sampler: sampling.Sampler
     makes_pixels: bool
+    config: ConfigDict | None = None
+    data_spec: DataSpec | None = None
 
     def sample(
         self,
@@ -48,7 +52,7 @@ class Generator:
         """Images [n, h, w, c] uint8; image i depends on seed, labels[i], indices[i], cfg_scale.
 
         Raises:
-          UserError: the generator makes latents and nothing decodes them, or what it makes is not
+          UserError: the generator makes latents and nothing decodes them, or a sample is not
             finite.
         """
         batches = self.batches(
@@ -63,7 +67,7 @@ class Generator:
         return found.images
 
     def check_makes_pixels(self) -> None:
-        """Raises UserError where the generator makes latents and nothing decodes them."""
+        """Raises UserError if the generator makes latents and nothing decodes them."""
         if not self.makes_pixels:
             raise UserError(
                 "the generator makes latents: say what decodes them to pixels with --vae, or "
@@ -79,7 +83,7 @@ class Generator:
         cfg_scale: float,
         batch_size: int,
     ) -> Iterator[sampling.Samples]:
-        """The same on the devices, as `sampling.sample_in_batches`, finite or not.
+        """The same samples on the devices, finite or not: see `sampling.sample_in_batches`.
 
         Raises:
           UserError: as `check_makes_pixels`.
@@ -95,11 +99,3 @@ class Generator:
             batch_size=batch_size,
             mesh=self.mesh,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Run(Generator):
-    """The generator of one checkpoint of a run, with the run's config and its data's shape."""
-
-    config: ConfigDict
-    described: DataSpec

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict, load_config
 from drifting_jax.data.sources import Source, spec_of
+from drifting_jax.distributed.agreement import on_main_process
 from drifting_jax.errors import UserError
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.training import build, data_identity, programs, stage
@@ -36,7 +37,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     build.check_models(config, spec_of(source))
     if encoder_params(config, source, mesh, workdir=workdir, context=context) is None:
         return False
-    mark_complete(workdir, config.encoder.train.num_steps)
+    on_main_process(mark_complete, workdir, config.encoder.train.num_steps)
     return True
 
 

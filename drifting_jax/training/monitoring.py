@@ -1,4 +1,4 @@
-"""Figures in the middle of training, every `eval.every` steps, at the first α of the config."""
+"""Metrics during training, every `eval.every` steps, at the first α of the config."""
 
 import functools
 import shutil
@@ -12,30 +12,33 @@ from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import measurement
-from drifting_jax.evaluation.evaluator import Settings
 from drifting_jax.evaluation.features.extractors import load_extractor
 from drifting_jax.evaluation.features.image_sets import GeneratedImages, balanced_labels
-from drifting_jax.evaluation.measurement import EvaluationSetup, SampleSet
-from drifting_jax.evaluation.metrics.small_images import evaluate_samples, make_judge
+from drifting_jax.evaluation.metrics.small_images import (
+    SmallImageReference,
+    make_small_reference,
+    measure_small_images,
+)
 from drifting_jax.evaluation.reference import check_weights, read_reference
+from drifting_jax.evaluation.setup import EvaluationSetup, SampleSet, Settings
 from drifting_jax.steps.generator import Generator
 from drifting_jax.workdir.stopping import StopAgreement
 
 STAGE = "evaluation"  # in metrics.jsonl
 _FOLDER = "evaluation_in_training"  # of features, while they are made
-_FIGURES = ("fid", "inception_score")
+_METRICS = ("fid", "inception_score")
 _MAX_EXCLUDED = 0.001
 
 Monitor = Callable[[Generator], dict[str, float]]
 
 
 def make_monitor(config: ConfigDict, *, workdir: Path, stops: StopAgreement) -> Monitor | None:
-    """What measures a generator in the middle of its training; None where the config wants none.
+    """Returns the function that measures a generator during training; None if `eval.every` is 0.
 
     Weights and statistics are read at once, before anything is trained.
 
     Returns:
-      generator -> scalars by name, empty in processes other than the first.
+      generator -> {metric: value}, empty in processes other than the main one.
 
     Raises:
       UserError: eval.reference, the weights of Inception or the VAE are missing or do not fit.
@@ -56,26 +59,26 @@ def make_monitor(config: ConfigDict, *, workdir: Path, stops: StopAgreement) -> 
 
 def _small_monitor(config: ConfigDict) -> Monitor:
     @functools.cache
-    def judge(num_classes: int):
+    def reference_of(num_classes: int) -> SmallImageReference:
         key = streams.stream_key(config, "classifier")
-        return make_judge(config.data, num_classes=num_classes, key=key)
+        return make_small_reference(config.data, num_classes=num_classes, key=key)
 
     def measure(generator: Generator) -> dict[str, float]:
-        found = judge(len(generator.class_names))
+        reference = reference_of(len(generator.class_names))
         count = config.eval.samples_per_class * len(generator.class_names)
         labels, indices = balanced_labels(count, len(generator.class_names))
         images = generator.sample(
             labels, indices, seed=config.seed, cfg_scale=config.eval.cfg_scales[0]
         )
-        figures = evaluate_samples(
+        records = measure_small_images(
             images,
             labels,
-            train=found.train,
-            test=found.test,
-            classifier=found.classifier,
+            train=reference.train,
+            test=reference.test,
+            classifier=reference.classifier,
             k=config.eval.k,
         )
-        return {name: figure.value for name, figure in figures.items()}
+        return {record.metric: record.value for record in records}
 
     return measure
 
@@ -106,10 +109,10 @@ def _image_monitor(config: ConfigDict, workdir: Path, stops: StopAgreement) -> M
             config.eval.cfg_scales[0],
             f"step {generator.step} of {workdir}",
         )
-        bench = EvaluationSetup(
+        setup = EvaluationSetup(
             out=out,
             extractors=extractors,
-            settings=Settings(_FIGURES, config.eval.k, _MAX_EXCLUDED),
+            settings=Settings(_METRICS, config.eval.k, _MAX_EXCLUDED),
             reference=reference,
             mesh=generator.mesh,
             batch_size=64 * generator.mesh.size,
@@ -117,18 +120,19 @@ def _image_monitor(config: ConfigDict, workdir: Path, stops: StopAgreement) -> M
             is_main_process=processes.is_main_process(),
             stopped=stops,
         )
-        if processes.is_main_process():  # of a pass that was killed, perhaps with other rounding
+        # Features of a pass that was killed may be rounded differently.
+        if processes.is_main_process():
             shutil.rmtree(out, ignore_errors=True)
         try:
-            found = measurement.measure(bench, SampleSet(images, {}), record=False)
-        except UserError as error:  # no reason to end a training
+            found = measurement.measure(setup, SampleSet(images), record=False)
+        except UserError as error:  # no reason to end the training
             logging.error("Step %d was not measured: %s", generator.step, error)
             return {}
         if found is None:
             logging.warning("step %d was not measured: asked to stop", generator.step)
             return {}
-        for note in found[1]:
+        for note in found.notes:
             logging.warning("step %d: %s", generator.step, note)
-        return {record["figure"]: record["value"] for record in found[0]}
+        return {record.metric: record.value for record in found.records}
 
     return measure

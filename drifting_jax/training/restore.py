@@ -10,7 +10,7 @@ from drifting_jax.data import class_names
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
-from drifting_jax.steps.generator import Generator, Run
+from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.state import ema_name
 from drifting_jax.training import build, data_identity, programs
 from drifting_jax.weights.networks import load_network
@@ -64,7 +64,7 @@ def _names_of(num_classes: int) -> list[str]:
 
 def load_run(
     workdir: Path, *, ema_decay: float | None = None, vae: str = "", step: int | None = None
-) -> Run:
+) -> Generator:
     """Reads a checkpoint of a generator's workdir; its data need not be there.
 
     Args:
@@ -112,14 +112,14 @@ def load_run(
             )
         variables = jax.device_put(found.variables, meshes.replicated(mesh))
         decoder, params = found.model, {"generator": params, "vae": variables}
-    return Run(
-        config=config,
+    return Generator(
         step=step,
         ema_decay=decay,
         params=params,
-        described=source,
         class_names=class_names,
         mesh=mesh,
         sampler=sampling.make_sampler(build.make_generator(config, source), mesh, vae=decoder),
         makes_pixels=decoder is not None or not config.data.latent,
+        config=config,
+        data_spec=source,
     )

@@ -97,7 +97,7 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
     )
     if found is None:
         return False
-    scalars = {f"{record['figure']}/alpha_{record['alpha']:g}": record["value"] for record in found}
+    scalars = {f"{record.metric}/alpha_{record.alpha:g}": record.value for record in found}
     context.writer.write_scalars("evaluation", config.train.num_steps, scalars)
     return True
 

@@ -1,9 +1,8 @@
 """The two-dimensional toy (5.1): an MLP that drifts from a bad start onto a target, in pictures."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,14 +10,10 @@ from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
-from drifting_jax.data.points import PointsSource, modes, sample_target
+from drifting_jax.data.points import PointsSource, sample_target
 from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.metrics.points import (
-    mode_shares,
-    sliced_wasserstein,
-    sliced_wasserstein_floor,
-)
+from drifting_jax.evaluation.toy import measure_toy, toy_json, toy_table
 from drifting_jax.files import write_bytes, write_json
 from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.state import TrainState, ema_name
@@ -31,7 +26,6 @@ from drifting_jax.workdir.metrics import read_metrics
 
 _FRAME_POINTS = 1024
 _FRAMES = 60
-_SEEDS = 5  # the sliced Wasserstein distance is the median over this many draws
 
 
 def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
@@ -59,11 +53,19 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         return False
     sample = _sampler(config, model, carry.state)
     if context.is_main_process:
-        figures = measure(config, sample)
-        print(report(figures))
+        n = config.eval.num_samples
+        records = measure_toy(
+            sample,
+            target=config.data.target,
+            num_samples=n,
+            directions=config.eval.directions,
+            seed=config.seed,
+        )
+        print(toy_table(records, num_samples=n))
         draw_pictures(config, workdir)
         # Last: it marks the run as complete.
-        write_json(workdir / "evaluation.json", figures | {"step": config.train.num_steps})
+        found = toy_json(records, num_samples=n) | {"step": config.train.num_steps}
+        write_json(workdir / "evaluation.json", found)
     return True
 
 
@@ -114,45 +116,6 @@ def _make_frames(
 def frame_steps(num_steps: int) -> set[int]:
     """Returns the steps of the animation: from 0 on, denser early, where most happens."""
     return {round(num_steps * (i / (_FRAMES - 1)) ** 2) for i in range(_FRAMES)}
-
-
-def measure(config: ConfigDict, sample: Callable[[int, int], np.ndarray]) -> dict[str, Any]:
-    """Sliced Wasserstein distance (median over seeds) beside its floor, and the mass per mode."""
-    target, n = config.data.target, config.eval.num_samples
-    rng = np.random.default_rng(config.seed + 1)
-    distances, shares, centres = [], [], modes(target)
-    for seed in range(_SEEDS):
-        points = sample(seed, n)
-        distances.append(
-            sliced_wasserstein(
-                points, sample_target(target, rng, n), directions=config.eval.directions
-            )
-        )
-        if centres is not None:
-            shares.append(mode_shares(points, centres))
-    figures = {
-        "num_samples": n,
-        "sliced_wasserstein": float(np.median(distances)),
-        "sliced_wasserstein_floor": sliced_wasserstein_floor(
-            lambda rng, n: sample_target(target, rng, n), num_samples=n
-        ),
-    }
-    if shares:
-        figures["mode_shares"] = [float(share) for share in np.median(shares, axis=0)]
-    return figures
-
-
-def report(figures: Mapping[str, Any]) -> str:
-    """The figures as a short table."""
-    lines = [
-        f"{figures['num_samples']} points, median of {_SEEDS} draws; 'real' is real against real",
-        f"sliced Wasserstein  {figures['sliced_wasserstein']:.4f}  "
-        f"real {figures['sliced_wasserstein_floor']:.4f}",
-    ]
-    if "mode_shares" in figures:
-        shares = " ".join(f"{share:.3f}" for share in figures["mode_shares"])
-        lines.append(f"mass per mode       {shares}  real {1 / len(figures['mode_shares']):.3f}")
-    return "\n".join(lines)
 
 
 def draw_pictures(config: ConfigDict, workdir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command that measures images: what it asks for, what it leaves, and how it goes on."""
+"""The command that measures images: its flags, the files that it writes, and its notes."""
 
 import dataclasses
 import functools
@@ -17,6 +17,7 @@ from drifting_jax.commands import evaluate_flags
 from drifting_jax.config import base_config, resolve
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
+from drifting_jax.evaluation import image_evaluation
 from drifting_jax.training import monitoring
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.stopping import StopAgreement
@@ -42,7 +43,7 @@ def command(monkeypatch, tmp_path):
         path.write_bytes(imagenet_like.encoded(imagenet_like.Image.fromarray(image), "PNG"))
     np.savez(tmp_path / "samples.npz", arr_0=pixels(1, 50), arr_1=np.arange(50) % 3)
     monkeypatch.setattr(
-        evaluate, "load_extractor", lambda name, weights, *, flag: make_extractor(name)
+        image_evaluation, "load_extractor", lambda name, weights, *, flag: make_extractor(name)
     )
     monkeypatch.setattr(
         evaluate, "load_generator", lambda *_, **__: FakeGenerator(meshes.make_mesh())
@@ -96,9 +97,7 @@ def test_training_images_that_are_damaged_are_not_shown(command, tmp_path, monke
     for path in sorted((tmp_path / "data" / "train" / "a").iterdir())[::4]:
         path.write_bytes(b"damaged")
     seen = []
-    monkeypatch.setattr(
-        evaluate.pages.report, "write_report", lambda _, page, **__: seen.append(page)
-    )
+    monkeypatch.setattr(image_evaluation, "write_page", lambda _, page, **__: seen.append(page))
     given = ("--weights=w", "--cfg_scales=1", "--num_samples=30", "--training_images=data")
     assert command(*given) == 0
     near = seen[0].neighbors
@@ -113,13 +112,13 @@ def test_training_images_that_are_damaged_are_not_shown(command, tmp_path, monke
         np.testing.assert_allclose(found, distances, rtol=1e-4)
 
 
-def test_what_dinov2_would_give_is_left_out_without_it(command, tmp_path, monkeypatch):
+def test_fd_dinov2_is_left_out_without_its_weights(command, tmp_path, monkeypatch):
     def load(name, weights, *, flag):
         if name == "dinov2":
             raise UserError("there is no dinov2_vitl14_pretrain.pth")
         return make_extractor(name)
 
-    monkeypatch.setattr(evaluate, "load_extractor", load)
+    monkeypatch.setattr(image_evaluation, "load_extractor", load)
     assert command("--images=samples.npz", "--out=out") == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "left out: there is no dinov2_vitl14" in page
@@ -176,14 +175,14 @@ def test_what_is_refused_leaves_nothing(command, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_weights_that_are_doubted_are_told_of(command, monkeypatch, capsys):
-    doubted = dataclasses.replace(make_extractor("inception"), warning="another file")
-    monkeypatch.setattr(evaluate, "load_extractor", lambda *_, **__: doubted)
+def test_warnings_on_weights_are_notes(command, monkeypatch, capsys):
+    doubtful = dataclasses.replace(make_extractor("inception"), warning="another file")
+    monkeypatch.setattr(image_evaluation, "load_extractor", lambda *_, **__: doubtful)
     command("--images=samples.npz", "--out=out", "--figures=inception_score")
     assert "note: another file" in capsys.readouterr().out
 
 
-def test_images_of_another_size_than_the_reference_are_told_of(command, capsys):
+def test_images_of_another_size_than_the_reference_give_a_note(command, capsys):
     command("reference", "--images=data", "--image_size=12", "--out=ref.npz")
     command("--images=samples.npz", "--reference=ref.npz", "--out=out", "--figures=fid")
     assert "note: the images are 8x8, those of the reference 12x12" in capsys.readouterr().out
@@ -192,7 +191,7 @@ def test_images_of_another_size_than_the_reference_are_told_of(command, capsys):
 def test_a_reference_of_other_weights_is_refused(command, monkeypatch):
     command("reference", "--images=data", "--out=ref.npz")
     monkeypatch.setattr(
-        evaluate, "load_extractor", lambda name, *_, **__: make_extractor(name, seed=4)
+        image_evaluation, "load_extractor", lambda name, *_, **__: make_extractor(name, seed=4)
     )
     with pytest.raises(UserError, match=r"made with other weights of inception .* make it anew"):
         command("--images=samples.npz", "--reference=ref.npz")
@@ -208,7 +207,7 @@ def monitor(tmp_path, **changes):
     return monitoring.make_monitor(resolve(config), workdir=tmp_path, stops=stops)
 
 
-def test_figures_in_the_middle_of_training(command, tmp_path, monkeypatch):
+def test_metrics_during_training(command, tmp_path, monkeypatch):
     monkeypatch.setattr(monitoring, "load_extractor", lambda name, *_, **__: make_extractor(name))
     command("reference", "--images=data", "--out=ref.npz")
     measure = monitor(tmp_path, reference=str(tmp_path / "ref.npz"))
@@ -216,7 +215,7 @@ def test_figures_in_the_middle_of_training(command, tmp_path, monkeypatch):
     assert set(found) == {"fid", "inception_score"} and found["fid"] > 0
     assert measure(FakeGenerator(meshes.make_mesh(), step=10)) == pytest.approx(found)
     bad = FakeGenerator(meshes.make_mesh(), bad=tuple(range(1000, 1010)))
-    assert measure(bad) == {}  # told, and no reason to end a training
+    assert measure(bad) == {}  # logged, and no reason to end the training
     assert monitor(tmp_path, every=0) is None
     with pytest.raises(UserError, match=r"config.eval.every measures FID against .*reference"):
         monitor(tmp_path)

@@ -26,7 +26,7 @@ def test_recognises_digits_it_never_saw(classifier, digits):
     np.testing.assert_array_equal(prediction.labels, prediction.logits.argmax(axis=1))
 
 
-def test_prediction_does_not_depend_on_the_company(classifier, digits):
+def test_prediction_does_not_depend_on_the_other_images(classifier, digits):
     images = digits[0][0]
     whole = classifier.predict(images)  # more than one inner batch, the last one short
     assert whole.features.shape == (1347, 64)

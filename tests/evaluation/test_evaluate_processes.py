@@ -1,4 +1,4 @@
-"""Two processes measure a set together: the figures of one, and one end for both."""
+"""Two processes measure a set together: they give the metrics of one, and end together."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from drifting_jax.evaluation import measurement
 from drifting_jax.evaluation.features.image_sets import open_images
-from drifting_jax.evaluation.measurement import SampleSet
+from drifting_jax.evaluation.setup import SampleSet
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -49,10 +49,10 @@ def write_images(folder: Path, *, damaged: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_figures_of_one(tmp_path):
+def test_two_processes_give_the_metrics_of_one(tmp_path):
     write_images(tmp_path / "images", damaged=1)
     expected = measurement.measure(
-        single.bench(tmp_path / "alone"), SampleSet(open_images(tmp_path / "images"), {})
+        single.setup(tmp_path / "alone"), SampleSet(open_images(tmp_path / "images"))
     )
     for status, errors in together(tmp_path, "images"):
         assert status == 0, errors
@@ -61,7 +61,7 @@ def test_two_processes_have_the_figures_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_one_process_finds_wrong_ends_both(tmp_path):
+def test_an_error_of_one_process_ends_both(tmp_path):
     write_images(tmp_path / "images", damaged=10)
     for status, errors in together(tmp_path, "images"):
         assert status == 1 and "10 of 41 images cannot be measured" in errors

@@ -1,4 +1,4 @@
-"""Extractors: from uint8 images to the features of a metric, with the weights they are from."""
+"""Extractors: from uint8 images to the features of a metric, and where weights are found."""
 
 import hashlib
 from pathlib import Path
@@ -21,7 +21,7 @@ from drifting_jax.weights import inception as inception_file
 from drifting_jax.weights.networks import Network, load_network
 
 TORCH = Path(__file__).parents[1] / "fixtures" / "torch"
-FIGURES = np.load(inception_weights.FOLDER / "io.npz")
+STORED = np.load(inception_weights.FOLDER / "io.npz")
 PREPROCESS = np.load(TORCH / "preprocess" / "io.npz")
 PUBLISHED = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -47,12 +47,12 @@ def test_inception_from_a_file_to_features(tmp_path):
     save_file(inception_weights.draw_tensors(), tmp_path / "weights.safetensors")
     extractor = load_extractor("inception", str(tmp_path / "weights.safetensors"))
     assert (extractor.name, extractor.num_features) == ("inception", 2048)
-    images = FIGURES["a/image_u8"].transpose(0, 2, 3, 1)[:1]
+    images = STORED["a/image_u8"].transpose(0, 2, 3, 1)[:1]
     found = jax.jit(extractor.apply)(extractor.variables, images)
-    spatial = FIGURES["a/mixed_6d_branch1x1_first7"][:1].transpose(0, 2, 3, 1).reshape(1, -1)
+    spatial = STORED["a/mixed_6d_branch1x1_first7"][:1].transpose(0, 2, 3, 1).reshape(1, -1)
     expected = {
-        "features": FIGURES["a/2048"][:1],
-        "logits": FIGURES["a/logits_unbiased"][:1],
+        "features": STORED["a/2048"][:1],
+        "logits": STORED["a/logits_unbiased"][:1],
         "spatial": spatial,
     }
     assert set(found) == set(expected)
@@ -132,7 +132,7 @@ def test_the_digest_is_of_all_parameters(dinov2):
     assert dinov2_extractor(Network("dinov2", dinov2.model, moved)).digest != digest
 
 
-def test_a_network_of_another_kind_is_refused(dinov2, empty_inception):
+def test_networks_of_another_kind_are_refused(dinov2, empty_inception):
     with pytest.raises(ValueError, match="kind 'inception', found 'dinov2'"):
         inception_extractor(dinov2)
     with pytest.raises(ValueError, match="kind 'dinov2', found 'inception'"):
@@ -170,6 +170,6 @@ def test_published_files_are_found_in_the_folder(tmp_path, monkeypatch, file):
     assert "its SHA-256 begins with" in extractor.warning and "not 6726825d" in extractor.warning
 
 
-def test_files_of_other_names_are_not_doubted(tmp_path):
+def test_files_of_other_names_give_no_warning(tmp_path):
     inception_weights.write_file(tmp_path / "mine-20240101.pth")
     assert load_extractor("inception", str(tmp_path / "mine-20240101.pth")).warning == ""

@@ -1,10 +1,9 @@
-"""Features on the disk survive kills, and images that do not count do not."""
+"""Features on the disk survive kills; those of images that cannot be measured are left out."""
 
 import numpy as np
 import pytest
 
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.features import feature_store
 from drifting_jax.evaluation.features.feature_store import FeatureStore
 
 WIDTHS = {"a": 3, "b": 2}
@@ -31,11 +30,10 @@ def test_rows_are_found_again_after_a_kill(tmp_path):
     assert list(found.unusable) == [6] and "a" in found and "c" not in found
 
 
-def test_blocks_are_all_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_store, "_ROWS", 3)
+def test_blocks_are_all_rows(tmp_path):
     store = FeatureStore(tmp_path / "s", rows=8, widths=WIDTHS)
     store.append(rows(0, 8), np.ones(8, bool))
-    blocks = list(store.blocks("b"))
+    blocks = list(store.blocks("b", size=3))
     assert [len(block) for block in blocks] == [3, 3, 2]
     np.testing.assert_array_equal(np.concatenate(blocks), np.float32(rows(0, 8)["b"]))
 

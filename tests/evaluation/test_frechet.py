@@ -137,16 +137,6 @@ def test_moments_of_batches_are_those_of_all(sizes):
     np.testing.assert_array_equal(found.covariance, found.covariance.T)
 
 
-def test_moments_leave_out_what_the_mask_does():
-    x = features(10, 20, 3)
-    padded = np.concatenate([x, np.full((4, 3), np.nan)])
-    moments = RunningMoments(3)
-    moments.update(padded, mask=np.arange(24) < 20)
-    moments.update(padded, mask=np.zeros(24, bool))
-    np.testing.assert_allclose(moments.statistics().covariance, np.cov(x, rowvar=False))
-    assert moments.count == 20
-
-
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
 def test_moments_sum_in_double(dtype):
     x = (features(11, 50, 3) + 100.0).astype(dtype)
@@ -156,45 +146,17 @@ def test_moments_sum_in_double(dtype):
     np.testing.assert_allclose(moments.statistics().covariance, expected, rtol=1e-12)
 
 
-def test_moments_merge_and_go_on_from_a_file(tmp_path):
-    x = features(12, 90, 4)
-    left, right, empty = RunningMoments(4), RunningMoments(4), RunningMoments(4)
-    left.update(x[:20])
-    np.savez(tmp_path / "moments.npz", **left.to_arrays())
-    with np.load(tmp_path / "moments.npz") as arrays:
-        resumed = RunningMoments.from_arrays(arrays)
-    resumed.update(x[20:40])
-    right.update(x[40:])
-    resumed.merge(right)
-    resumed.merge(empty)
-    empty.merge(resumed)
-    for moments in (resumed, empty):
-        found = moments.statistics()
-        np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-12)
-        np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False), rtol=1e-10)
-    assert left.count == 20 and right.count == 50
-
-
 def test_mistakes_in_moments_are_named():
     moments = RunningMoments(3)
     with pytest.raises(ValueError, match=r"features \[b,3\], found \(5, 2\)"):
         moments.update(np.zeros((5, 2)))
-    with pytest.raises(ValueError, match=r"mask \[5\] of bool, found \(5,\) of int64"):
-        moments.update(np.zeros((5, 3)), mask=np.ones(5, np.int64))
     with pytest.raises(ValueError, match="found 2 rows of 5 that are not"):
         moments.update(np.where(np.arange(5)[:, None] < 2, np.inf, np.ones((5, 3))))
     assert moments.count == 0
     with pytest.raises(ValueError, match="2 rows or more for a covariance, found 0"):
         moments.statistics()
-    with pytest.raises(ValueError, match="3 features to merge, found 2"):
-        moments.merge(RunningMoments(2))
     with pytest.raises(ValueError, match="1 feature or more, found 0"):
         RunningMoments(0)
-    with pytest.raises(ValueError, match="found no mean and no scatter"):
-        RunningMoments.from_arrays({"count": np.array(1)})
-    arrays = moments.to_arrays() | {"scatter": np.zeros((2, 2))}
-    with pytest.raises(ValueError, match=r"found \(\), \(3,\) and \(2, 2\)"):
-        RunningMoments.from_arrays(arrays)
 
 
 def test_mistakes_are_named():

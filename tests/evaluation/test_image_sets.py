@@ -1,4 +1,4 @@
-"""Sets of images come in order, whole, from any place on, and say what cannot be measured."""
+"""Sets of images: complete and in order from any index on, with damaged images marked."""
 
 import zipfile
 
@@ -91,7 +91,7 @@ def test_arrays_are_streamed(tmp_path, save):
     np.testing.assert_array_equal(images.labels, labels)
 
 
-def test_what_is_no_array_of_images_is_one_line(tmp_path):
+def test_files_without_images_give_one_line(tmp_path):
     path = tmp_path / "samples.npz"
     np.savez(path, arr_0=np.zeros((3, 4, 4, 3), np.float32))
     with pytest.raises(UserError, match=r"must be images \[n, h, w, 1 or 3\] of uint8"):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import scipy.special
 
-from drifting_jax.evaluation.metrics import rows
 from drifting_jax.evaluation.metrics.inception_score import (
     ADM,
     TORCH_FIDELITY,
@@ -53,17 +52,15 @@ def test_splits_of_a_size_keep_the_order_and_the_rest():
     assert inception_score(x, splitting=ADM).per_split.shape == (1,)
 
 
-def test_blocks_and_files_change_nothing(monkeypatch, tmp_path):
-    x = logits(1)
-    expected = inception_score(x)
+def test_blocks_and_files_change_nothing(tmp_path):
+    x = logits(1, n=2 * 4096 + 900)  # several blocks of rows
     on_disk = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", x.dtype, x.shape)
     on_disk[:] = x
-    blocks = rows.row_blocks
-    monkeypatch.setattr(
-        "drifting_jax.evaluation.metrics.inception_score.row_blocks",
-        lambda features, picked: blocks(features, picked, size=4),
-    )
-    np.testing.assert_allclose(inception_score(on_disk).per_split, expected.per_split, rtol=1e-13)
+    found = inception_score(on_disk, splitting=Splitting(size=4096 + 500))
+    expected = [score(part) for part in np.split(x, [4096 + 500])]
+    np.testing.assert_allclose(found.per_split, expected, rtol=1e-12)
+    whole = inception_score(on_disk, splitting=Splitting(count=1, shuffle_seed=5))
+    np.testing.assert_allclose(whole.mean, score(x), rtol=1e-12)
 
 
 def test_its_bounds_and_what_it_ignores():

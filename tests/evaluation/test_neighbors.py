@@ -8,8 +8,9 @@ import pytest
 
 from drifting_jax.distributed.meshes import make_mesh
 from drifting_jax.evaluation.metrics import blocks, distances
+from drifting_jax.evaluation.metrics.distances import BlockSizes
 from drifting_jax.evaluation.metrics.neighbors import (
-    manifold_figures,
+    manifold_metrics,
     nearest_distances,
     nearest_indices,
     precision_recall,
@@ -40,26 +41,24 @@ def by_brute_force(real, fake, k):
 
 
 @pytest.fixture(params=["host", "device", "mesh"])
-def places(request, monkeypatch):
-    """Arguments that have the work done in one place, in several blocks with the last one short."""
-    monkeypatch.setattr(distances, "_COLUMNS", 27)
-    monkeypatch.setattr(distances, "HOST", blocks.HOST._replace(rows=7))
-    monkeypatch.setattr(distances, "DEVICES", blocks.DEVICES._replace(rows=22))
+def places(request):
+    """Arguments for the work to be done in one place, in several blocks with the last one short."""
+    sizes = BlockSizes(host_rows=7, device_rows=22, columns=27)
     if request.param == "mesh":
-        return {"mesh": make_mesh(data=4, fsdp=2)}
+        return {"mesh": make_mesh(data=4, fsdp=2), "sizes": sizes}
     if request.param == "device":
-        monkeypatch.setattr(distances, "_HOST_PAIRS", 0)
-    return {}
+        return {"sizes": sizes._replace(host_pairs=0)}
+    return {"sizes": sizes}
 
 
-def test_figures_by_brute_force(places, k=3):
+def test_metrics_by_brute_force(places, k=3):
     real, fake = normal(0, 45, 3), 1.2 * normal(1, 37, 3) + 0.8
-    found = manifold_figures(real, fake, k=k, **places)
+    found = manifold_metrics(real, fake, k=k, **places)
     np.testing.assert_allclose(found, by_brute_force(real, fake, k), rtol=1e-14)
     assert precision_recall(real, fake, k=k, **places) == found[:2]
-    assert all(0 < figure < 1 for figure in found)
+    assert all(0 < value < 1 for value in found)
     shuffled = np.random.default_rng(2).permutation(45)
-    assert manifold_figures(real[shuffled], fake[::-1], k=k, **places) == found
+    assert manifold_metrics(real[shuffled], fake[::-1], k=k, **places) == found
 
 
 @pytest.mark.parametrize("name", ["prc_main", "prc_lowd"])
@@ -68,9 +67,9 @@ def test_agrees_with_torch_fidelity(name, devices):
     io, expected = np.load(FIXTURES / "io.npz"), RESULTS[name]["float64"]
     fake, real = (io[f"{name}/{side}"] for side in ("generated", "real"))
     mesh = make_mesh(data=devices) if devices else None
-    found = manifold_figures(real, fake, k=3, mesh=mesh)
-    for figure, value in (("precision", found.precision), ("recall", found.recall)):
-        assert np.float32(value) == pytest.approx(expected[figure], rel=1e-7)
+    found = manifold_metrics(real, fake, k=3, mesh=mesh)
+    for key, value in (("precision", found.precision), ("recall", found.recall)):
+        assert np.float32(value) == pytest.approx(expected[key], rel=1e-7)
     np.testing.assert_allclose(found, by_brute_force(real, fake, 3), rtol=1e-14)
     for side, points in (("generated", fake), ("real", real)):
         radii = distances.nearest(points, points, 3, others=True, mesh=mesh).squared[:, -1]
@@ -88,27 +87,27 @@ def test_agrees_with_torch_fidelity(name, devices):
 def test_equal_sets_are_within_each_other(places, dtype, scale):
     # Far from 0, and with squares that float32 has no numbers for.
     x = ((normal(3, 54, 8) + 30.0) * scale).astype(dtype)
-    assert manifold_figures(x, x[::-1], k=3, **places) == (1.0, 1.0, 1.0, 1.0)
+    assert manifold_metrics(x, x[::-1], k=3, **places) == (1.0, 1.0, 1.0, 1.0)
 
 
 def test_copies_count_as_within_balls_of_no_size(places):
     # Some points stand five times: their third neighbour is at distance 0, their open balls empty.
     points = normal(4, 30, 8).astype(np.float32) * 1e-4 + 7.0
     real = np.concatenate([points, *[points[:6]] * 4])
-    found = manifold_figures(real, real, k=3, **places)
+    found = manifold_metrics(real, real, k=3, **places)
     assert found.precision == found.recall == 1.0
     np.testing.assert_allclose(found, by_brute_force(real, real, 3), rtol=1e-14)
     assert 0.4 < found.coverage < 0.5
 
 
-def test_clusters_far_apart_keep_their_digits(places, monkeypatch):
+def test_clusters_far_apart_keep_their_digits(places):
     # The distances within are far below what float32 leaves of the distances between.
-    monkeypatch.setattr(distances, "_MANY_OPEN", 20)
+    places = places | {"sizes": places["sizes"]._replace(many_open=20)}
     centres = 1e4 * normal(5, 3, 4)
     real, fake = (
         centres[np.arange(50) % 3] + 1e-3 * normal(seed, 50, 4) * (seed - 5) for seed in (6, 7)
     )
-    found = manifold_figures(real, fake, k=2, **places)
+    found = manifold_metrics(real, fake, k=2, **places)
     np.testing.assert_allclose(found, by_brute_force(real, fake, 2), rtol=1e-14)
     near = nearest_indices(fake, real, count=2, **places)
     expected = np.argsort(pairwise(fake, real), axis=1)[:, :2]
@@ -118,10 +117,10 @@ def test_clusters_far_apart_keep_their_digits(places, monkeypatch):
 def test_what_a_lost_mode_costs():
     left, right = normal(8, 200, 2), normal(9, 200, 2) + 100.0
     real = np.concatenate([left, right])
-    found = manifold_figures(real, left + 0.01, k=5)
+    found = manifold_metrics(real, left + 0.01, k=5)
     assert found.precision > 0.98 and 0.45 < found.recall <= 0.5
     assert 1.0 < found.density < 1.2 and 0.45 < found.coverage <= 0.5
-    assert manifold_figures(left, right, k=5) == (0.0, 0.0, 0.0, 0.0)
+    assert manifold_metrics(left, right, k=5) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_nearest_rows_by_brute_force(places, tmp_path):
@@ -172,7 +171,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"k = 6 points on both sides, found 6 and 6"):
         precision_recall(a, a, k=6)
     with pytest.raises(ValueError, match="k of 1 or more"):
-        manifold_figures(a, a, k=0)
+        manifold_metrics(a, a, k=0)
     with pytest.raises(ValueError, match=r"found \(6, 2\) and \(6, 3\)"):
         nearest_distances(a, np.zeros((6, 3)))
     with pytest.raises(ValueError, match="neither empty"):
@@ -180,4 +179,4 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="count from 1 to 6 rows of b, found 7"):
         nearest_indices(a, a, count=7)
     with pytest.raises(ValueError, match="found 1 rows of 6 that are not"):
-        manifold_figures(a, np.where(np.arange(6)[:, None] == 2, np.nan, a), k=1)
+        manifold_metrics(a, np.where(np.arange(6)[:, None] == 2, np.nan, a), k=1)

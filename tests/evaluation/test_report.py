@@ -6,25 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from figure_records import INFO, record, several_seeds
+from metric_records import record, several_seeds
 from PIL import Image
 
-from drifting_jax.evaluation.report.page import (
-    FigureInfo,
-    Neighbors,
-    Picture,
-    Report,
-    figures_table,
-    tradeoff_picture,
-    write_report,
-)
+from drifting_jax.evaluation.report.curves import tradeoff_picture
+from drifting_jax.evaluation.report.page import Neighbors, Picture, Report, write_page
+from drifting_jax.evaluation.report.tables import linked, metrics_table
 
 VOID = {"meta", "img", "source"}
 
 
 def report(records, **more):
     empty = {"protocol": {}, "pictures": [], "neighbors": None, "notes": []}
-    return Report(**{"title": "Digits", "records": records, "info": INFO, **empty, **more})
+    return Report(**{"title": "Digits", "records": records, **empty, **more})
 
 
 class Page(HTMLParser):
@@ -56,7 +50,7 @@ class Page(HTMLParser):
 
 def written(tmp_path, *args, curve=None, **more):
     path = tmp_path / "report.html"
-    write_report(path, report(*args, **more), curve=curve)
+    write_page(path, report(*args, **more), curve=curve)
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
     return Page(path)
 
@@ -91,7 +85,7 @@ def full(tmp_path_factory):
         pictures=[Picture("Grid <1>", 'of "all"', grey[0]), Picture("Large", "", colour)],
         neighbors=Neighbors(grey, nearest, distances, "Searched <all>, on pixels."),
         notes=["left out: 3 & 4 <b>", "see https://example.org/a?b=1&c=2."],
-        curve=("is", "fid"),
+        curve=("inception_score", "fid"),
     )
     source = (folder / "report.html").read_text(encoding="utf-8")
     return Full(page, source, grey, nearest, colour)
@@ -99,45 +93,56 @@ def full(tmp_path_factory):
 
 def test_values_that_are_not_finite_show(tmp_path):
     records = [record("fid", 1.0, float("nan")), record("fid", 2.0, 3.0)]
-    records += [record("is", 1.0, 10.0), record("is", 2.0, float("inf"))]
+    records += [record("inception_score", 1.0, 10.0), record("inception_score", 2.0, float("inf"))]
     records += [record("kid", 1.0, v, seed=s) for s, v in enumerate((float("inf"), 1.0))]
-    table = figures_table(records, INFO)
+    table = metrics_table(records)
     assert re.search(r"FID ↓ +NaN +3\.000\*", table)
-    assert re.search(r"IS ↑ +10\.00\* +inf", table)
+    assert re.search(r"Inception Score ↑ +10\.00\* +inf", table)
     assert "inf ± NaN" in table
-    page = written(tmp_path, records, curve=("is", "fid"))
+    page = written(tmp_path, records, curve=("inception_score", "fid"))
     assert "NaN" in page.text and "At α = 2, the best of 2 by FID" in page.text
 
 
-def test_figures_need_their_info(tmp_path):
-    with pytest.raises(ValueError, match="no FigureInfo for recall; there are fid, is"):
-        figures_table([record("recall", 1.0, 0.5)], INFO)
-    with pytest.raises(ValueError, match="no FigureInfo for recall"):
-        tradeoff_picture([], x="recall", y="fid", info=INFO)
-    with pytest.raises(ValueError, match="no FigureInfo"):
-        write_report(tmp_path / "x.html", report([record("recall", 1.0, 0.5)]), curve=None)
+def test_unknown_metrics_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no metric is called ssim; there are fid, sfid, "):
+        metrics_table([record("ssim", 1.0, 0.5)])
+    with pytest.raises(ValueError, match="no metric is called ssim"):
+        tradeoff_picture([], x="ssim", y="fid")
+    with pytest.raises(ValueError, match="no metric is called ssim"):
+        write_page(tmp_path / "x.html", report([record("ssim", 1.0, 0.5)]), curve=None)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="better is one of lower, higher, near 1; found 'up'"):
-        FigureInfo("FID", "up", "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ("arXiv:1706.08500", "https://arxiv.org/abs/1706.08500"),
+        ("Heusel et al., arXiv 1706.08500", "https://arxiv.org/abs/1706.08500"),
+        ("https://arxiv.org/abs/1606.03498.", "https://arxiv.org/abs/1606.03498"),
+    ],
+)
+def test_sources_are_links(words, address):
+    assert re.findall(r'href="(.*?)"', linked(words)) == [address]
+    assert linked("<MMD> & more") == "&lt;MMD&gt; &amp; more"
 
 
 @pytest.mark.parametrize(
     "records",
     [
         several_seeds(),
-        [record("fid", 1.0, 2.0, floor=1.0), record("is", 1.0, 9.0)],
-        [record("fid", None, 2.0), record("is", None, float("nan"))],
-        [record("fid", 3.0, 2.0), record("is", 3.0, 9.0)],
+        [record("fid", 1.0, 2.0, baseline=1.0), record("inception_score", 1.0, 9.0)],
+        [record("fid", None, 2.0), record("inception_score", None, float("nan"))],
+        [record("fid", 3.0, 2.0), record("inception_score", 3.0, 9.0)],
         [record("fid", float(a), 2.0**a) for a in range(8)]
-        + [record("is", float(a), 3.0) for a in range(8)],
+        + [record("inception_score", float(a), 3.0) for a in range(8)],
         [],
     ],
-    ids=["seeds", "one α", "not finite", "no floor", "log", "nothing"],
+    ids=["seeds", "one α", "not finite", "no baseline", "log", "nothing"],
 )
 @pytest.mark.filterwarnings("error")
 def test_curve_is_a_picture(records):
     image = np.asarray(
-        Image.open(io.BytesIO(tradeoff_picture(records, x="is", y="fid", info=INFO)))
+        Image.open(io.BytesIO(tradeoff_picture(records, x="inception_score", y="fid")))
     )
     height, width = image.shape[:2]
     assert 600 < height < width < 2000
@@ -145,7 +150,7 @@ def test_curve_is_a_picture(records):
 
 
 def test_dark_curve_is_dark():
-    png = tradeoff_picture(several_seeds(), x="is", y="fid", info=INFO, dark=True)
+    png = tradeoff_picture(several_seeds(), x="inception_score", y="fid", dark=True)
     assert np.median(np.asarray(Image.open(io.BytesIO(png)))[..., :3]) < 60
 
 
@@ -194,7 +199,7 @@ def test_small_images_are_enlarged_in_whole_pixels(full):
         assert factor >= 28 and np.array_equal(tile[::factor, ::factor], nearest[i, j, :, :, 0])
 
 
-def test_neighbors_stand_with_their_distances(full):
+def test_neighbors_are_shown_with_their_distances(full):
     page = full.page
     captions = ["#1", "0.5000", "1.000", "#2", "0.2500", "2.000", "#3", "0.1250", "1.000e-7"]
     assert "".join(captions) in page.text
@@ -204,15 +209,15 @@ def test_neighbors_stand_with_their_distances(full):
 def test_sections_without_content_are_left_out(tmp_path):
     page = written(tmp_path, [record("fid", None, 2.5)])
     assert "FID" in page.text and "2.500" in page.text
-    assert page.headings == ["Figures"] and not page.images()
+    assert page.headings == ["Metrics"] and not page.images()
     assert "Bold" not in page.text and "best" not in page.text.partition("Lower is better")[0]
 
 
-def test_sections_stand_in_order(full):
+def test_sections_are_in_order(full):
     assert full.page.headings == [
         "Exclusions and warnings",
         "Protocol",
-        "Figures",
+        "Metrics",
         "Trade-off over α",
         "Samples",
         "Nearest training images",
@@ -224,14 +229,24 @@ def test_an_empty_report_is_a_page(tmp_path):
     assert "nothing could be measured" in page.text and not page.images()
 
 
-def test_best_of_each_figure_is_bold_and_heads_the_page(tmp_path):
+def test_best_of_each_metric_is_bold_and_heads_the_page(tmp_path):
     records = [record("fid", a, v) for a, v in ((1.0, 3.0), (2.0, 1.25))]
-    records += [record("is", a, v) for a, v in ((1.0, 30.0), (2.0, 20.0))]
-    write_report(tmp_path / "report.html", report(records), curve=None)
+    records += [record("inception_score", a, v) for a, v in ((1.0, 30.0), (2.0, 20.0))]
+    write_page(tmp_path / "report.html", report(records), curve=None)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r"<strong>(.*?)</strong>", text) == ["1.250", "30.00"]
     assert re.findall(r"<b>(.*?)</b>", text) == ["1.250", "20.00"]
     assert "At α = 2, the best of 2 by FID" in text
+
+
+def test_all_of_a_tie_are_bold_and_named(tmp_path):
+    values = {1.0: (2.4, 2.6), 2.0: (2.2, 2.4), 4.0: (9.0, 9.1)}
+    records = [record("fid", a, v, seed=i) for a, vs in values.items() for i, v in enumerate(vs)]
+    write_page(tmp_path / "report.html", report(records), curve=None)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"<strong>(.*?)</strong>", text) == ["2.500", "2.300"]
+    assert "At α = 2, the best of 3 by FID (a tie with α = 1)" in text
+    assert "Bold: the best α of a metric, and each α that differs from it by at most" in text
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), "2 channels"])

@@ -120,7 +120,7 @@ def test_the_pass_that_removes_far_more_comes_first(height, width, size, rows_fi
         ((0, 4, 4, 3), "uint8"),
     ],
 )
-def test_what_is_no_batch_of_images_is_refused(resize, shape, dtype):
+def test_other_arrays_than_batches_of_images_are_refused(resize, shape, dtype):
     with pytest.raises(ValueError, match=r"images must be \[b, h, w, c\] of uint8.* found"):
         jax.eval_shape(partial(resize, size=8), jnp.zeros(shape, dtype))
 

@@ -10,7 +10,7 @@ import numpy as np
 from drifting_jax.distributed import processes
 from drifting_jax.evaluation import measurement
 from drifting_jax.evaluation.features.image_sets import open_images
-from drifting_jax.evaluation.measurement import SampleSet
+from drifting_jax.evaluation.setup import SampleSet
 
 
 def main(folder: Path, name: str) -> None:
@@ -18,15 +18,14 @@ def main(folder: Path, name: str) -> None:
     import jax
 
     is_main_process = jax.process_index() == 0
-    bench = single.bench(
+    setup = single.setup(
         folder / "together", devices=-1, batch_size=8, is_main_process=is_main_process
     )
     images = open_images(folder / name)
-    found = measurement.measure_all(bench, [SampleSet(images, {"alpha": 1.0})])
+    found = measurement.measure_all(setup, [SampleSet(images, 1.0)])
     if is_main_process:
-        values = {record["figure"]: record["value"] for record in found[0]}
-        (folder / "values.json").write_text(json.dumps(values))
-    again = measurement.measure_all(bench, [SampleSet(images, {"alpha": 1.0})])
+        (folder / "values.json").write_text(json.dumps(single.values(found)))
+    again = measurement.measure_all(setup, [SampleSet(images, 1.0)])
     assert not is_main_process or again == found
     np.testing.assert_array_equal(jax.process_count(), 2)
 

@@ -9,7 +9,7 @@ WIDTHS = {"features": 6, "logits": 10, "spatial": 5}
 
 
 def make_extractor(name: str = "inception", *, seed: int = 0) -> Extractor:
-    """Looks at 8x8 images [b, 8, 8, 3] uint8; features of `WIDTHS`, DINOv2's alone of 6."""
+    """Takes images [b, 8, 8, 3] uint8; gives outputs of `WIDTHS`, as DINOv2 6 features alone."""
     rng = np.random.default_rng(seed)
     names = WIDTHS if name == "inception" else {"features": 6}
     weights = {k: rng.normal(size=(48, width)).astype(np.float32) for k, width in names.items()}

@@ -1,4 +1,4 @@
-"""A generator that costs nothing: 8x8 noise that label, number, seed and α decide."""
+"""A generator that costs nothing: 8x8 noise that depends on label, index, seed and α."""
 
 import dataclasses
 
@@ -11,13 +11,14 @@ from drifting_jax.steps import sampling
 
 @dataclasses.dataclass(frozen=True)
 class FakeGenerator:
-    """Some samples, by 1000·label + number, are no numbers."""
+    """The samples in `bad`, each given as 1000·label + index, are not finite."""
 
     mesh: object
     bad: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ("a", "b", "c")
     step: int = 5
     ema_decay: float = 0.9
+    config: object = None
     params: object = dataclasses.field(default_factory=lambda: {"w": np.ones(3)})
 
     def check_makes_pixels(self):

@@ -7,13 +7,15 @@ import numpy as np
 from fake_extractor import make_extractor
 
 from drifting_jax.distributed import meshes
-from drifting_jax.evaluation.evaluator import NEEDS, Settings
 from drifting_jax.evaluation.features.array_images import ArrayImages
-from drifting_jax.evaluation.measurement import EvaluationSetup
+from drifting_jax.evaluation.measurement import Measurement
+from drifting_jax.evaluation.metrics.catalogue import IMAGES, metrics_for
 from drifting_jax.evaluation.metrics.frechet import gaussian_statistics
 from drifting_jax.evaluation.reference import Reference
+from drifting_jax.evaluation.setup import EvaluationSetup, Settings
 
 COUNT, SIZE = 90, 8
+METRICS_OF_IMAGES = metrics_for(IMAGES)
 
 
 def pixels(seed: int, count: int = COUNT) -> np.ndarray:
@@ -40,11 +42,11 @@ def of_real(seed: int = 0) -> Reference:
     return Reference(moments, found, {"images": "made up"})
 
 
-def bench(out, *, devices: int = 8, batch_size: int = 16, **changes) -> EvaluationSetup:
+def setup(out, *, devices: int = 8, batch_size: int = 16, **changes) -> EvaluationSetup:
     made = EvaluationSetup(
         out=out,
         extractors=[make_extractor(), make_extractor("dinov2")],
-        settings=Settings(tuple(NEEDS), 3, 0.05),
+        settings=Settings(tuple(METRICS_OF_IMAGES), 3, 0.05),
         reference=of_real(),
         mesh=meshes.make_mesh(devices),
         batch_size=batch_size,
@@ -54,5 +56,5 @@ def bench(out, *, devices: int = 8, batch_size: int = 16, **changes) -> Evaluati
     return dataclasses.replace(made, **changes)
 
 
-def values(found) -> dict[str, float]:
-    return {record["figure"]: record["value"] for record in found[0]}
+def values(found: Measurement) -> dict[str, float]:
+    return {record.metric: record.value for record in found.records}

@@ -332,7 +332,7 @@ def test_figures_of_another_seed_stand_in_a_file_of_their_own(finished, capsys):
     settings["stopped"] = stopped_at_the_second_question
     loaded = restore.load_run(finished.workdir, ema_decay=0.99)
     found = small_runs.evaluate_run(loaded, **settings)
-    assert {(record["alpha"], record["seed"]) for record in found} == {(1.0, 3)}
+    assert {(record.alpha, record.seed) for record in found} == {(1.0, 3)}
     assert "FD of the classifier" in (finished.workdir / "report_seed_3_ema_0.99.html").read_text()
     assert small_runs.evaluate_run(loaded, **settings) is None
     record = json.loads((finished.workdir / "evaluation_seed_3_ema_0.99.json").read_text())

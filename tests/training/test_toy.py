@@ -137,22 +137,6 @@ def test_batches_must_split_over_the_devices(tmp_path):
         run.run(config(mesh__data=8, train__positives=60), workdir=tmp_path / "toy")
 
 
-def test_report_and_figures_of_the_target_itself():
-    found = config(eval__num_samples=400)
-    rng = np.random.default_rng(3)
-    exact = toy.measure(found, lambda seed, n: toy.sample_target("two_modes", rng, n))
-    assert 0.3 < exact["sliced_wasserstein"] / exact["sliced_wasserstein_floor"] < 3
-    assert abs(exact["mode_shares"][0] - 0.5) < 0.05
-    left = toy.measure(found, lambda seed, n: np.tile(np.float32([-1.5, 0.0]), (n, 1)))
-    assert left["sliced_wasserstein"] > 5 * left["sliced_wasserstein_floor"]
-    assert left["mode_shares"] == [1.0, 0.0]
-    lines = toy.report(left).splitlines()
-    assert len(lines) == 3 and "1.000 0.000  real 0.500" in lines[2]
-    board = config(data__target="checkerboard")
-    figures = toy.measure(board, lambda seed, n: toy.sample_target("checkerboard", rng, n))
-    assert "mode_shares" not in figures and len(toy.report(figures).splitlines()) == 2
-
-
 def test_every_variant_of_the_config_is_a_config():
     module = toy2d()
     default = resolve(module.get_config())

@@ -1,4 +1,4 @@
-"""Images of an .npz file, streamed: they may be more than fit in memory."""
+"""Images of an .npz file, streamed, so that they need not fit in memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from drifting_jax.evaluation.features.image_set import Batch, stamp
 
 
 class ArrayImages:
-    """The images of an .npz file, `arr_0` [n, h, w, 1 or 3] uint8 with perhaps labels `arr_1` [n].
+    """The images `arr_0` [n, h, w, 1 or 3] uint8 of an .npz file, perhaps with labels `arr_1` [n].
 
     They are streamed from the file, compressed or not.
 
     Raises:
-      UserError: it is no such file, is damaged, or holds something else.
+      UserError: the file is missing or damaged, or holds something else.
     """
 
     def __init__(self, path: Path):

@@ -1,4 +1,4 @@
-"""A small convolutional classifier of the real images, trained in seconds, that judges samples."""
+"""A small convolutional classifier, trained in seconds, that gives features of small images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """images [b,h,w,c] float32 in [-1,1] -> features [b,num_features], logits [b,classes]."""
-        # Full precision: these numbers are figures, and must not change with the accelerator.
+        # Full precision: metrics must not change with the accelerator.
         conv = partial(nn.Conv, kernel_size=(3, 3), precision=jax.lax.Precision.HIGHEST)
         dense = partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
         x, width = images, self.width
@@ -89,10 +89,10 @@ def train_classifier(
     """Trains a ConvNet with Adam and a cosine schedule; the same key gives the same classifier.
 
     Args:
-      images: [n,h,w,c] uint8, of the training split alone: the test split is what it is judged on.
+      images: [n,h,w,c] uint8, of the training split alone.
       labels: [n] integers in 0..num_classes-1.
       num_classes: size of the output.
-      key: typed PRNG key, of the initial parameters and of the batches.
+      key: typed PRNG key, for the initial parameters and the batches.
       num_steps: updates; 600 are some 55 passes over the digits, one over MNIST.
       batch_size: images in an update, drawn without replacement.
       learning_rate: at the start of the schedule.
@@ -115,7 +115,7 @@ def _optimizer(num_steps: int, learning_rate: float) -> optax.GradientTransforma
     return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
 
-# The network is a static argument: a second classifier of the same shape is not compiled anew.
+# The network is static, so that a second classifier of the same shape compiles nothing anew.
 @partial(jax.jit, static_argnums=0)
 def _init(net, key, images):
     return net.init(key, _scaled(images))
@@ -142,7 +142,7 @@ def _scaled(images: jax.Array) -> jax.Array:
 
 
 def _row_batches(key: jax.Array, n: int, batch_size: int, num_steps: int) -> Iterator[np.ndarray]:
-    """Row numbers of each step's batch: whole batches of one shuffle after another."""
+    """Row indices of each step's batch: whole batches of one shuffle after another."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     batch_size = min(batch_size, n)
     order = np.empty(0, np.int64)
@@ -154,7 +154,7 @@ def _row_batches(key: jax.Array, n: int, batch_size: int, num_steps: int) -> Ite
 
 
 def _padded(images: np.ndarray) -> np.ndarray:
-    """A batch filled up with zeros to the fixed size, so that one program serves all."""
+    """A batch padded with zeros to the fixed size, so that one program serves all."""
     missing = _PREDICT_BATCH - len(images)
     return np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
 

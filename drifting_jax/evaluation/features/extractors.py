@@ -21,7 +21,7 @@ from drifting_jax.weights.networks import Network, load_network
 PyTree = Any
 
 _DINOV2_SIDE = 224
-# The usual file names of each network's weights, the first of which is at the address.
+# The usual file names of each network's weights; the address has the first one.
 _FILES = {
     "inception": (
         "weights-inception-2015-12-05-6726825d.pth",
@@ -35,7 +35,7 @@ _ADDRESSES = {
 }
 
 
-# Compared and hashed by identity: it holds arrays, and is a static argument of jitted functions.
+# Compared and hashed by identity, as it holds arrays and is a static argument of jitted functions.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Extractor:
     """A frozen network that turns uint8 images into features for a metric.
@@ -46,10 +46,10 @@ class Extractor:
       digest: hex SHA-256 of the weights: names, dtypes, shapes and bytes of all parameters.
       resize: words for the protocol: how images become the network's size.
       variables: what `apply` takes first; NumPy float32.
-      apply: (variables, images [b, h, w, 3] or [b, h, w, 1] uint8) -> {"features": [b, d] float32},
-        from Inception also "logits" [b, 1008], without the bias, and "spatial" [b, 2023]. To be
-        jitted by the caller. Raises ValueError for images of another shape or dtype.
-      warning: why the weights may not be the published ones, in words, or "".
+      apply: (variables, images [b, h, w, 3] or [b, h, w, 1] uint8) -> {"features": [b, d] float32};
+        Inception also gives "logits" [b, 1008], without the bias, and "spatial" [b, 2023]. The
+        caller jits it. Raises ValueError for images of another shape or dtype.
+      warning: why the weights may not be the published ones, or "".
     """
 
     name: str
@@ -62,29 +62,29 @@ class Extractor:
 
 
 def load_extractor(name: str, weights: str = "", *, flag: str = "--weights") -> Extractor:
-    """The extractor of a name, with its published weights.
+    """Loads an extractor with its published weights.
 
     Args:
       name: "inception" (FID, sFID, Inception score) or "dinov2" (FD-DINOv2, of ViT-L/14).
       weights: file, folder or hf://owner/repo; "" to look for the published file in the folder
-        that the environment variable DRIFTING_JAX_WEIGHTS names, ~/.cache/drifting_jax/weights
-        without it.
-      flag: of the command, that gives `weights`; named in the error.
+        that the environment variable DRIFTING_JAX_WEIGHTS names, or without it in
+        ~/.cache/drifting_jax/weights.
+      flag: of the command, which gives `weights`; named in the error.
 
     Raises:
-      UserError: there is no such extractor; the weights are not there, which says where to get
-        them; or they are damaged or of another network.
+      UserError: there is no such extractor; the weights are missing (the message says where to get
+        them), damaged or of another network.
     """
     if name not in _FILES:
         raise UserError(f"the extractors are {', '.join(_FILES)}; found {name!r}")
     path = weights or _find(name, flag)
     network = load_network(path, kind=name)
     found = inception_extractor(network) if name == "inception" else dinov2_extractor(network)
-    return dataclasses.replace(found, warning=_doubt(name, Path(path)))
+    return dataclasses.replace(found, warning=_weights_warning(name, Path(path)))
 
 
 def _find(name: str, flag: str) -> Path:
-    """The published file on this machine."""
+    """The path of the published file on this machine."""
     default = Path("~/.cache/drifting_jax/weights").expanduser()
     folder = Path(os.environ.get("DRIFTING_JAX_WEIGHTS") or default).expanduser()
     for file in _FILES[name]:
@@ -96,22 +96,22 @@ def _find(name: str, flag: str) -> Path:
     )
 
 
-def _doubt(name: str, path: Path) -> str:
-    """Words where a file has a published name, which ends in its SHA-256, and is another."""
-    said = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
-    if path.name not in _FILES[name] or not said or not path.is_file():
+def _weights_warning(name: str, path: Path) -> str:
+    """A warning if a file has a published name, which ends in its SHA-256, but other contents."""
+    published = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+    if path.name not in _FILES[name] or not published or not path.is_file():
         return ""
     found = digest_file(path, digits=8)
-    if found == said[1]:
+    if found == published[1]:
         return ""
     return (
-        f"{path} is not the published file: its SHA-256 begins with {found}, not {said[1]}; "
-        "compare figures with none but those of this file"
+        f"{path} is not the published file: its SHA-256 begins with {found}, not {published[1]}; "
+        "compare metrics only with those of this file"
     )
 
 
 def inception_extractor(network: Network) -> Extractor:
-    """Inception-v3 as FID, sFID and the Inception score have it: 2048 features of the last pool.
+    """Inception-v3 as FID, sFID and the Inception score use it: 2048 features of the last pool.
 
     Args:
       network: of the kind "inception".
@@ -123,7 +123,7 @@ def inception_extractor(network: Network) -> Extractor:
 
     def apply(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         pixels = (tf_bilinear(_as_rgb(images)) - 128.0) / 128.0
-        found = network.model.apply(variables, pixels)
+        found: Any = network.model.apply(variables, pixels)
         return {
             "features": found["2048"],
             "logits": found["logits_unbiased"],
@@ -141,10 +141,10 @@ def inception_extractor(network: Network) -> Extractor:
 
 
 def dinov2_extractor(network: Network) -> Extractor:
-    """DINOv2 as FD-DINOv2 has it: the class token after the final norm, of images of 224x224.
+    """DINOv2 as FD-DINOv2 uses it: the class token after the final norm, of images of 224x224.
 
-    Computed in float32, with positions as torch.hub's code interpolates them, whatever file the
-    weights come from: features depend on the weights alone.
+    It is computed in float32, with positions interpolated as torch.hub's code does, for weights
+    from any file: features depend on the weights alone.
 
     Args:
       network: of the kind "dinov2", of any size; the published metric has ViT-L/14.
@@ -176,7 +176,7 @@ def _check_kind(network: Network, kind: str) -> None:
 
 
 def _as_rgb(images: jax.Array) -> jax.Array:
-    """Images [b, h, w, 3] of uint8, from grey ones [b, h, w, 1] too."""
+    """Images [b, h, w, 3] uint8 of colour images, or of grey ones [b, h, w, 1]."""
     if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
             f"expected uint8 images [b, h, w, 3] or [b, h, w, 1], found {images.shape} of "

@@ -1,4 +1,4 @@
-"""What every set of images that is measured hands out."""
+"""The interface of a set of images that is measured."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 
 class Batch(NamedTuple):
-    """images [b, h, w, 1 or 3] uint8, split over the devices, the last rows perhaps padding;
-    usable [n <= b] bool on the host, the same on all processes: which of the first n are images."""
+    """images [b, h, w, 1 or 3] uint8, split over the devices, the last rows perhaps padding; usable
+    [n <= b] bool on the host, the same on all processes: which of the n images can be measured."""
 
     images: jax.Array
     usable: np.ndarray
@@ -25,27 +25,34 @@ class ImageSet(Protocol):
     Attributes:
       words: what it is, for a report.
       digest: hexadecimal digits that tell it from others.
-      labels: [n] int32, or None where nobody knows.
+      labels: [n] int32, or None if they are unknown.
       class_names: of the labels.
     """
 
-    words: str
-    digest: str
-    labels: np.ndarray | None
-    class_names: Sequence[str]
+    @property
+    def words(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
     def batches(self, mesh: Mesh, *, start: int, batch_size: int) -> Iterator[Batch]:
-        """Batches of all images from the `start`-th on; batch_size is a multiple of the mesh's."""
+        """Batches of the images from the `start`-th on; the mesh divides batch_size."""
         ...
 
     def pick(self, indices: Sequence[int]) -> np.ndarray:
-        """Some images on the host, on every process: [k, h, w, c] uint8."""
+        """The images of some indices, on the host of every process: [k, h, w, c] uint8."""
         ...
 
     def name(self, index: int) -> str:
-        """What an image is called, in a message."""
+        """Words for an image in a message."""
         ...
 
 

@@ -1,7 +1,7 @@
 """Images that are measured: of a folder or data set, of an .npz file, or made by a generator.
 
-All of them hand out the same thing: batches on the devices, in an order that is fixed, from any
-place on, with a mark on the images that cannot be measured. None holds more than a few batches.
+Each set gives batches on the devices, in a fixed order, from any index on, with marks on the images
+that cannot be measured. None holds more than a few batches in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -27,17 +26,18 @@ from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.array_images import ArrayImages
 from drifting_jax.evaluation.features.image_set import Batch, ImageSet, stamp
 from drifting_jax.steps import sampling
+from drifting_jax.steps.generator import Generator
 
-_THREADS = 8  # that read and decode
+_THREADS = 8  # for reading and decoding
 _AHEAD = 3  # batches that are read while one is measured
 _PICKED_AT_ONCE = 64
 
 
 def open_images(path: str | Path, *, split: str = "train", size: int = 0) -> ImageSet:
-    """The images of a folder, a data set or an .npz file.
+    """Opens the images of a folder, a data set or an .npz file.
 
     Args:
-      path: what `data.imagenet.open_records` takes, or an .npz file with `arr_0`.
+      path: what `data.records.open_records` takes, or an .npz file with `arr_0`.
       split: "train" or "test".
       size: side of the centre crop of each image; 0 takes images as they are, all of one size.
 
@@ -60,8 +60,8 @@ class RecordImages:
 
     Args:
       records: see `open_records`.
-      size: side of the reference's centre crop; 0 takes images as they are, all as the first.
-      indices: of the records that belong to the set, in their order; None for all.
+      size: side of ADM's centre crop; 0 takes images as they are, all of the first one's size.
+      indices: records that belong to the set, in this order; None for all.
     """
 
     def __init__(self, records: Records, *, size: int = 0, indices: np.ndarray | None = None):
@@ -100,7 +100,7 @@ class RecordImages:
                 yield Batch(transfer.global_batch(mesh, images), _of_all(usable)[:count])
 
     def _own_rows(self, start: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """This process's part of a batch, with black images behind the last one."""
+        """This process's part of a batch, padded with black images."""
         own = batch_size // jax.process_count()
         first = start + own * jax.process_index()
         return self._read(np.arange(first, min(first + own, len(self))), length=own)
@@ -113,7 +113,7 @@ class RecordImages:
             try:
                 images[row] = self._decode(int(self._indices[indices[row]]))
                 usable[row] = True
-            except FailedRead as error:  # perhaps only now: it is no damage
+            except FailedRead as error:  # may pass: the image need not be damaged
                 raise OSError(
                     f"{self.name(int(indices[row]))} could not be read ({error}): the same "
                     "command goes on from here"
@@ -148,7 +148,7 @@ class RecordImages:
 
 
 def _stamps(records: Records) -> list[tuple[int, int]]:
-    """Size and time of each file of a folder, that tell when one was written anew."""
+    """Size and time of each file of a folder, which change when it is written anew."""
     if records.format != "folder":
         return []
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -157,7 +157,7 @@ def _stamps(records: Records) -> list[tuple[int, int]]:
 
 
 def _of_all(own: np.ndarray) -> np.ndarray:
-    """The marks of every process's rows, one process after another."""
+    """The marks of all processes' rows, in the order of the processes."""
     if jax.process_count() == 1:
         return own
     return np.asarray(multihost_utils.process_allgather(own)).reshape(-1)
@@ -168,13 +168,13 @@ class GeneratedImages:
     """Samples of a generator at one guidance scale and seed.
 
     Attributes:
-      generator: a `loading.Generator`, whose sample i of a class depends on nothing else.
+      generator: makes them; a sample depends only on the weights and the fields below.
       labels: [n] int32. indices: [n] int32, of each within its class.
       seed, cfg_scale: of the samples.
-      identity: what the weights are: a digest, or words.
+      identity: a digest of the weights, or words for them.
     """
 
-    generator: Any
+    generator: Generator
     labels: np.ndarray
     indices: np.ndarray
     seed: int
@@ -225,9 +225,9 @@ class GeneratedImages:
 
 
 def balanced_labels(count: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [n] and indices within each class [n], int32, class after class: n over the classes.
+    """Labels [n] and indices within each class [n], int32, class after class, for n samples.
 
-    Where the classes do not divide n, the first ones have one more.
+    The classes have equally many; if they do not divide n, the first ones have one more.
     """
     counts = np.full(num_classes, count // num_classes)
     counts[: count % num_classes] += 1
@@ -236,7 +236,7 @@ def balanced_labels(count: int, num_classes: int) -> tuple[np.ndarray, np.ndarra
 
 
 def per_class(labels: np.ndarray | None, classes: Sequence[int], count: int) -> list[int]:
-    """Numbers of the first `count` images of each class; of the set, where there are no labels."""
+    """Indices of the first `count` images of each class; without labels, of the set."""
     if labels is None:
         return list(range(count * max(len(classes), 1)))
     return [int(i) for c in classes for i in np.flatnonzero(labels == c)[:count]]

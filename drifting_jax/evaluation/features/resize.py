@@ -1,7 +1,7 @@
-"""The two resizes that published evaluations are defined by, to the last bit or nearly so.
+"""The two resizes that define published evaluations, to the last bit or nearly so.
 
-`jax.image.resize` is neither: it places pixels otherwise than TensorFlow 1 did and does not round
-between its two passes as Pillow does, which moves the metrics.
+`jax.image.resize` is neither: it places pixels at other positions than TensorFlow 1 and does not
+round between its two passes as Pillow does, which changes the metrics.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _PRECISION_BITS = 22  # of Pillow's fixed-point weights of 8-bit images
 
 
 def tf_bilinear(images: jax.Array, size: int = 299) -> jax.Array:
-    """Bilinear resize of TensorFlow 1 (`align_corners=False`), as FID's Inception has it inside.
+    """Bilinear resize of TensorFlow 1 (`align_corners=False`), which FID's Inception contains.
 
-    Position i of the result is position i * in / out of the image, with no shift by half a pixel,
-    no antialiasing and no rounding; columns first, then rows.
+    Position i of the result is position i * in / out of the image, without a shift by half a pixel,
+    antialiasing or rounding; columns first, then rows.
 
     Args:
       images: [b, h, w, c], uint8 or float32 in 0..255.
@@ -51,10 +51,10 @@ def _interpolate(x: jax.Array, size: int, axis: int) -> jax.Array:
 def pil_bicubic(images: jax.Array, size: int = 224) -> jax.Array:
     """Pillow's bicubic resize of 8-bit images (a = -0.5, wider where images become smaller).
 
-    `Image.resize((size, size), BICUBIC)`: columns, then rows, each rounded and clipped to 0..255,
-    in Pillow's own fixed-point arithmetic: the result is the same in every bit. Rows come first
-    where more of them go than twice the columns that go: so Pillow 13 has it, while before it
-    columns always came first. Images that are square come out alike.
+    `Image.resize((size, size), BICUBIC)` resizes columns, then rows, each rounded and clipped to
+    0..255. Pillow's fixed-point arithmetic is used here too, so every bit is the same. Rows come
+    first if more than twice as many rows as columns are dropped: Pillow 13 does so; before it
+    columns always came first. For square images both orders are the same.
 
     Args:
       images: [b, h, w, c] uint8.
@@ -91,11 +91,11 @@ def _filter(x: jax.Array, size: int, axis: int) -> jax.Array:
 
 
 def _bicubic_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each position of the result is a sum of, as Pillow has it.
+    """The weighted sum that makes each position of the result, as in Pillow.
 
     Returns:
-      int32 [taps, size] each: positions of the image, and weights in units of 2**-22, 0 for those
-      that are one tap too many.
+      int32 [taps, size] each: positions in the image, and weights in units of 2**-22, which are 0
+      for taps that a position does not need.
     """
     scale = length / size
     widening = max(scale, 1.0)
@@ -107,7 +107,7 @@ def _bicubic_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     weights = _cubic((indices - centres[None] + 0.5) * (1.0 / widening))
     weights = np.where(indices < last[None], weights, 0.0)
     total = np.zeros(size)
-    for row in weights:  # one after another, as the last bit of a sum depends on its order
+    for row in weights:  # in order, as the last bit of a sum depends on it
         total += row
     scaled = weights / total[None] * (1 << _PRECISION_BITS)
     rounded = np.trunc(scaled + np.copysign(0.5, scaled))
@@ -123,7 +123,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 
 def _along(values: jax.Array | np.ndarray, axis: int) -> jax.Array | np.ndarray:
-    """[n] -> shaped to go along one axis of [b, h, w, c]."""
+    """[n] reshaped to broadcast along one axis of [b, h, w, c]."""
     return values.reshape([-1 if i == axis else 1 for i in range(4)])
 
 

@@ -1,9 +1,9 @@
-"""Distances between sets too large for a matrix of all pairs: block by block, decided exactly.
+"""Exact comparisons of distances between sets too large for a matrix of all pairs.
 
 The distances of a block come from ‖x‖² + ‖y‖² − 2 x·y, in float32 on the devices or in float64 on
-the host, each with a bound on its rounding error. What the bound leaves open is settled by
-Σ (x − y)² in float64. So a decision depends neither on the arithmetic nor on blocks and devices,
-and points that coincide are at distance 0.
+the host, each with a bound of its rounding error. Where the bound leaves a comparison open,
+Σ (x − y)² in float64 decides. So the results depend neither on the arithmetic nor on blocks and
+devices, and points that coincide are at distance 0.
 """
 
 from __future__ import annotations
@@ -23,14 +23,27 @@ from drifting_jax.evaluation.metrics import blocks
 from drifting_jax.evaluation.metrics.blocks import DEVICES, HOST, NO_COLUMN, Arithmetic, Array
 from drifting_jax.evaluation.metrics.rows import row_blocks
 
-# Up to this many pairs the host is done before a program for the devices is compiled.
-_HOST_PAIRS = 2**22
-# Candidates beyond the neighbours that are asked for: room for what rounding puts in another order.
+# Candidates beyond the neighbours that are asked for, as rounding may change their order.
 _SPARE = 8
-# Open pairs of a block from which products in float64 are quicker than differences.
-_MANY_OPEN = 2**18
-_COLUMNS = 8192
 _NO_ROW = -2
+
+
+class BlockSizes(NamedTuple):
+    """How the work is split. Results do not depend on it.
+
+    Fields: host_rows, device_rows, columns: the most in a block; host_pairs: the most pairs that
+    the host computes, as compiling a program for the devices would take longer; many_open: the most
+    uncertain pairs in a block for which differences are quicker than products in float64.
+    """
+
+    host_rows: int = 1024
+    device_rows: int = 4096
+    columns: int = 8192
+    host_pairs: int = 2**22
+    many_open: int = 2**18
+
+
+DEFAULT_SIZES = BlockSizes()
 
 
 class Nearest(NamedTuple):
@@ -41,10 +54,11 @@ class Nearest(NamedTuple):
 
 
 class Memberships(NamedTuple):
-    """Who lies in whose ball, of balls around the points of a [n,d] and of b [m,d].
+    """Which points lie in which balls, around the points of a [n,d] and of b [m,d].
 
-    Fields: inside_a, how many of b lie in the open ball of each of a [n] int64; b_in_a, whether
-    each of b lies in a closed ball of a [m] bool; a_in_b, whether each of a in one of b [n] bool.
+    Fields: inside_a [n] int64, how many of b lie in the open ball of each of a; b_in_a [m] bool,
+    whether each of b lies in a closed ball of a; a_in_b [n] bool, whether each of a lies in a
+    closed ball of b.
     """
 
     inside_a: np.ndarray
@@ -66,22 +80,29 @@ def exact_squared(
 
 
 def nearest(
-    a: np.ndarray, b: np.ndarray, count: int, *, others: bool = False, mesh: Mesh | None = None
+    a: np.ndarray,
+    b: np.ndarray,
+    count: int,
+    *,
+    others: bool = False,
+    mesh: Mesh | None = None,
+    sizes: BlockSizes = DEFAULT_SIZES,
 ) -> Nearest:
     """The `count` nearest points of b for each of a.
 
-    At equal distances they are in the order of b; where such a tie goes on beyond `count`, any of
-    it may be left out.
+    At equal distances they are in the order of b; if a tie extends beyond `count`, any of its
+    points may be left out.
 
     Args:
       a: [n,d] finite, any float dtype; may lie on disk.
       b: [m,d] likewise.
       count: neighbours, 1 or more and no more than there are.
       others: a and b are one set, and no point is a neighbour of itself.
-      mesh: devices that share the rows of a block; without it one device, or the host if few. Of
-        several processes each calls with the same sets and has the whole result.
+      mesh: devices that share the rows of a block; without it one device, or the host for few
+        pairs. Every process calls with the same sets and gets the whole result.
+      sizes: how the work is split.
     """
-    pair = _Pair(a, b, mesh)
+    pair = _Pair(a, b, mesh, sizes)
     found = Nearest(np.empty((len(a), count), np.int64), np.empty((len(a), count)))
     queue = [(pair.arithmetic, rows) for rows in pair.rows]
     while queue:
@@ -95,7 +116,7 @@ def nearest(
         found.squared[rows] = np.take_along_axis(squared, order, axis=1)
         unsure = rows[found.squared[rows, -1] > np.maximum(rest, 0.0)]
         if arithmetic is DEVICES:
-            queue += [(HOST, unsure[part]) for part in _parts(len(unsure), HOST.rows)]
+            queue += [(HOST, unsure[part]) for part in _parts(len(unsure), sizes.host_rows)]
     return found
 
 
@@ -106,17 +127,18 @@ def memberships(
     squared_b: np.ndarray,
     *,
     mesh: Mesh | None = None,
+    sizes: BlockSizes = DEFAULT_SIZES,
 ) -> Memberships:
-    """Which points of each set lie in balls of the other.
+    """Finds which points of each set lie in balls of the other.
 
     Args:
       a: [n,d] finite, any float dtype; may lie on disk.
       b: [m,d] likewise.
       squared_a: squared radii [n] float64 of the balls around a.
       squared_b: squared radii [m] of the balls around b.
-      mesh: see `nearest`.
+      mesh, sizes: see `nearest`.
     """
-    pair = _Pair(a, b, mesh)
+    pair = _Pair(a, b, mesh, sizes)
     found = Memberships(np.zeros(len(a), np.int64), np.zeros(len(b), bool), np.zeros(len(a), bool))
     queue = [(pair.arithmetic, rows, columns) for rows in pair.rows for columns in pair.columns]
     for arithmetic, rows, columns in queue:
@@ -124,8 +146,8 @@ def memberships(
             arithmetic, rows, columns, squared_a[rows], squared_b[columns]
         )
         i, j = np.nonzero(unsure)
-        if arithmetic is DEVICES and len(i) > _MANY_OPEN:
-            queue += [(HOST, rows[part], columns) for part in _parts(len(rows), HOST.rows)]
+        if arithmetic is DEVICES and len(i) > sizes.many_open:
+            queue += [(HOST, rows[part], columns) for part in _parts(len(rows), sizes.host_rows)]
             continue
         i, j = rows[i], columns[j]
         squared = exact_squared(a, b, i, j)
@@ -141,26 +163,27 @@ def memberships(
 class _Pair:
     """Two sets of points, read in blocks that are computed on the host or on the devices."""
 
-    def __init__(self, a: np.ndarray, b: np.ndarray, mesh: Mesh | None):
-        few = len(a) * len(b) <= _HOST_PAIRS
+    def __init__(self, a: np.ndarray, b: np.ndarray, mesh: Mesh | None, sizes: BlockSizes):
+        few = len(a) * len(b) <= sizes.host_pairs
         self.arithmetic = HOST if few and mesh is None else DEVICES
         self._a, self._b, self._mesh = a, b, mesh
-        # Distances stay as they are when both sets are moved, and cancellation shrinks. In float32,
-        # so that the difference from features in float32 is rounded but once.
+        # Moving both sets keeps the distances and reduces cancellation. The centre is float32, so
+        # that the difference from float32 features is rounded only once.
         sums = [block.sum(axis=0) for _, block in row_blocks(b)]
         self._centre = (np.sum(sums, axis=0) / len(b)).astype(np.float32)
         devices = 1 if mesh is None else mesh.size
-        self.rows = _parts(len(a), self.arithmetic.rows, multiple=devices)
-        self.columns = _parts(len(b), _COLUMNS)
-        # Blocks on the devices have one size: one program serves all.
-        self._sizes = _block_size(len(a), DEVICES.rows, devices), len(self.columns[0])
+        most = sizes.host_rows if self.arithmetic is HOST else sizes.device_rows
+        self.rows = _parts(len(a), most, multiple=devices)
+        self.columns = _parts(len(b), sizes.columns)
+        # Blocks on the devices all have this shape, so that one program serves all.
+        self._shape = _block_size(len(a), sizes.device_rows, devices), len(self.columns[0])
 
     def candidates(
         self, arithmetic: Arithmetic, rows: np.ndarray, count: int, others: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Points of b [r,count] near these of a, and what all others are at or beyond [r], squared.
+        """Points of b [r,count] near these of a, and a lower bound [r] of all other distances.
 
-        `NO_COLUMN` stands where there are fewer.
+        The bound is of squared distances. `NO_COLUMN` fills up if there are fewer points.
         """
         left = partial(self._left, arithmetic)
         right = partial(self._right, arithmetic)
@@ -187,7 +210,7 @@ class _Pair:
         squared_a: np.ndarray,
         squared_b: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """`Memberships` of a block by the pairs that are sure, and the pairs [r,c] that are not."""
+        """`Memberships` of a block from the certain pairs, and the pairs [r,c] that are not."""
         left = (
             self._moved(arithmetic, self._a, rows),
             _cast(squared_a, arithmetic.dtype),
@@ -214,18 +237,18 @@ class _Pair:
         return _cast(block.astype(wide) - self._centre.astype(wide), arithmetic.dtype)
 
     def _left(self, arithmetic: Arithmetic, array: np.ndarray) -> Array:
-        """An array of a block of a, filled up with zeros and split over the devices."""
+        """An array of a block of a, padded with zeros and split over the devices."""
         if arithmetic is HOST:
             return array
-        return self._placed(_filled(array, self._sizes[0], 0), split=True)
+        return self._put(_padded(array, self._shape[0], 0), split=True)
 
     def _right(self, arithmetic: Arithmetic, array: np.ndarray, fill: int = 0) -> Array:
-        """An array of a block of b, filled up and whole on every device."""
+        """An array of a block of b, padded and whole on every device."""
         if arithmetic is HOST:
             return array
-        return self._placed(_filled(array, self._sizes[1], fill), split=False)
+        return self._put(_padded(array, self._shape[1], fill), split=False)
 
-    def _placed(self, array: np.ndarray, *, split: bool) -> jax.Array:
+    def _put(self, array: np.ndarray, *, split: bool) -> jax.Array:
         if self._mesh is None:
             return jnp.asarray(array)
         sharding = batch_sharding(self._mesh) if split else replicated(self._mesh)
@@ -240,24 +263,24 @@ class _Pair:
 
 
 def _block_size(n: int, limit: int, multiple: int = 1) -> int:
-    """Rows of the fewest equal blocks of n rows, at most about `limit`, each a multiple."""
+    """Rows of the fewest equal blocks of at most `limit` rows, rounded up to a multiple."""
     even = -(-n // -(-n // limit))
     return -(-even // multiple) * multiple
 
 
 def _parts(n: int, limit: int, *, multiple: int = 1) -> list[np.ndarray]:
-    """Numbers 0 … n−1 in equal blocks, the last one shorter."""
+    """The indices 0 … n−1 in equal blocks, the last one shorter."""
     size = _block_size(n, limit, multiple) if n else 1
     return [np.arange(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def _cast(array: np.ndarray, dtype: type) -> np.ndarray:
-    """An array in another dtype; what has no number there is infinite, and its pairs not sure."""
+    """An array in another dtype; what overflows is infinite, so its pairs are not certain."""
     with np.errstate(over="ignore"):
         return array.astype(dtype, copy=False)
 
 
-def _filled(array: np.ndarray, size: int, fill: int) -> np.ndarray:
-    """An array [r,…] filled up to [size,…]."""
+def _padded(array: np.ndarray, size: int, fill: int) -> np.ndarray:
+    """An array [r,…] padded to [size,…]."""
     missing = ((0, size - len(array)), *((0, 0) for _ in array.shape[1:]))
     return np.pad(array, missing, constant_values=fill)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from drifting_jax.evaluation.metrics.rows import check_rows, row_blocks
 
-# Of the traces of both covariances: what the quick way to the singular values may be off by.
+# Largest error of the quick way to the singular values, as a share of both covariances' traces.
 _TOLERANCE = 1e-9
 
 
@@ -21,12 +20,11 @@ class GaussianStatistics(NamedTuple):
 
 
 class RunningMoments:
-    """Count, mean and scatter of features that come in batches; memory d², whatever their number.
+    """Count, mean and scatter of features that come in batches, in memory d² for any number.
 
     The scatter is the sum of the outer products of the centred rows. Each batch is centred on its
     own mean and joined by the update of Chan, Golub and LeVeque (1979), which does not cancel as a
-    difference of sums of squares does: how the rows were split into batches is not seen but in the
-    last digits.
+    difference of sums of squares does. The split into batches changes only the last digits.
     """
 
     def __init__(self, num_features: int):
@@ -41,57 +39,27 @@ class RunningMoments:
         self.mean = np.zeros(num_features)
         self.scatter = np.zeros((num_features, num_features))
 
-    def update(self, batch: np.ndarray, *, mask: np.ndarray | None = None) -> None:
-        """Takes in a batch.
-
-        Args:
-          batch: [b,d] of any float dtype; summed in float64.
-          mask: [b] bool, false at rows that do not count, such as those that fill a batch up.
+    def update(self, batch: np.ndarray) -> None:
+        """Adds a batch [b,d] of any float dtype, summed in float64.
 
         Raises:
-          ValueError: another shape or number of features, or rows that count and are not finite;
-            nothing was taken in then.
+          ValueError: another shape or number of features, or rows that are not finite; then nothing
+            was added.
         """
         batch = np.asarray(batch)
         if batch.shape[1:] != self.mean.shape:
             raise ValueError(f"expected features [b,{len(self.mean)}], found {batch.shape}")
-        if mask is not None:
-            mask = np.asarray(mask)
-            if mask.shape != batch.shape[:1] or mask.dtype != bool:
-                raise ValueError(
-                    f"expected a mask [{len(batch)}] of bool, found {mask.shape} of {mask.dtype}"
-                )
-            batch = batch[mask]
         if not len(batch):
             return
         rows = np.asarray(batch, np.float64)
         check_rows(rows)
-        mean = rows.mean(axis=0)
-        self._join(len(rows), mean, rows - mean)
-
-    def merge(self, other: RunningMoments) -> None:
-        """Takes in all rows of another, such as those of another process.
-
-        Raises:
-          ValueError: another number of features.
-        """
-        if other.mean.shape != self.mean.shape:
-            raise ValueError(
-                f"expected {len(self.mean)} features to merge, found {len(other.mean)}"
-            )
-        if other.count:
-            self._join(other.count, other.mean, np.zeros((0, len(self.mean))))
-            self.scatter += other.scatter
-
-    def _join(self, count: int, mean: np.ndarray, centred: np.ndarray) -> None:
-        """Joins `count` rows of this mean, and the scatter that their centred rows [b,d] make."""
-        total = self.count + count
+        mean, total = rows.mean(axis=0), self.count + len(rows)
         shift = mean - self.mean
         # The shift between the means scatters like one more row of this length.
-        between = shift * np.sqrt(self.count * count / total)
-        rows = np.concatenate([centred, between[None]])
-        self.scatter += rows.T @ rows
-        self.mean += shift * (count / total)
+        between = shift * np.sqrt(self.count * len(rows) / total)
+        centred = np.concatenate([rows - mean, between[None]])
+        self.scatter += centred.T @ centred
+        self.mean += shift * (len(rows) / total)
         self.count = total
 
     def statistics(self) -> GaussianStatistics:
@@ -103,38 +71,6 @@ class RunningMoments:
         if self.count < 2:
             raise ValueError(f"expected 2 rows or more for a covariance, found {self.count}")
         return GaussianStatistics(self.mean.copy(), self.scatter / (self.count - 1))
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """count [] int64, mean [d], scatter [d,d] float64, copied: for `np.savez` and resuming."""
-        return {
-            "count": np.array(self.count, np.int64),
-            "mean": self.mean.copy(),
-            "scatter": self.scatter.copy(),
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> RunningMoments:
-        """Moments that go on from what `to_arrays` gave.
-
-        Raises:
-          ValueError: an array is missing, or they do not fit.
-        """
-        missing = [name for name in ("count", "mean", "scatter") if name not in arrays]
-        if missing:
-            raise ValueError(
-                "expected moments with count, mean and scatter, "
-                f"found no {' and no '.join(missing)}"
-            )
-        count, mean, scatter = (np.asarray(arrays[name]) for name in ("count", "mean", "scatter"))
-        if count.ndim or count < 0 or mean.ndim != 1 or scatter.shape != mean.shape * 2:
-            raise ValueError(
-                "expected count [] of 0 or more, mean [d] and scatter [d,d], "
-                f"found {count.shape}, {mean.shape} and {scatter.shape}"
-            )
-        moments = cls(len(mean))
-        moments.count = int(count)
-        moments.mean, moments.scatter = mean.astype(np.float64), scatter.astype(np.float64)
-        return moments
 
 
 def gaussian_statistics(features: np.ndarray) -> GaussianStatistics:
@@ -156,20 +92,20 @@ def gaussian_statistics(features: np.ndarray) -> GaussianStatistics:
 def frechet_distance(
     a: GaussianStatistics, b: GaussianStatistics, *, factor_of_b: np.ndarray | None = None
 ) -> float:
-    """Squared Fréchet (2-Wasserstein) distance between two Gaussians, as FID has it:
+    """Squared Fréchet (2-Wasserstein) distance between two Gaussians, as FID defines it:
 
         ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2 tr (Σ_a Σ_b)^½
 
-    The last trace is the sum of the singular values of F_aᵀ F_b, for any factors Σ = F Fᵀ: real and
-    defined also where the covariances are singular (constant pixels, fewer samples than features),
+    The last trace is the sum of the singular values of F_aᵀ F_b, for any factors Σ = F Fᵀ. It is
+    real and defined for singular covariances too (constant pixels, fewer samples than features),
     where a general matrix square root returns complex or wrong numbers.
 
     Args:
       a, b: moments of the two sets.
-      factor_of_b: `covariance_factor` of b's, where many are compared with it.
+      factor_of_b: `covariance_factor` of b's covariance; saves time where b is used again.
 
     Raises:
-      ValueError: the two have different numbers of features, or are no finite [d] and [d,d].
+      ValueError: different numbers of features, or moments that are not finite [d] and [d,d].
     """
     for each in (a, b):
         if each.mean.ndim != 1 or each.covariance.shape != each.mean.shape * 2:
@@ -188,7 +124,7 @@ def frechet_distance(
         factor_of_b = covariance_factor(b.covariance)
     product = covariance_factor(a.covariance).T @ factor_of_b
     spread = traces - 2.0 * _sum_of_singular_values(product, tolerance=_TOLERANCE * traces)
-    # Equal sets come out at rounding distance from 0, on either side of it.
+    # For equal sets rounding leaves a tiny number of either sign.
     return float(max(np.sum((a.mean - b.mean) ** 2) + spread, 0.0))
 
 
@@ -199,7 +135,7 @@ def covariance_factor(covariance: np.ndarray) -> np.ndarray:
         return np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(covariance)
-    # What rounding leaves in place of zeros would count by its square root, a hundred millionth.
+    # Rounding leaves tiny values in place of zeros; their square roots would count, about 1e-8.
     kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
     return vectors[:, kept] * np.sqrt(values[kept])
 
@@ -207,8 +143,9 @@ def covariance_factor(covariance: np.ndarray) -> np.ndarray:
 def _sum_of_singular_values(matrix: np.ndarray, *, tolerance: float) -> float:
     """Sum of the singular values of a matrix [n,m], to within the tolerance.
 
-    The roots of the eigenvalues of MᵀM take less than half the time of a decomposition of M. They
-    lose the small ones, each by ε·largest/(2·root): where that adds up, M itself is decomposed.
+    The roots of the eigenvalues of MᵀM take less than half the time of a decomposition of M. Each
+    is off by ε·largest/(2·root), which is much for small ones: if these errors add up to more than
+    the tolerance, M itself is decomposed.
     """
     if not matrix.size:
         return 0.0

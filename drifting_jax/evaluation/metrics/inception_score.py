@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -19,11 +20,14 @@ class InceptionScore(NamedTuple):
     per_split: np.ndarray
 
 
-class Splitting(NamedTuple):
-    """How images fall into splits.
+@dataclasses.dataclass(frozen=True)
+class Splitting:
+    """How images are split: give a count or a size.
 
-    Fields: count, splits of equal size to within an image; or else size, images in a split, the
-    last one with what is left; shuffle_seed, of the permutation of the images before, or None.
+    Attributes:
+      count: number of splits, of equal size to within an image.
+      size: images in a split; the last one has the rest.
+      shuffle_seed: of a permutation of the images before; None to keep their order.
     """
 
     count: int | None = None
@@ -38,13 +42,13 @@ ADM = Splitting(size=5000)
 def inception_score(logits: np.ndarray, *, splitting: Splitting = TORCH_FIDELITY) -> InceptionScore:
     """Inception score (Salimans et al., arXiv 1606.03498): exp(mean KL(p(y|x) ‖ p(y))) of a split.
 
-    Natural logarithms. The score rises with the images in a split, so that it may be compared only
-    at one number of images and one splitting: `TORCH_FIDELITY` (10 splits of the shuffled images)
-    or `ADM` (5000 images each, in their order, of the evaluator of arXiv 2105.05233).
+    Logarithms are natural. The score rises with the images in a split, so compare only scores of
+    the same number of images and the same splitting: `TORCH_FIDELITY` (10 splits of the shuffled
+    images) or `ADM` (5000 images each, in their order, as in the evaluator of arXiv 2105.05233).
 
     Args:
-      logits: [n,classes] of any float dtype, of Inception without its last bias; may lie on disk:
-        a float64 copy is made of a block of rows at a time.
+      logits: [n,classes] of any float dtype, of Inception without its last bias; may lie on disk. A
+        block of rows at a time is copied to float64.
       splitting: of the images.
 
     Raises:
@@ -58,7 +62,7 @@ def inception_score(logits: np.ndarray, *, splitting: Splitting = TORCH_FIDELITY
 
 def _splits(n: int, splitting: Splitting) -> Iterator[np.ndarray]:
     """Row numbers of each split."""
-    count, size, seed = splitting
+    count, size, seed = splitting.count, splitting.size, splitting.shuffle_seed
     given = [number for number in (count, size) if number is not None]
     if len(given) != 1 or given[0] < 1 or (count or 1) > n:
         raise ValueError(
@@ -69,14 +73,14 @@ def _splits(n: int, splitting: Splitting) -> Iterator[np.ndarray]:
     if count is not None:
         bounds = [i * n // count for i in range(count + 1)]
     else:
-        bounds = [*range(0, n, size), n]
+        bounds = [*range(0, n, given[0]), n]
     for first, last in pairwise(bounds):
         yield order[first:last]
 
 
 def _score(logits: np.ndarray, rows: np.ndarray) -> float:
     """exp(Σ_y mean_x p(y|x) log p(y|x) − Σ_y p(y) log p(y)) over the rows."""
-    # In the order of the file: what is read from disk is then read from its start to its end.
+    # Sorted, so that a file is read from its start to its end.
     rows = np.sort(rows)
     total = np.zeros(logits.shape[1])
     negative_entropy = 0.0

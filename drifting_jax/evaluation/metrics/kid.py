@@ -27,9 +27,9 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID (Bińkowski et al., arXiv 1801.01401): unbiased MMD² under k(x,y) = (x·y/d + 1)³.
 
-    The mean over random subsets, as torch-fidelity draws them: for each one `subset_size` rows of a
-    without replacement, then of b, from `np.random.RandomState(seed)`. So the numbers that are
-    drawn depend on the order of a and b; the generated set comes first there.
+    The mean over random subsets, drawn as torch-fidelity does: for each one `subset_size` rows of a
+    without replacement, then of b, from `np.random.RandomState(seed)`. So the draw depends on the
+    order of a and b; torch-fidelity has the generated set first.
 
     Args:
       a: features [n,d] of any float dtype.
@@ -69,7 +69,7 @@ def kernel_distance(
 
 
 def _unbiased_mmd2(x: np.ndarray, y: np.ndarray) -> float:
-    """Squared maximum mean discrepancy of x [m,d] and y [m,d], no row being paired with itself."""
+    """Squared maximum mean discrepancy of x [m,d] and y [m,d]; no row is paired with itself."""
     pairs = len(x) * (len(x) - 1)
     within = (_other_pairs(_kernel(x, x)) + _other_pairs(_kernel(y, y))) / pairs
     return within - 2.0 * _kernel(x, y).mean()
@@ -86,5 +86,5 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _other_pairs(kernel: np.ndarray) -> float:
-    """Sum of a square matrix but its diagonal."""
+    """Sum of a square matrix without its diagonal."""
     return kernel.sum() - np.trace(kernel)

@@ -1,4 +1,4 @@
-"""Measures that look at nearest neighbours: precision, recall, density, coverage, copies."""
+"""Metrics of nearest neighbours: precision, recall, density, coverage, distances to copies."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax.evaluation.metrics.distances import memberships, nearest
+from drifting_jax.evaluation.metrics.distances import (
+    DEFAULT_SIZES,
+    BlockSizes,
+    memberships,
+    nearest,
+)
 from drifting_jax.evaluation.metrics.rows import check_rows
 
 
 class PrecisionRecall(NamedTuple):
-    """Both in [0,1]: how real the fakes look, and how much of the real they reach."""
+    """Both in [0,1]: how real the fakes look, and how much of the real set they reach."""
 
     precision: float
     recall: float
 
 
-class ManifoldFigures(NamedTuple):
-    """precision, recall and coverage in [0,1]; density of 0 or more, about 1 for equal laws."""
+class ManifoldMetrics(NamedTuple):
+    """precision, recall and coverage in [0,1]; density of 0 or more, about 1 for equal sets."""
 
     precision: float
     recall: float
@@ -34,24 +39,30 @@ class Neighbors(NamedTuple):
     distances: np.ndarray
 
 
-def manifold_figures(
-    real: np.ndarray, fake: np.ndarray, *, k: int = 5, mesh: Mesh | None = None
-) -> ManifoldFigures:
+def manifold_metrics(
+    real: np.ndarray,
+    fake: np.ndarray,
+    *,
+    k: int = 5,
+    mesh: Mesh | None = None,
+    sizes: BlockSizes = DEFAULT_SIZES,
+) -> ManifoldMetrics:
     """Precision and recall, density and coverage, with the distances computed once.
 
-    Each point has a ball that reaches its k-th nearest other point of its own set. Precision and
-    recall (Kynkäänniemi et al., arXiv 1904.06991) are the share of fakes that lie in a closed ball
-    (≤) of a real point, and the share of the real in one of a fake. Density and coverage (Naeem et
-    al., arXiv 2002.09797) look at open balls (<) of the real points, as the code of their authors
-    does: density is the number of pairs of a fake in a real ball, over k per fake; coverage the
-    share of real balls with a fake in them.
+    Each point has a ball that reaches its k-th nearest other point of its own set. Precision
+    (Kynkäänniemi et al., arXiv 1904.06991) is the share of fakes in a closed ball (≤) of a real
+    point, recall the share of real points in a closed ball of a fake. Density and coverage (Naeem
+    et al., arXiv 2002.09797) take open balls (<) of the real points, as their authors' code does:
+    density is the number of pairs of a fake in a real ball, over k times the fakes; coverage is the
+    share of real balls that hold a fake.
 
     Args:
       real: features [n,d] of any float dtype, n > k; may lie on disk.
       fake: features [m,d], m > k.
-      k: neighbours that make a ball. The figures depend on it, and on n and m.
-      mesh: devices that share the work; without it one does, or the host where there are few pairs.
-        The figures do not depend on that. Of several processes each calls with the same sets.
+      k: neighbours that make a ball. The metrics depend on it, and on n and m.
+      mesh: devices that share the work; without it one device, or the host for few pairs. The
+        metrics do not depend on it. Every process calls with the same sets.
+      sizes: how the work is split; the metrics do not depend on it.
 
     Raises:
       ValueError: shapes that do not fit, rows that are not finite, or too few points.
@@ -62,9 +73,11 @@ def manifold_figures(
             f"expected k of 1 or more and more than k = {k} points on both sides, "
             f"found {len(real)} and {len(fake)}"
         )
-    radii = [nearest(x, x, k, others=True, mesh=mesh).squared[:, -1] for x in (real, fake)]
-    found = memberships(real, fake, *radii, mesh=mesh)
-    return ManifoldFigures(
+    radii = [
+        nearest(x, x, k, others=True, mesh=mesh, sizes=sizes).squared[:, -1] for x in (real, fake)
+    ]
+    found = memberships(real, fake, *radii, mesh=mesh, sizes=sizes)
+    return ManifoldMetrics(
         precision=float(found.b_in_a.mean()),
         recall=float(found.a_in_b.mean()),
         density=float(found.inside_a.sum() / (k * len(fake))),
@@ -73,26 +86,36 @@ def manifold_figures(
 
 
 def precision_recall(
-    real: np.ndarray, fake: np.ndarray, *, k: int = 5, mesh: Mesh | None = None
+    real: np.ndarray,
+    fake: np.ndarray,
+    *,
+    k: int = 5,
+    mesh: Mesh | None = None,
+    sizes: BlockSizes = DEFAULT_SIZES,
 ) -> PrecisionRecall:
-    """Improved precision and recall alone: see `manifold_figures`."""
-    figures = manifold_figures(real, fake, k=k, mesh=mesh)
-    return PrecisionRecall(figures.precision, figures.recall)
+    """Improved precision and recall alone: see `manifold_metrics`."""
+    found = manifold_metrics(real, fake, k=k, mesh=mesh, sizes=sizes)
+    return PrecisionRecall(found.precision, found.recall)
 
 
 def nearest_indices(
-    a: np.ndarray, b: np.ndarray, *, count: int = 1, mesh: Mesh | None = None
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    count: int = 1,
+    mesh: Mesh | None = None,
+    sizes: BlockSizes = DEFAULT_SIZES,
 ) -> Neighbors:
     """The `count` nearest rows of b [m,d] for each row of a [n,d].
 
     Exact where points coincide: a copy is at distance 0. Rows at equal distances are in the order
-    of b; where such a tie goes on beyond `count`, any of it may be left out.
+    of b; if a tie extends beyond `count`, any of its rows may be left out.
 
     Args:
       a: features of any float dtype; may lie on disk.
       b: likewise, m of `count` or more.
       count: neighbours of each row.
-      mesh: as in `manifold_figures`.
+      mesh, sizes: as in `manifold_metrics`.
 
     Raises:
       ValueError: shapes that do not fit, rows that are not finite, or too few of b.
@@ -100,13 +123,15 @@ def nearest_indices(
     a, b = _checked(a, b)
     if not 1 <= count <= len(b):
         raise ValueError(f"expected a count from 1 to {len(b)} rows of b, found {count}")
-    found = nearest(a, b, count, mesh=mesh)
+    found = nearest(a, b, count, mesh=mesh, sizes=sizes)
     return Neighbors(found.indices, np.sqrt(found.squared))
 
 
-def nearest_distances(a: np.ndarray, b: np.ndarray, *, mesh: Mesh | None = None) -> np.ndarray:
+def nearest_distances(
+    a: np.ndarray, b: np.ndarray, *, mesh: Mesh | None = None, sizes: BlockSizes = DEFAULT_SIZES
+) -> np.ndarray:
     """Euclidean distance [n] from each row of a to the nearest of b: see `nearest_indices`."""
-    return nearest_indices(a, b, mesh=mesh).distances[:, 0]
+    return nearest_indices(a, b, mesh=mesh, sizes=sizes).distances[:, 0]
 
 
 def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

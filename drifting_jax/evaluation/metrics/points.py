@@ -1,4 +1,4 @@
-"""Figures for toys: sets of low-dimensional points against points of the target."""
+"""Metrics of toys: sets of low-dimensional points against points of the target."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ _PAIRS = 32
 def sliced_wasserstein(a: np.ndarray, b: np.ndarray, *, directions: int = 256) -> float:
     """Sliced 1-Wasserstein distance between two sets of points, exact in each direction.
 
-    The mean, over random directions that are always the same, of the 1-D distance, which is the
-    integral of |quantile of a - quantile of b|. The first power because a few points more in one
-    mode than in another then count in proportion; under squares they swamp everything else. The
-    sets may differ in size. Two sets drawn from one law are not at distance 0: see
-    `sliced_wasserstein_floor`.
+    It is the mean, over random directions that are always the same, of the 1-D distance: the
+    integral of |quantile of a - quantile of b|. With the first power, a few more points in one mode
+    than in another count in proportion; squared, they would dominate. The sets may differ in size.
+    Two sets drawn from one law are not at distance 0: see `sliced_wasserstein_baseline`.
 
     Args:
       a: points [n,d], finite.
@@ -44,14 +43,14 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, *, directions: int = 256) -
     return float(np.mean(shares @ np.abs(gaps)))
 
 
-def sliced_wasserstein_floor(
+def sliced_wasserstein_baseline(
     draw: Callable[[np.random.Generator, int], np.ndarray], *, num_samples: int, pairs: int = _PAIRS
 ) -> float:
-    """What sliced_wasserstein gives for real against real: the mean over many fresh pairs.
+    """What `sliced_wasserstein` gives for real against real: the mean over many fresh pairs.
 
     Args:
       draw: (rng, n) -> [n,d] points of the target.
-      num_samples: points in each set, as many as the samples that are to be judged.
+      num_samples: points in each set, as many as there are samples to compare.
       pairs: pairs of sets that the mean is over.
     """
     rng = np.random.default_rng(0)
@@ -64,8 +63,8 @@ def sliced_wasserstein_floor(
 def mode_shares(points: np.ndarray, centres: np.ndarray, *, radius: float = np.inf) -> np.ndarray:
     """Share [m] of the points that fall to each mode: the nearest one, when within `radius`.
 
-    What is missing to a sum of 1 lies further than `radius` from every mode, so points between two
-    modes count for neither; without a radius each point counts for some mode.
+    The shares sum to less than 1 if points lie further than `radius` from every mode. Without a
+    radius each point counts for its nearest mode.
 
     Args:
       points: [n,d], finite, n of 1 or more.

@@ -1,4 +1,4 @@
-"""Features too many for a float64 copy: checked, and read a block of rows at a time."""
+"""Checks features and reads them a block of rows at a time, without a float64 copy of all."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _ROWS = 4096
 
 
 def check_rows(features: np.ndarray, *, least: int = 1, shape: str = "features [n,d]") -> None:
-    """Raises where an array is no matrix of finite rows.
+    """Makes sure that an array is a matrix of finite rows.
 
     Args:
       features: [n,d] of any float dtype; an array on disk is read a block at a time.
       least: rows that are needed.
-      shape: what the array is, for the message.
+      shape: words for the array in the message.
 
     Raises:
       ValueError: not a matrix, fewer than `least` rows, or rows that are not finite.
@@ -41,7 +41,7 @@ def row_blocks(
 
     Args:
       features: [n,d].
-      rows: [m] row numbers to read, in this order; all of them without.
+      rows: [m] row numbers to read, in this order; None for all.
       size: rows in a block.
     """
     for first in range(0, len(features) if rows is None else len(rows), size):

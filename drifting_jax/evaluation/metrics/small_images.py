@@ -1,12 +1,11 @@
-"""Figures for small images, each beside what real images reach against real images.
+"""Metrics of small images, each with its baseline of real images.
 
-A figure means little alone: the distance between two finite sets of real images is not 0. Every one
-here stands beside its floor, the same measure of the training images in place of the samples.
+The distance between two finite sets of real images is not 0, so a value alone says little. The
+baseline is the same metric of the training images in place of the samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,32 +16,25 @@ from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.classifier import Classifier, train_classifier
 from drifting_jax.evaluation.metrics.frechet import frechet_distance, gaussian_statistics
 from drifting_jax.evaluation.metrics.neighbors import nearest_distances, precision_recall
+from drifting_jax.evaluation.metrics.records import MetricRecord
 
-# Comparing every pair is quadratic: beyond this many images a fixed random choice of them is used.
+# All pairs are compared, which is quadratic: of larger sets a fixed random choice is used.
 _NEIGHBOR_LIMIT = 5000
 
 
-class Figure(NamedTuple):
-    """A measure of the samples, the same of real images, and which way is better."""
-
-    value: float
-    floor: float
-    better: str
-
-
 class SmallImageReference(NamedTuple):
-    """What samples are measured with: images and labels of both splits, and the classifier."""
+    """What samples are compared with: images and labels of both splits, and the classifier."""
 
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
     classifier: Classifier
 
 
-def make_judge(data: Any, *, num_classes: int, key: jax.Array) -> SmallImageReference:
-    """Reads both splits of a config's `data` section and trains the classifier: seconds.
+def make_small_reference(data: Any, *, num_classes: int, key: jax.Array) -> SmallImageReference:
+    """Reads both splits of a config's `data` section and trains the classifier, in seconds.
 
     Raises:
-      UserError: images that no small classifier knows.
+      UserError: the images are not among `SMALL_SOURCES`.
     """
     if data.source not in SMALL_SOURCES:
         raise UserError(
@@ -54,7 +46,7 @@ def make_judge(data: Any, *, num_classes: int, key: jax.Array) -> SmallImageRefe
     )
 
 
-def evaluate_samples(
+def measure_small_images(
     images: np.ndarray,
     labels: np.ndarray,
     *,
@@ -62,22 +54,22 @@ def evaluate_samples(
     test: tuple[np.ndarray, np.ndarray],
     classifier: Classifier | None = None,
     k: int = 5,
-) -> dict[str, Figure]:
-    """Compares samples with the held-out real images, and real training images likewise.
+) -> list[MetricRecord]:
+    """Records of the samples against the test images, with baselines of the training images.
 
-    Figures: `fd_pixels`, `fd_classifier` (Fréchet distance to the test images, all pixels in
-    [-1,1] or the classifier's features), `precision` and `recall` (on pixels, as many training
-    images for the floor as there are samples), `accuracy` (share of samples that the classifier
-    gives their label; floor: of test images) and `nearest_training_ratio` (median distance from a
-    sample to the nearest training image, over that from a test image: well below 1 where training
-    images are copied).
+    Metrics: `fd_pixels` and `fd_classifier` (Fréchet distance to the test images, of all pixels in
+    [-1,1] and of the classifier's features); `precision` and `recall` (on pixels; their baseline
+    takes as many training images as there are samples); `accuracy` (share of samples that the
+    classifier gives their label; baseline: of test images); `nearest_training_ratio` (median
+    distance from a sample to the nearest training image, over that from a test image: well below 1
+    where training images are copied).
 
     Args:
       images: samples [n,h,w,c] uint8.
       labels: the class asked for, [n] int.
       train: images [m,h,w,c] uint8 and labels [m] that the generator was trained on.
       test: the same of images that it never saw.
-      classifier: trained on `train` alone; without it its two figures are left out.
+      classifier: trained on `train` alone; without it its two metrics are left out.
       k: neighbours that make a ball in precision and recall.
 
     Raises:
@@ -87,40 +79,22 @@ def evaluate_samples(
     images, labels = np.asarray(images), np.asarray(labels)
     _check_samples(images, labels, train[0].shape[1:], k)
     fake, real, unseen = _pixels(images), _pixels(train[0]), _pixels(test[0])
-    figures = {
-        "fd_pixels": Figure(_distance(fake, unseen), _distance(real, unseen), "lower"),
-        **_manifold_figures(fake, real, unseen, k),
-        "nearest_training_ratio": _copying_figure(fake, real, unseen),
-    }
-    if classifier is not None:
-        figures |= _classifier_figures(classifier, images, labels, train, test)
-    for name, figure in figures.items():
-        if not np.isfinite(figure.value):
-            raise UserError(f"{name} came out as {figure.value}; the samples cannot be measured")
-    return figures
-
-
-def figures_table(figures: Mapping[str, Figure], *, num_samples: int) -> str:
-    """Plain-text table of the figures, one a line, ready to print."""
-    width = max(len(name) for name in figures)
-    lines = [
-        f"{num_samples} samples; 'real' is the same figure of real images",
-        f"{'figure':<{width}}  {'samples':>10}  {'real':>10}  better",
+    records = [
+        MetricRecord("fd_pixels", _distance(fake, unseen), baseline=_distance(real, unseen)),
+        *_manifold_records(fake, real, unseen, k),
+        _copying_record(fake, real, unseen),
     ]
-    for name, figure in figures.items():
-        lines.append(
-            f"{name:<{width}}  {figure.value:>10.4f}  {figure.floor:>10.4f}  {figure.better}"
-        )
-    return "\n".join(lines)
+    if classifier is not None:
+        records += _classifier_records(classifier, images, labels, train, test)
+    for record in records:
+        if not np.isfinite(record.value):
+            raise UserError(
+                f"{record.metric} came out as {record.value}; the samples cannot be measured"
+            )
+    return records
 
 
-def figures_as_scalars(figures: Mapping[str, Figure]) -> dict[str, float]:
-    """{name: value, name_floor: floor}, for metrics and JSON."""
-    values = {name: figure.value for name, figure in figures.items()}
-    return values | {f"{name}_floor": figure.floor for name, figure in figures.items()}
-
-
-def _check_samples(images: np.ndarray, labels: np.ndarray, shape: tuple, k: int) -> None:
+def _check_samples(images: np.ndarray, labels: np.ndarray, shape: tuple[int, ...], k: int) -> None:
     if np.issubdtype(images.dtype, np.floating) and not np.isfinite(images).all():
         bad = np.count_nonzero(~np.isfinite(images.reshape(len(images), -1)).all(axis=1))
         raise UserError(f"{bad} of {len(images)} samples hold values that are not finite")
@@ -147,46 +121,55 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _choose(points: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the points, chosen at random but always the same."""
+    """At most `count` of the points: a random choice that is always the same."""
     if len(points) <= count:
         return points
     return points[np.random.default_rng(0).choice(len(points), count, replace=False)]
 
 
-def _manifold_figures(fake, real, unseen, k: int) -> dict[str, Figure]:
-    # The radii shrink as a set grows: samples and floor are compared at equal numbers.
+def _manifold_records(
+    fake: np.ndarray, real: np.ndarray, unseen: np.ndarray, k: int
+) -> list[MetricRecord]:
+    # Balls shrink as a set grows: samples and baseline are compared at equal numbers.
     count = min(len(fake), len(real), _NEIGHBOR_LIMIT)
     unseen = _choose(unseen, _NEIGHBOR_LIMIT)
-    sampled = precision_recall(unseen, _choose(fake, count), k=k)
-    floor = precision_recall(unseen, _choose(real, count), k=k)
-    return {
-        "precision": Figure(sampled.precision, floor.precision, "higher"),
-        "recall": Figure(sampled.recall, floor.recall, "higher"),
-    }
+    found = precision_recall(unseen, _choose(fake, count), k=k)
+    baseline = precision_recall(unseen, _choose(real, count), k=k)
+    return [
+        MetricRecord("precision", found.precision, baseline=baseline.precision),
+        MetricRecord("recall", found.recall, baseline=baseline.recall),
+    ]
 
 
-def _copying_figure(fake, real, unseen) -> Figure:
-    """Every training image is compared: a copy of one left out would not be seen."""
+def _copying_record(fake: np.ndarray, real: np.ndarray, unseen: np.ndarray) -> MetricRecord:
+    # Every training image is compared: a copy of one left out would not be seen.
     fake, unseen = _choose(fake, _NEIGHBOR_LIMIT), _choose(unseen, _NEIGHBOR_LIMIT)
     usual = np.median(nearest_distances(unseen, real))
     if usual == 0.0:
         raise UserError(
             "most test images are in the training images too; give a test split that was held out"
         )
-    return Figure(float(np.median(nearest_distances(fake, real)) / usual), 1.0, "near 1")
+    ratio = float(np.median(nearest_distances(fake, real)) / usual)
+    return MetricRecord("nearest_training_ratio", ratio, baseline=1.0)
 
 
-def _classifier_figures(classifier, images, labels, train, test) -> dict[str, Figure]:
+def _classifier_records(
+    classifier: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+) -> list[MetricRecord]:
     fake, real, unseen = (classifier.predict(each) for each in (images, train[0], test[0]))
-    return {
-        "fd_classifier": Figure(
+    return [
+        MetricRecord(
+            "fd_classifier",
             _distance(fake.features, unseen.features),
-            _distance(real.features, unseen.features),
-            "lower",
+            baseline=_distance(real.features, unseen.features),
         ),
-        "accuracy": Figure(
+        MetricRecord(
+            "accuracy",
             float(np.mean(fake.labels == labels)),
-            float(np.mean(unseen.labels == test[1])),
-            "higher",
+            baseline=float(np.mean(unseen.labels == test[1])),
         ),
-    }
+    ]

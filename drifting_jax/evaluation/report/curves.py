@@ -1,4 +1,4 @@
-"""The trade-off between two figures over α, drawn."""
+"""A picture of the trade-off between two metrics over α."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from drifting_jax.evaluation.report.summaries import (
-    FigureInfo,
-    Record,
-    Row,
-    best_rows,
-    floors,
-    in_order,
-    summarize,
-)
+from drifting_jax.evaluation.metrics.catalogue import METRICS
+from drifting_jax.evaluation.metrics.records import MetricRecord
+from drifting_jax.evaluation.report.summaries import Row, baselines, best_rows, summarize
 from drifting_jax.evaluation.report.tables import WORDS, alpha_words
 
 _LOG_SPAN = 20.0  # largest over smallest value, beyond which the y-axis is logarithmic
@@ -30,63 +24,67 @@ _DARK = {"paper": "#1b2128", "ink": "#e3e8ed", "soft": "#93a0ad", "curve": "#ee7
 
 
 def tradeoff_picture(
-    records: Sequence[Record],
-    *,
-    x: str,
-    y: str,
-    info: Mapping[str, FigureInfo],
-    dark: bool = False,
+    records: Sequence[MetricRecord], *, x: str, y: str, dark: bool = False
 ) -> bytes:
-    """A PNG of figure y over figure x: a point per α, labelled, joined in the order of α.
+    """A PNG of metric y over metric x: a labelled point for each α, joined in the order of α.
 
-    Error bars are standard deviations over seeds, dotted lines the same figures of real images; a
-    ring marks the best of several α's by y. Points that are not finite are left out, and named. The
-    y-axis is logarithmic where its values span more than a factor of 20.
+    Error bars are standard deviations over seeds, dotted lines the baselines of real images; rings
+    mark the best of several α's by y (see `best_rows`). Points that are not finite are left out and
+    named. The y-axis is logarithmic if its values span more than a factor of 20.
 
     Args:
-      records: see `summaries.Record`; other figures than x and y are not looked at.
-      x: key of a figure.
+      records: of x and y; others are ignored.
+      x: key of a metric.
       y: key of another.
-      info: of both.
       dark: for a dark page.
 
     Raises:
-      ValueError: no FigureInfo for x or y, or two records of one figure, α and seed.
+      ValueError: x or y is no metric, or two records have the same metric, α and seed.
     """
-    records = [record for record in records if record["figure"] in (x, y)]
-    in_order([{"figure": x}, {"figure": y}], info)
+    if unknown := sorted({x, y} - METRICS.keys()):
+        raise ValueError(f"no metric is called {', '.join(unknown)}")
+    records = [record for record in records if record.metric in (x, y)]
     rows = summarize(records)
     drawn = [row for row in rows if _is_finite(row, x) and _is_finite(row, y)]
     colours = _DARK if dark else _LIGHT
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained", facecolor=colours["paper"])
     axes = figure.subplots()
     _style(axes, colours)
-    axes.set_xlabel(f"{info[x].name} ({WORDS[info[x].better]})", fontsize=12)
-    axes.set_ylabel(f"{info[y].name} ({WORDS[info[y].better]})", fontsize=12)
+    axes.set_xlabel(f"{METRICS[x].name} ({WORDS[METRICS[x].better]})", fontsize=12)
+    axes.set_ylabel(f"{METRICS[y].name} ({WORDS[METRICS[y].better]})", fontsize=12)
     if drawn:
-        _draw_floors(axes, floors(records), x, y, colours)
+        _draw_baselines(axes, baselines(records), x, y, colours)
         _draw_points(axes, drawn, x, y, colours)
         if len(drawn) > 1:
-            best = best_rows(drawn, y, info[y].better)[0]
-            _draw_best(axes, best, x, y, f"best {info[y].name}: {alpha_words(best.alpha)}", colours)
+            best = best_rows(drawn, y)
+            names = ", ".join(alpha_words(row.alpha) for row in best)
+            _draw_best(axes, best, x, y, f"best {METRICS[y].name}: {names}", colours)
         if axes.get_legend_handles_labels()[1]:
             style = {"fontsize": 10.5, "frameon": False, "labelcolor": colours["ink"]}
             figure.legend(loc="outside upper left", ncols=2, **style)
     else:
         axes.set(xticks=[], yticks=[])
-        middle = {"ha": "center", "va": "center", "transform": axes.transAxes}
-        axes.text(0.5, 0.5, "no point to draw", color=colours["soft"], fontsize=12, **middle)
+        axes.text(
+            0.5,
+            0.5,
+            "no point to draw",
+            color=colours["soft"],
+            fontsize=12,
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+        )
     _name_left_out(axes, [row for row in rows if row not in drawn], colours)
     if drawn:
-        figure.draw_without_rendering()  # labels are placed on the layout as it comes out
+        figure.draw_without_rendering()  # labels are placed on the final layout
         _label_points(axes, drawn, x, y, colours)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _is_finite(row: Row, figure: str) -> bool:
-    return figure in row.figures and math.isfinite(row.figures[figure].mean)
+def _is_finite(row: Row, metric: str) -> bool:
+    return metric in row.metrics and math.isfinite(row.metrics[metric].mean)
 
 
 def _style(axes: Any, colours: Mapping[str, str]) -> None:
@@ -101,17 +99,17 @@ def _style(axes: Any, colours: Mapping[str, str]) -> None:
     axes.margins(0.17)
 
 
-def _means(rows: Sequence[Row], figure: str) -> np.ndarray:
-    return np.array([row.figures[figure].mean for row in rows])
+def _means(rows: Sequence[Row], metric: str) -> np.ndarray:
+    return np.array([row.metrics[metric].mean for row in rows])
 
 
-def _deviations(rows: Sequence[Row], figure: str) -> list[float] | None:
-    """None where no α has several seeds: no error bars."""
-    found = [row.figures[figure].deviation for row in rows]
+def _deviations(rows: Sequence[Row], metric: str) -> list[float] | None:
+    """Lengths of the error bars; None if no α has several seeds."""
+    found = [row.metrics[metric].deviation for row in rows]
     return [deviation or 0.0 for deviation in found] if any(found) else None
 
 
-def _draw_floors(
+def _draw_baselines(
     axes: Any, real: Mapping[str, float], x: str, y: str, colours: Mapping[str, str]
 ) -> None:
     style = {"color": colours["soft"], "ls": ":", "lw": 1.4}
@@ -147,11 +145,10 @@ def _draw_points(
 
 
 def _draw_best(
-    axes: Any, best: Row, x: str, y: str, words: str, colours: Mapping[str, str]
+    axes: Any, best: Sequence[Row], x: str, y: str, words: str, colours: Mapping[str, str]
 ) -> None:
-    point = best.figures[x].mean, best.figures[y].mean
     style = {"facecolors": "none", "edgecolors": colours["ink"], "linewidths": 1.8}
-    axes.scatter(*point, s=150, zorder=4, label=words, **style)
+    axes.scatter(_means(best, x), _means(best, y), s=150, zorder=4, label=words, **style)
 
 
 def _name_left_out(axes: Any, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
@@ -170,7 +167,7 @@ def _name_left_out(axes: Any, rows: Sequence[Row], colours: Mapping[str, str]) -
 def _label_points(
     axes: Any, rows: Sequence[Row], x: str, y: str, colours: Mapping[str, str]
 ) -> None:
-    """Names each point on the outer side of the curve's bend."""
+    """Labels each point on the outer side of the curve's bend."""
     points = np.stack([_means(rows, x), _means(rows, y)], axis=-1)
     directions = _outward(axes.transData.transform(points))
     for point, direction, row in zip(points, directions, rows, strict=True):

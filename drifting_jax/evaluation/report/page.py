@@ -1,6 +1,6 @@
-"""A report of an evaluation: one HTML page that needs nothing beside it.
+"""The report of an evaluation: one HTML page that needs no other file.
 
-Styles and pictures are inside the page, which runs no scripts and loads nothing.
+Styles and pictures are inside the page. It runs no scripts and loads nothing.
 """
 
 from __future__ import annotations
@@ -15,51 +15,29 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from drifting_jax.evaluation.metrics.catalogue import METRICS
+from drifting_jax.evaluation.metrics.records import MetricRecord
 from drifting_jax.evaluation.report.curves import tradeoff_picture
 from drifting_jax.evaluation.report.page_style import STYLE
-from drifting_jax.evaluation.report.summaries import (
-    FigureInfo,
-    Record,
-    Row,
-    Summary,
-    best_rows,
-    in_order,
-    summarize,
-)
+from drifting_jax.evaluation.report.summaries import Row, best_rows, keys_in_order, summarize
 from drifting_jax.evaluation.report.tables import (
     Cell,
     Line,
     alpha_words,
-    figures_table,
     html_table,
     linked,
-    marks_best,
     number,
     table_key,
     table_lines,
 )
 from drifting_jax.files import write_bytes
 
-__all__ = [
-    "FigureInfo",
-    "Neighbors",
-    "Picture",
-    "Record",
-    "Report",
-    "Row",
-    "Summary",
-    "figures_table",
-    "summarize",
-    "tradeoff_picture",
-    "write_report",
-]
-
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_HEADLINES = 4  # figures in large type
+_HEADLINES = 4  # metrics in large type
 _PICTURE_SIDE = 640  # pixels: small pictures are shown about this large
 _WIDE = 1000  # pixels from which a picture takes the page's whole width
 _TILE_SIDE = 112  # pixels: a neighbour is shown at most this large
-_DENSITY = 2  # pixels of a screen for one of the page
+_DENSITY = 2  # pixels of a screen for one pixel of the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +58,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Neighbors:
-    """Samples beside the images that are nearest to them.
+    """Samples and the images that are nearest to them.
 
     Attributes:
       samples: [n,h,w,1 or 3] uint8.
@@ -114,9 +92,8 @@ class Report:
 
     Attributes:
       title: heading.
-      protocol: how it was measured, in words by what they settle: "samples", "resize", …
-      records: figures, see `summaries.Record`.
-      info: of every figure in records, by its key; their order is the table's.
+      protocol: how the metrics were made, in words by name.
+      records: the metrics.
       pictures: class grids and the like, in order.
       neighbors: nearest training images, or None.
       notes: exclusions, warnings, what could not be computed and why.
@@ -124,30 +101,29 @@ class Report:
 
     title: str
     protocol: Mapping[str, str]
-    records: Sequence[Record]
-    info: Mapping[str, FigureInfo]
+    records: Sequence[MetricRecord]
     pictures: Sequence[Picture]
     neighbors: Neighbors | None
     notes: Sequence[str]
 
 
-def write_report(path: str | os.PathLike, report: Report, *, curve: tuple[str, str] | None) -> None:
+def write_page(path: str | os.PathLike, report: Report, *, curve: tuple[str, str] | None) -> None:
     """Writes the page as one HTML file, whole or not at all.
 
     Args:
       path: of the file; its directory exists.
-      report: see `Report`.
-      curve: keys (x, y) of the trade-off over α to draw; y also chooses the α in the headline,
-        which the first figure of the table does without a curve.
+      report: what to show.
+      curve: keys (x, y) of the trade-off over α to draw. The headline is at the best α by y, or
+        without a curve by the first metric of the table.
 
     Raises:
-      ValueError: a figure without its info, or two records of one figure, α and seed.
+      ValueError: an unknown metric, or two records of one metric, α and seed.
     """
     sections = [
         _headline(report, curve),
         _notes(report.notes),
         _protocol(report.protocol),
-        _figures(report),
+        _metrics(report.records),
         _curve(report, curve),
         _pictures(report.pictures),
         _neighbors(report.neighbors),
@@ -165,37 +141,41 @@ def write_report(path: str | os.PathLike, report: Report, *, curve: tuple[str, s
 
 
 def _headline(report: Report, curve: tuple[str, str] | None) -> str:
-    """The first figures in large type, at the α that is best in one of them."""
-    order = in_order(report.records, report.info)
+    """The first metrics in large type, at the α that is best by one of them."""
+    order = keys_in_order(report.records)
     first = [name for name in (curve or ())[::-1] if name in order]
     order = list(dict.fromkeys([*first, *order]))
     rows = summarize(report.records)
-    best = best_rows(rows, order[0], report.info[order[0]].better) if order else []
+    best = best_rows(rows, order[0]) if order else []
     if not best:
-        return '<p class="where">No figure came out finite.</p>' if order else ""
+        return '<p class="where">No metric came out finite.</p>' if order else ""
     column = rows.index(best[0])
-    lines = {line.key: line for line in table_lines(report.records, report.info)}
-    having = [name for name in order if lines[name].cells[column] is not None]
-    tiles = "".join(
-        _headline_tile(lines[name], lines[name].cells[column]) for name in having[:_HEADLINES]
-    )
-    where = _where(report.info[order[0]], best[0], len(rows))
+    lines = {line.key: line for line in table_lines(report.records)}
+    shown = [(lines[name], cell) for name in order if (cell := lines[name].cells[column])]
+    tiles = "".join(_headline_tile(line, cell) for line, cell in shown[:_HEADLINES])
+    where = _where(METRICS[order[0]].name, best, len(rows))
     return f'<p class="where">{where}</p><dl class="tiles">{tiles}</dl>\n'
 
 
 def _headline_tile(line: Line, cell: Cell) -> str:
-    real = f"<span>real {line.floor}</span>" if line.floor else ""
+    real = f"<span>real {line.baseline}</span>" if line.baseline else ""
     return (
         f'<div class="tile"><dt>{html.escape(line.name)}</dt><dd><b>{cell.value}</b> '
         f"<small>{cell.deviation}</small>{real}</dd></div>"
     )
 
 
-def _where(info: FigureInfo, best: Row, count: int) -> str:
-    if best.alpha is None and count == 1:
-        return "The figures"
-    words = f"At {alpha_words(best.alpha)}"
-    return html.escape(f"{words}, the best of {count} by {info.name}" if count > 1 else words)
+def _where(name: str, best: Sequence[Row], count: int) -> str:
+    """At which of `count` α's the headline is, and which others tie with it by the metric."""
+    first, *ties = (alpha_words(row.alpha) for row in best)
+    if best[0].alpha is None and count == 1:
+        return "The metrics"
+    words = f"At {first}"
+    if count > 1:
+        words += f", the best of {count} by {name}"
+    if ties:
+        words += f" (a tie with {', '.join(ties)})"
+    return html.escape(words)
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -208,15 +188,12 @@ def _notes(notes: Sequence[str]) -> str:
     )
 
 
-def _figures(report: Report) -> str:
-    if not report.records:
+def _metrics(records: Sequence[MetricRecord]) -> str:
+    if not records:
         return ""
-    key = table_key(report.records)
-    if marks_best(table_lines(report.records, report.info)):
-        key.append("Bold: the best α of a figure.")
+    key = table_key(records, mark="Bold")
     words = f'<p class="key">{" ".join(key)}</p>' if key else ""
-    table = html_table(report.records, report.info)
-    return f"<section><h2>Figures</h2>{table}{words}</section>\n"
+    return f"<section><h2>Metrics</h2>{html_table(records)}{words}</section>\n"
 
 
 def _curve(report: Report, curve: tuple[str, str] | None) -> str:
@@ -224,14 +201,13 @@ def _curve(report: Report, curve: tuple[str, str] | None) -> str:
         return ""
     x, y = curve
     light, dark = (
-        _data_uri(tradeoff_picture(report.records, x=x, y=y, info=report.info, dark=dark))
-        for dark in (False, True)
+        _data_uri(tradeoff_picture(report.records, x=x, y=y, dark=dark)) for dark in (False, True)
     )
-    words = html.escape(f"{report.info[y].name} over {report.info[x].name}")
+    words = html.escape(f"{METRICS[y].name} over {METRICS[x].name}")
     return (
         f'<section><h2>Trade-off over α</h2><figure class="curve"><picture>'
         f'<source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="Curve of {words}, a point per α; its values are in the table.">'
+        f'<img src="{light}" alt="Curve of {words}, a point for each α; the table has its values.">'
         f"</picture></figure></section>\n"
     )
 
@@ -239,8 +215,8 @@ def _curve(report: Report, curve: tuple[str, str] | None) -> str:
 def _pictures(pictures: Sequence[Picture]) -> str:
     if not pictures:
         return ""
-    figures = "".join(map(_picture, pictures))
-    return f'<section><h2>Samples</h2><div class="pictures">{figures}</div></section>\n'
+    shown = "".join(map(_picture, pictures))
+    return f'<section><h2>Samples</h2><div class="pictures">{shown}</div></section>\n'
 
 
 def _picture(picture: Picture) -> str:
@@ -260,8 +236,8 @@ def _neighbors(neighbors: Neighbors | None) -> str:
     groups = "".join(_neighbor_row(neighbors, i) for i in range(n))
     return (
         "<section><h2>Nearest training images</h2>"
-        f"<p>{words} Left each sample, then its {k} nearest, with the "
-        f'distance beneath.</p><div class="neighbors" style="--tiles:{k + 1}">{groups}</div>'
+        f"<p>{words} Each row has a sample on the left, then its {k} nearest, with their "
+        f'distances beneath.</p><div class="neighbors" style="--tiles:{k + 1}">{groups}</div>'
         "</section>\n"
     )
 
@@ -290,9 +266,9 @@ def _protocol(protocol: Mapping[str, str]) -> str:
 
 
 def _image(image: np.ndarray, alt: str, factor: int) -> str:
-    """An <img> `factor` times as large, its alt text escaped by the caller.
+    """An <img> `factor` times as large; the caller has escaped its alt text.
 
-    Pixels of an enlarged one are repeated in the file: squares stay even at every zoom.
+    The file of an enlarged one repeats the pixels, so that squares stay even at every zoom.
     """
     height, width = (side * factor for side in image.shape[:2])
     repeats = _DENSITY * factor if factor > 1 else 1

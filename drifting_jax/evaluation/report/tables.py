@@ -1,29 +1,30 @@
-"""Tables of figures, in plain text and in HTML: a row per figure, a column per α."""
+"""Tables of metrics, in plain text and in HTML: a row for each metric, a column for each α."""
 
 from __future__ import annotations
 
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from drifting_jax.evaluation.metrics.catalogue import METRICS, Metric
+from drifting_jax.evaluation.metrics.records import MetricRecord
 from drifting_jax.evaluation.report.summaries import (
-    FigureInfo,
-    Record,
     Row,
     Summary,
+    baselines,
     best_rows,
-    floors,
-    in_order,
+    keys_in_order,
     summarize,
 )
 
-_ARROWS = {"lower": "↓", "higher": "↑", "near 1": "→1"}
+_ARROWS = {"lower": "↓", "higher": "↑", "near 1": "→1", "near real": "→real"}
 WORDS = {
     "lower": "lower is better",
     "higher": "higher is better",
     "near 1": "nearer to 1 is better",
+    "near real": "nearer to real is better",
 }
 _MOST_ALPHAS = 5  # side by side in a terminal
 _TERMINAL_WIDTH = 100
@@ -32,7 +33,7 @@ _LINK = re.compile(r"https?://[^\s<>]*[^\s<>.,;)]|arXiv[: ](\d{4}\.\d{4,5})")
 
 
 class Cell(NamedTuple):
-    """One figure at one α as words: "2.310", "± 0.021" (or "(0.021)", or nothing), best or not."""
+    """One metric at one α in words: "2.310", "± 0.021" (or "(0.021)", or nothing), best or not."""
 
     value: str
     deviation: str
@@ -41,16 +42,16 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One figure as words: a cell per row of the summary (None: not measured), and the floor.
+    """One metric in words: a cell for each α (None: not measured), and the baseline.
 
-    `key` is its name in the records, `name` the one to show, with the power of ten.
+    `key` is its key in `METRICS`, `name` the one to show, with a power of ten.
     """
 
     key: str
     name: str
-    info: FigureInfo
+    metric: Metric
     cells: list[Cell | None]
-    floor: str
+    baseline: str
 
 
 def number(value: float) -> str:
@@ -70,30 +71,38 @@ def alpha_words(alpha: float | None) -> str:
     return "samples" if alpha is None else f"α = {alpha:g}"
 
 
-def table_lines(records: Sequence[Record], info: Mapping[str, FigureInfo]) -> list[Line]:
-    """A line per figure, in the order of `info`; small figures all times one power of ten.
+def table_lines(records: Sequence[MetricRecord]) -> list[Line]:
+    """A line for each metric, in the order of `METRICS`; small metrics all times one power of ten.
 
-    Where several α's are compared the best is marked.
+    If several α's are compared, the best are marked.
 
     Raises:
-      ValueError: see `in_order` and `summarize`.
+      ValueError: see `keys_in_order` and `summarize`.
     """
-    rows, real = summarize(records), floors(records)
-    return [_line(name, info[name], rows, real.get(name)) for name in in_order(records, info)]
+    rows, real = summarize(records), baselines(records)
+    return [_line(name, rows, real.get(name)) for name in keys_in_order(records)]
 
 
-def table_key(records: Sequence[Record]) -> list[str]:
-    """What the numbers of a table are: a sentence for each kind that it has."""
-    summaries = [summary for row in summarize(records) for summary in row.figures.values()]
+def table_key(records: Sequence[MetricRecord], *, mark: str) -> list[str]:
+    """What the numbers of a table are: a sentence for each kind that it has.
+
+    Args:
+      records: of the table.
+      mark: what marks the best, such as "*".
+    """
+    summaries = [summary for row in summarize(records) for summary in row.metrics.values()]
     several = sorted({summary.seeds for summary in summaries if summary.seeds > 1})
     sentences = []
+    if marks_best(table_lines(records)):
+        ties = ", and each α that differs from it by at most the sum of both deviations"
+        sentences.append(f"{mark}: the best α of a metric{ties if several else ''}.")
     if several:
         counts = " to ".join(str(count) for count in dict.fromkeys((several[0], several[-1])))
         sentences.append(f"±: sample standard deviation over {counts} seeds.")
     if any(summary.within is not None for summary in summaries):
         sentences.append("In brackets: standard deviation over subsets or splits of one set.")
-    if floors(records):
-        sentences.append("real: the same figure of real images.")
+    if baselines(records):
+        sentences.append("real: the same metric of real images.")
     return sentences
 
 
@@ -102,41 +111,54 @@ def marks_best(lines: Sequence[Line]) -> bool:
     return any(cell is not None and cell.best for line in lines for cell in line.cells)
 
 
-def figures_table(records: Sequence[Record], info: Mapping[str, FigureInfo]) -> str:
-    """Plain text for a terminal: figures down, α across, in blocks of at most 5 α's.
+def metrics_table(records: Sequence[MetricRecord]) -> str:
+    """Plain text for a terminal: metrics down, α across, in blocks of at most 5 α's.
 
     Raises:
-      ValueError: a figure without its info, or two records of one figure, α and seed.
+      ValueError: an unknown metric, or two records of one metric, α and seed.
     """
-    lines, rows = table_lines(records, info), summarize(records)
+    lines, rows = table_lines(records), summarize(records)
     if not lines:
-        return "no figures"
+        return "no metrics"
     for most in range(min(_MOST_ALPHAS, len(rows)), 0, -1):
         blocks = [_block(lines, rows, i, i + most) for i in range(0, len(rows), most)]
         if max(len(text) for block in blocks for text in block) <= _TERMINAL_WIDTH:
             break
-    used = dict.fromkeys(line.info.better for line in lines)
-    key = [f"{_ARROWS[better]} {WORDS[better]}" for better in used]
-    if marks_best(lines):
-        key.append("* best α")
-    words = ["; ".join(key) + ".", *table_key(records)]
+    used = dict.fromkeys(line.metric.better for line in lines)
+    arrows = "; ".join(f"{_ARROWS[better]} {WORDS[better]}" for better in used)
+    words = [f"{arrows}.", *table_key(records, mark="*")]
     return "\n\n".join("\n".join(block) for block in [*blocks, words])
 
 
-def html_table(records: Sequence[Record], info: Mapping[str, FigureInfo]) -> str:
-    """The same as an HTML table: the best of each figure bold, its definition beneath.
+def baseline_table(records: Sequence[MetricRecord], *, num_samples: int) -> str:
+    """Plain text for a terminal: the metrics of one set, each beside its baseline."""
+    width = max(len(record.metric) for record in records)
+    lines = [
+        f"{num_samples} samples; 'real' is the same metric of real images",
+        f"{'metric':<{width}}  {'samples':>10}  {'real':>10}  better",
+    ]
+    for record in records:
+        better = METRICS[record.metric].better
+        lines.append(
+            f"{record.metric:<{width}}  {record.value:>10.4f}  {record.baseline:>10.4f}  {better}"
+        )
+    return "\n".join(lines)
+
+
+def html_table(records: Sequence[MetricRecord]) -> str:
+    """The table in HTML: the best of each metric bold, its definition beneath.
 
     Raises:
-      ValueError: see `figures_table`.
+      ValueError: see `metrics_table`.
     """
-    lines, rows = table_lines(records, info), summarize(records)
-    real = any(line.floor for line in lines)
+    lines, rows = table_lines(records), summarize(records)
+    real = any(line.baseline for line in lines)
     heads = [alpha_words(row.alpha) for row in rows] + ["real"] * real
     head = "".join(f'<th scope="col">{html.escape(words)}</th>' for words in heads)
     bodies = "".join(_html_body(line, len(heads), real=real) for line in lines)
     return (
         '<div class="scroll"><table>'
-        f'<thead><tr><th scope="col">figure</th>{head}</tr></thead>{bodies}</table></div>'
+        f'<thead><tr><th scope="col">metric</th>{head}</tr></thead>{bodies}</table></div>'
     )
 
 
@@ -165,10 +187,10 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:].rstrip(".") + "."
 
 
-def _line(name: str, info: FigureInfo, rows: Sequence[Row], floor: float | None) -> Line:
-    summaries = [row.figures.get(name) for row in rows]
+def _line(key: str, rows: Sequence[Row], baseline: float | None) -> Line:
+    metric, summaries = METRICS[key], [row.metrics.get(key) for row in rows]
     power = _power([summary.mean for summary in summaries if summary])
-    best = best_rows(rows, name, info.better) if sum(map(bool, summaries)) > 1 else []
+    best = best_rows(rows, key) if sum(map(bool, summaries)) > 1 else []
     cells = [
         summary
         and Cell(
@@ -180,12 +202,12 @@ def _line(name: str, info: FigureInfo, rows: Sequence[Row], floor: float | None)
         for row, summary in zip(rows, summaries, strict=True)
     ]
     unit = f" ×10{str(power).translate(_SUPERSCRIPTS)}" if power else ""
-    real = "" if floor is None else number(floor * 10.0**power)
-    return Line(name, f"{info.name}{unit}", info, cells, real)
+    real = "" if baseline is None else number(baseline * 10.0**power)
+    return Line(key, f"{metric.name}{unit}", metric, cells, real)
 
 
 def _deviation_words(summary: Summary, factor: float) -> str:
-    """To the decimals of its mean, and at least one digit."""
+    """A deviation with as many decimals as its mean, and at least one digit."""
     deviation = summary.within if summary.deviation is None else summary.deviation
     if deviation is None:
         return ""
@@ -197,12 +219,12 @@ def _deviation_words(summary: Summary, factor: float) -> str:
 
 
 def _block(lines: Sequence[Line], rows: Sequence[Row], first: int, last: int) -> list[str]:
-    """Lines of text of the α's from `first` up to `last`."""
-    columns = [["figure", *(f"{line.name} {_ARROWS[line.info.better]}" for line in lines)]]
+    """Lines of text for the α's from `first` up to `last`."""
+    columns = [["metric", *(f"{line.name} {_ARROWS[line.metric.better]}" for line in lines)]]
     for i, row in enumerate(rows[first:last], first):
         columns.append([f"{alpha_words(row.alpha)} ", *(_text(line.cells[i]) for line in lines)])
-    if any(line.floor for line in lines):
-        columns.append(["real", *(line.floor for line in lines)])
+    if any(line.baseline for line in lines):
+        columns.append(["real", *(line.baseline for line in lines)])
     widths = [max(map(len, column)) for column in columns]
     return [
         "  ".join(
@@ -221,15 +243,13 @@ def _text(cell: Cell | None) -> str:
 
 
 def _html_body(line: Line, columns: int, *, real: bool) -> str:
-    """The rows of one figure: its values, and what it is."""
-    cells = "".join(map(_html_cell, line.cells)) + real * f'<td class="real">{line.floor}</td>'
-    name = (
-        f"{html.escape(line.name)}&nbsp;<span aria-hidden='true'>{_ARROWS[line.info.better]}</span>"
-    )
-    source = f' <span class="source">{linked(line.info.source)}</span>' if line.info.source else ""
-    definition = (
-        f"{WORDS[line.info.better].capitalize()}. {html.escape(_sentence(line.info.definition))}"
-    )
+    """The rows of one metric: its values, and what it is."""
+    cells = "".join(map(_html_cell, line.cells)) + real * f'<td class="real">{line.baseline}</td>'
+    metric = line.metric
+    arrow = f"<span aria-hidden='true'>{_ARROWS[metric.better]}</span>"
+    name = f"{html.escape(line.name)}&nbsp;{arrow}"
+    source = f' <span class="source">{linked(metric.source)}</span>' if metric.source else ""
+    definition = f"{WORDS[metric.better].capitalize()}. {html.escape(_sentence(metric.definition))}"
     return (
         f'<tbody><tr><th scope="row">{name}</th>{cells}</tr>'
         f'<tr class="definition"><td colspan="{columns + 1}"><div>{definition}{source}</div></td>'

@@ -8,7 +8,7 @@ from drifting_jax.data.points import MODE_STD, modes, sample_target
 from drifting_jax.evaluation.metrics.points import (
     mode_shares,
     sliced_wasserstein,
-    sliced_wasserstein_floor,
+    sliced_wasserstein_baseline,
 )
 
 draw = partial(sample_target, "two_modes")
@@ -38,16 +38,16 @@ def test_symmetric_and_repeatable():
     np.testing.assert_allclose(sliced_wasserstein(a, b), sliced_wasserstein(b, a), rtol=1e-12)
 
 
-def test_a_lost_mode_stands_far_above_the_floor():
-    floor = sliced_wasserstein_floor(draw, num_samples=500, pairs=16)
+def test_a_lost_mode_costs_far_more_than_the_baseline():
+    baseline = sliced_wasserstein_baseline(draw, num_samples=500, pairs=16)
     points = draw(np.random.default_rng(5), 1000)
     half = points[points[:, 0] > 0]
-    assert sliced_wasserstein(half, points) > 8 * floor
-    assert sliced_wasserstein_floor(draw, num_samples=500, pairs=16) == floor
+    assert sliced_wasserstein(half, points) > 8 * baseline
+    assert sliced_wasserstein_baseline(draw, num_samples=500, pairs=16) == baseline
 
 
-def test_floor_shrinks_with_the_number_of_points():
-    few, many = (sliced_wasserstein_floor(draw, num_samples=n, pairs=24) for n in (50, 1250))
+def test_baseline_shrinks_with_the_number_of_points():
+    few, many = (sliced_wasserstein_baseline(draw, num_samples=n, pairs=24) for n in (50, 1250))
     np.testing.assert_allclose(few / many, 5.0, rtol=0.4)  # as 1/sqrt(n)
 
 
