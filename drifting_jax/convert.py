@@ -77,7 +77,7 @@ def write_network(out: Path, network: Network, *, to: str) -> None:
         raise UserError(f"--out must be a new folder; {out} exists")
     if to == "plain":
         save_network(out, network)
-    elif network.kind in ("generator", "autoencoder"):
+    elif release.has_format(network.model):
         release.write_artifact(
             out,
             network.model,
@@ -87,8 +87,8 @@ def write_network(out: Path, network: Network, *, to: str) -> None:
         )
     else:
         raise UserError(
-            f"the release's format holds generators and autoencoders; this is a {network.kind}: "
-            "use --to=plain"
+            "the release's format holds generators (DiT) and autoencoders; this is a "
+            f"{network.kind} ({type(network.model).__name__}): use --to=plain"
         )
 
 

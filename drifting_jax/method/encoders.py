@@ -70,12 +70,6 @@ def map_features(model: nn.Module, *, patch_sizes: Sequence[int] = (2, 4)) -> Fe
     return feature_function
 
 
-def raw_features(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-    """The sample itself, flattened: a feature function without variables."""
-    del variables
-    return features.raw_features(images)
-
-
 def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunction:
     """Features of the images that latents decode to; gradients flow through both (A.4).
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
-from drifting_jax.models.pixels import imagenet_input
+from drifting_jax.models.pixels import imagenet_input, one_image
 
 
 def normalize_locations(feature_map: jax.Array) -> jax.Array:
@@ -159,6 +159,11 @@ class ConvNeXtV2(nn.Module):
         stages = self._stages(images)
         maps = {name: normalize_locations(x) for name, x in stages.items()}
         return {**maps, "pooled": self._pool(stages)[:, None, None]}
+
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(self.image_size),)
 
     def _stages(self, images: jax.Array) -> dict[str, jax.Array]:
         return self.trunk(imagenet_input(images, self.image_size, "linear").astype(self.dtype))

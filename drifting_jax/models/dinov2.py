@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.models import layers
-from drifting_jax.models.pixels import check_images, imagenet_input
+from drifting_jax.models.pixels import check_images, imagenet_input, one_image
 
 # Float32 means float32 on every accelerator; bfloat16 operands are not affected.
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -246,6 +246,11 @@ class DINOv2(nn.Module):
         if self.final_feature:
             maps["final"] = self._as_map(self.norm(hidden[-1]), pixels)
         return maps
+
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(self.patch_size),)
 
     def _hidden(self, pixels: jax.Array) -> list[jax.Array]:
         """Tokens [b, 1 + t, width]: the embeddings, then after every block."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drifting_jax.models.pixels import check_images
+from drifting_jax.models.pixels import check_images, one_image
 
 # Float32 means float32 on every accelerator.
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -278,6 +278,11 @@ class InceptionV3(nn.Module):
         x = InceptionE("max", name="Mixed_7c")(x)
         features["2048"] = x.mean((1, 2))
         return features | self._logits(features["2048"])
+
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(_SMALLEST),)
 
     def _logits(self, pooled: jax.Array) -> dict[str, jax.Array]:
         kernel = self.param("fc_kernel", nn.initializers.lecun_normal(), (pooled.shape[-1], 1008))

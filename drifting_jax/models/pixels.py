@@ -34,6 +34,11 @@ def imagenet_input(images: jax.Array, image_size: int | None, resize: str) -> ja
     return ((images + 1) / 2 - mean) / std
 
 
+def one_image(side: int, channels: int = 3) -> jax.ShapeDtypeStruct:
+    """The shape of a batch of one square image, float32, for `eval_shape`."""
+    return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+
+
 def check_images(images: jax.Array) -> None:
     """Raises ValueError unless `images` is [b, h, w, 3]."""
     if images.ndim != 4 or images.shape[-1] != 3:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
-from drifting_jax.models.pixels import check_images, imagenet_input
+from drifting_jax.models.pixels import check_images, imagenet_input, one_image
 
 
 class FrozenBatchNorm(nn.Module):
@@ -167,6 +167,11 @@ class ResNet(nn.Module):
                     maps[f"stage{i}_block{j}"] = every[f"stage{i}_block{j}"]
             maps[f"stage{i}"] = every[f"stage{i}_block{depth}"]
         return maps
+
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(32),)
 
     def _maps(self, pixels: jax.Array) -> dict[str, jax.Array]:
         check_images(pixels)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
+from drifting_jax.models.pixels import one_image
 
 
 class Reconstruction(flax.struct.PyTreeNode):
@@ -212,6 +213,13 @@ class ResNetMAE(nn.Module):
         """
         x = self._patchify(images)
         return {"input": x, **self.encoder(x.astype(self.dtype), self.every_k_block)}
+
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes: an image and its mask."""
+        side = 2 ** (len(self.blocks) - 1)  # of the patchified grid; the last stage has 1 position
+        mask = jax.ShapeDtypeStruct((1, side, side), jnp.float32)
+        return one_image(side * self.input_patch_size, self.in_channels), mask
 
     def _patchify(self, images: jax.Array) -> jax.Array:
         if images.ndim != 4 or images.shape[-1] != self.in_channels:

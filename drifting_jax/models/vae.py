@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
+from drifting_jax.models.pixels import one_image
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
@@ -253,31 +254,15 @@ class VAE(nn.Module):
         return self.decode(latents / self.scaling_factor)
 
     @nn.nowrap
-    def scale(self, sample: jax.Array) -> jax.Array:
-        """Scaled latents of unscaled ones, any shape; needs no parameters."""
-        return self.scaling_factor * sample
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(self.downsampling, self.in_channels),)
 
 
 def split_moments(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and clipped log-variance [..., c] float32 of the encoder's moments [..., 2 * c]."""
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
-
-
-def sample_latent(key: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """Draws unscaled latents from the posterior.
-
-    Args:
-      key: typed PRNG key.
-      mean: [b, h', w', c], of `VAE.encode`.
-      log_variance: [b, h', w', c].
-
-    Returns:
-      [b, h', w', c] float32: mean + exp(log_variance / 2) * normal noise.
-    """
-    noise = jax.random.normal(key, mean.shape)
-    deviation = jnp.exp(log_variance.astype(jnp.float32) / 2)
-    return mean.astype(jnp.float32) + deviation * noise
 
 
 def _check(name: str, x: jax.Array, channels: int) -> None:

@@ -5,6 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.feature_losses import FeatureSets
 from drifting_jax.method.fields import FieldOptions
 from drifting_jax.method.losses import DriftingStatistics
-from drifting_jax.models.dit import DiT
-from drifting_jax.steps import sample_queue, sampling
+from drifting_jax.models import generators
+from drifting_jax.steps import sample_queue
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.state import TrainState, apply_gradients
 
@@ -109,7 +110,7 @@ def generator_step(
     batch: Mapping[str, jax.Array],
     key: jax.Array,
     *,
-    model: DiT,
+    model: nn.Module,
     feature_function: FeatureFunction,
     optimizer: optax.GradientTransformation,
     settings: GeneratorStepConfig,
@@ -209,7 +210,7 @@ def _feature_sets(
     mesh: Mesh,
     *,
     apart: bool,
-    model: DiT,
+    model: nn.Module,
     feature_function: FeatureFunction,
 ) -> FeatureSets:
     """Generates the samples of some rows; features of them and of the real ones (3.4).
@@ -223,7 +224,7 @@ def _feature_sets(
     def of_rows(per_row: jax.Array) -> jax.Array:
         return class_rows.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
 
-    draw = jax.vmap(jax.vmap(lambda key: sampling.draw_inputs(key, model)))
+    draw = jax.vmap(jax.vmap(lambda key: generators.draw_inputs(key, model)))
     noise, styles = (class_rows.merge(x, sharding) for x in draw(rows.input_keys))
     images = model.apply(
         {"params": params}, noise, of_rows(rows.label), styles, of_rows(rows.cfg_scale)

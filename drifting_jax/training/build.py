@@ -1,6 +1,6 @@
 """From a config to the objects that it describes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import flax.linen as nn
 import jax
@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
+from drifting_jax.config.checks import listed
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import Source
 from drifting_jax.distributed import meshes
@@ -16,15 +17,15 @@ from drifting_jax.errors import UserError
 from drifting_jax.method import encoders, features
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.fields import FieldOptions
-from drifting_jax.models import layers
-from drifting_jax.models.dit import DiT
+from drifting_jax.models import generators, layers
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
 from drifting_jax.models.vae import VAE
-from drifting_jax.steps import sample_queue, sampling
+from drifting_jax.steps import sample_queue
 from drifting_jax.steps.encoder_step import EncoderStepConfig
 from drifting_jax.steps.generator_step import GeneratorStepConfig
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.steps.sample_queue import SampleQueue
+from drifting_jax.weights.networks import ENCODERS
 
 _SAMPLES_AT_ONCE = 64  # generated, on a device, where config.train.microbatches is left open
 
@@ -41,30 +42,29 @@ def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None
         raise UserError(f"config.mesh: {error}") from None
 
 
-def make_generator(config: ConfigDict, source: Source) -> DiT:
-    """The generator for a source's image shape and classes."""
-    height, width, channels = source.image_shape
-    if height != width:
-        raise UserError(f"the generator makes square images; found {height}x{width}")
-    m = config.model
-    return DiT(
-        image_size=height,
-        in_channels=channels,
-        out_channels=channels,
-        patch_size=m.patch_size,
-        width=m.width,
-        depth=m.depth,
-        num_heads=m.num_heads,
-        num_classes=source.num_classes,
-        mlp_ratio=m.mlp_ratio,
-        num_context_tokens=m.num_context_tokens,
-        num_style_books=m.num_style_books,
-        styles_per_book=m.styles_per_book,
-        dtype=jnp.dtype(m.dtype),
-        attention_dtype=jnp.dtype(m.attention_dtype),
-        remat=m.remat,
-        scan=m.scan,
-    )
+def make_generator(config: ConfigDict, source: Source) -> nn.Module:
+    """The generator of config.model for a source's image shape and classes.
+
+    Raises:
+      UserError: there is no such kind, or it cannot make images of this shape.
+    """
+    kind = config.model.get("kind", generators.DEFAULT_KIND)
+    _check_choice("model.kind", kind, generators.GENERATORS)
+    try:
+        return generators.make_generator(
+            config.model,
+            kind=kind,
+            image_shape=source.image_shape,
+            num_classes=source.num_classes,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _check_choice(name: str, found: str, choices: Iterable[str]) -> None:
+    """Checks a field whose choices are a table that the config does not know."""
+    if found not in choices:
+        raise UserError(f"config.{name} must be one of {listed(tuple(choices))}; found {found!r}")
 
 
 def make_encoder(config: ConfigDict, source: Source) -> ResNetMAE:
@@ -107,11 +107,7 @@ def make_feature_function(
         )
     }
     if extra is not None:
-        of_images = (
-            encoders.convnext_features(extra)
-            if kind == "convnext"
-            else encoders.map_features(extra, patch_sizes=patch_sizes)
-        )
+        of_images = ENCODERS[kind].features(extra, patch_sizes)
         functions[kind] = encoders.through_decoder(vae, of_images) if vae else of_images
     of_encoders = encoders.compose(functions)
 
@@ -123,18 +119,18 @@ def make_feature_function(
 
 
 def check_models(config: ConfigDict, source: Source) -> None:
-    """Makes sure that both networks fit the images, before anything is trained.
+    """Checks the kinds of networks, and that those which are trained fit the images.
 
     Raises:
-      UserError: naming the section, config.model or config.encoder.
+      UserError: naming the field, or the section, config.model or config.encoder.
     """
+    _check_choice("extra_encoder.kind", config.extra_encoder.kind, ("none", *ENCODERS))
     model, encoder = make_generator(config, source), make_encoder(config, source)
-    image, one = jnp.zeros((1, *source.image_shape)), jnp.ones(1)
+    image = jnp.zeros((1, *source.image_shape))
     key = stream_key(config, "generator_init")
 
     def init_generator() -> None:
-        noise, styles = sampling.draw_inputs(key, model)
-        model.init(key, noise[None], jnp.zeros(1, jnp.int32), styles[None], one)
+        generators.init_generator(key, model)
 
     def init_encoder() -> None:
         grid = layers.patchify(image, encoder.input_patch_size).shape[:3]

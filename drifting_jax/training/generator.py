@@ -14,6 +14,7 @@ from drifting_jax.config import ConfigDict, streams
 from drifting_jax.data.sources import Source
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
+from drifting_jax.models import generators
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.generator_step import GeneratorMetrics, culprit_name, generator_step
@@ -43,10 +44,7 @@ def state_maker(config: ConfigDict, source: Source, mesh: Mesh):
     model, optimizer = build.make_generator(config, source), build.generator_optimizer(config)
 
     def init() -> TrainState:
-        key = streams.stream_key(config, "generator_init")
-        noise, styles = sampling.draw_inputs(key, model)
-        label, scale = jnp.zeros(1, jnp.int32), jnp.ones(1)
-        params = model.init(key, noise[None], label, styles[None], scale)["params"]
+        params = generators.init_generator(streams.stream_key(config, "generator_init"), model)
         return create_state(params, optimizer, ema_decays=config.train.ema_decays)
 
     place = functools.partial(meshes.sharding_for_tree, mesh=mesh, rules=config.mesh.rules)
@@ -73,9 +71,9 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     encoder = train_mae.encoder_params(config, source, mesh, workdir=workdir, context=context)
     if encoder is None:
         return False
-    variables, networks, vae = frozen.place(config, encoder, given, mesh)
+    variables, extra, decoder, vae = frozen.place_networks(config, encoder, given, mesh)
     del encoder  # whose decoder would stay on the devices
-    feature_function = build.make_feature_function(config, source, **networks)
+    feature_function = build.make_feature_function(config, source, extra=extra, vae=decoder)
     images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
     names = list(jax.eval_shape(feature_function, variables, images))
     t = config.train

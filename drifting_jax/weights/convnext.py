@@ -6,13 +6,13 @@ The paper's pixel runs use `facebook/convnextv2-base-22k-224`.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+from drifting_jax.weights.shapes import param_shapes
 
 _PREFIX = "convnextv2."
 _CLASSIFIER = r"classifier\.(weight|bias)"
@@ -67,7 +67,7 @@ def from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) ->
 
 def load(
     tensors: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
     *,
     dtype: jnp.dtype = jnp.float32,
     origin: str = "the file",
@@ -77,7 +77,7 @@ def load(
     Args:
       tensors: of the file, by name, with or without the prefix "convnextv2."; the classifier is
         not needed.
-      config: the object of the `config.json` beside it.
+      config: the object of the `config.json` beside it; None for transformers' default sizes.
       dtype: compute dtype.
       origin: what to call the file in an error.
 
@@ -88,11 +88,11 @@ def load(
       UserError: the config is of another architecture; a tensor is missing, has another shape or is
         left over.
     """
-    model = from_config(config, dtype=dtype)
-    images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    model = from_config(config or {}, dtype=dtype)
     tensors = {_full_name(name): array for name, array in tensors.items()}
-    params = assemble(template, table(model), tensors, ignored=(_CLASSIFIER,), origin=origin)
+    params = assemble(
+        param_shapes(model), table(model), tensors, ignored=(_CLASSIFIER,), origin=origin
+    )
     return model, {"params": params}
 
 

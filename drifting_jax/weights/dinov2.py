@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+from drifting_jax.weights.shapes import param_shapes
 
 # What an entry that a config.json lacks stands for.
 _SIZES = {
@@ -142,9 +142,7 @@ def load(
     if position_offset is None:
         position_offset = _HUB_OFFSET if hub else 0.0
     model = from_config(config, position_offset=position_offset, dtype=dtype)
-    images = jax.ShapeDtypeStruct((1, model.patch_size, model.patch_size, 3), jnp.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    params = assemble(template, table(model), tensors, ignored=_IGNORED, origin=origin)
+    params = assemble(param_shapes(model), table(model), tensors, ignored=_IGNORED, origin=origin)
     return model, {"params": params}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+from drifting_jax.weights.shapes import param_shapes
 
 _PART = r"conv1|bn1|layer\d+\.\d+\.(?:conv\d|bn\d|downsample\.\d)"
 _NAME = re.compile(rf"((?:.*?[./])??)(?:{_PART})\.\w+")
@@ -77,11 +77,11 @@ def load(
         num_classes=_rows(tensors, f"{prefix}fc.weight", 2, origin) if classifier else 0,
         dtype=dtype,
     )
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     patterns = (_COUNTER,) if classifier else (_COUNTER, _HEAD)
     ignored = [re.escape(prefix) + pattern for pattern in patterns]
-    params = assemble(template, table(model, prefix), tensors, ignored=ignored, origin=origin)
+    params = assemble(
+        param_shapes(model), table(model, prefix), tensors, ignored=ignored, origin=origin
+    )
     return model, {"params": params}
 
 

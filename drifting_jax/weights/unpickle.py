@@ -67,7 +67,7 @@ class PickledArray(_PickledDtype):
     """The same of an array."""
 
 
-def _allowed_globals(most: int) -> dict[tuple[str, str], Any]:
+def allowed_globals(most: int) -> dict[tuple[str, str], Any]:
     """What a checkpoint may name: made anew for each, as it may set attributes of what it gets.
 
     Together these make no more than `most` bytes and entries: a few bytes of a pickle can name a
@@ -130,7 +130,7 @@ def _require_plain(key: Any) -> None:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads a pickle that names no more than `_allowed_globals`.
+    """Reads a pickle that names no more than `allowed_globals`.
 
     It is the one written in Python: that in C takes as much memory as a damaged index says. So
     does the instruction for writable bytes, which is left out, as are those for the registry of
@@ -144,7 +144,7 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: Any, path: Path):
         super().__init__(file, encoding="utf-8")
         self._path = path
-        self._globals = _allowed_globals(path.stat().st_size + 2**20)
+        self._globals = allowed_globals(path.stat().st_size + 2**20)
         self.storages: dict[str, Storage] = {}
 
     def _check_keys(self, pairs: list[Any]) -> None:

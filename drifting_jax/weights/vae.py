@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+from drifting_jax.weights.shapes import param_shapes
 
 # What an entry that a config.json lacks stands for.
 _SIZES = {
@@ -120,11 +120,8 @@ def load(
         left over.
     """
     model = VAE(dtype=dtype) if config is None else from_config(config, dtype=dtype)
-    side = model.downsampling
-    images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     tensors = _present_names(tensors, origin)
-    params = assemble(template, table(model), tensors, origin=origin)
+    params = assemble(param_shapes(model), table(model), tensors, origin=origin)
     return model, {"params": params}
 
 

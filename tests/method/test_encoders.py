@@ -12,9 +12,9 @@ from drifting_jax.method.encoders import (
     compose,
     convnext_features,
     map_features,
-    raw_features,
     through_decoder,
 )
+from drifting_jax.method.features import raw_features
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights import convnext, release
@@ -57,7 +57,7 @@ def test_autoencoder_and_convnext_give_the_features_of_the_release():
     )
     images = figures["activation_fn/in/x_int8"] * figures["activation_fn/in/x_scale"]
     found = jax.jit(feature_function)({"": {"params": params}, "convnext": variables}, images)
-    found |= raw_features(None, images)
+    found |= raw_features(images)
     shapes = read_release.meta(figures, "activation_fn/shapes")
     assert {released_name(key): tuple(shape) for key, shape in shapes.items()} == {
         name: x.shape for name, x in found.items()
@@ -99,8 +99,8 @@ def test_latents_go_through_the_decoder_with_their_gradients():
 
 def test_features_of_one_name_are_refused():
     model, variables, images = small_autoencoder()
-    both = compose({"": map_features(model), "a": raw_features})
+    both = compose({"": map_features(model), "a": lambda v, x: raw_features(x)})
     assert {"stem", "stage1/mean", "a/raw"} <= set(both({"": variables}, images))
-    clash = compose({"": lambda v, x: {"a/raw": x}, "a": raw_features})
+    clash = compose({"": lambda v, x: {"a/raw": x}, "a": lambda v, x: raw_features(x)})
     with pytest.raises(ValueError, match="two encoders give a feature called 'a/raw'"):
         clash({}, images)

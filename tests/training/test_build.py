@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from drifting_jax.config import base_config, resolve
+from drifting_jax.errors import UserError
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
@@ -57,6 +58,22 @@ def test_encoders_of_pixels_see_latents_through_the_decoder(kind):
     expected = {"convnext": ("stage4", (2, 49, 1024)), "resnet": ("stage4", (2, 49, 2048)),
                 "dinov2": ("final", (2, 256, 1024))}[kind]  # fmt: skip
     assert features[f"{kind}/{expected[0]}"] == expected[1]
+
+
+def test_kinds_of_networks_are_checked_against_their_tables():
+    found = config()
+    with found.unlocked():
+        found.model.kind = "gan"
+    with pytest.raises(UserError, match=r"config\.model\.kind must be one of 'dit'; found 'gan'"):
+        build.make_generator(found, GREY)
+    found = config()
+    found.extra_encoder.kind = "vae"  # a network, but no encoder
+    message = r"config\.extra_encoder\.kind must be one of 'none', 'convnext', 'resnet', 'dinov2'; "
+    with pytest.raises(UserError, match=message + "found 'vae'"):
+        build.check_models(found, GREY)
+    oblong = SimpleNamespace(image_shape=(8, 6, 1), num_classes=3)
+    with pytest.raises(UserError, match="makes square images; found 8x6"):
+        build.make_generator(config(), oblong)
 
 
 def test_no_other_network_is_none():
