@@ -1,4 +1,4 @@
-"""Pixels in [-1, 1] as networks trained on ImageNet take them."""
+"""Images in [-1, 1] as networks trained on ImageNet take them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def imagenet_input(images: jax.Array, image_size: int | None, resize: str) -> jax.Array:
-    """What a network trained on ImageNet sees: resized, then mean and std of ImageNet taken out.
+    """Resizes images and normalises them with ImageNet's mean and std.
 
     Args:
       images: [b, h, w, 3] in [-1, 1].

@@ -300,5 +300,5 @@ def _recognise(
                 return kind
     raise UserError(
         f"{path} holds no network that is known here ({len(tensors)} tensors, the first "
-        f"{min(tensors, default='none')}): say what it is with --kind, one of {', '.join(KINDS)}"
+        f"{min(tensors, default='none')}): give its kind, one of {', '.join(KINDS)}"
     )

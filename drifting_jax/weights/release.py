@@ -1,4 +1,4 @@
-"""Generators and masked autoencoders in the format of the paper's release, read and written.
+"""Reads and writes generators and masked autoencoders in the format of the paper's release.
 
 An artifact is a directory, or its folder `params_ema`, with `metadata.json` (kind, architecture,
 step, decay of the average) and `ema_params.msgpack` (flax's msgpack of the parameters).

@@ -16,7 +16,7 @@ from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
 
-# Our name of a layer -> the release's.
+# Our path of a layer -> the release's.
 _LAYERS = {
     "class_embedding": "Embed_0",
     "scale_embedding/hidden": "TimestepEmbedder_0/TorchLinear_0/Dense_0",
@@ -137,7 +137,7 @@ def to_tensors(model: DiT, params: PyTree) -> dict[str, np.ndarray]:
 
 
 def _table(model: DiT) -> dict[str, Tensor]:
-    """{our path, blocks apart: Tensor}; the style books are one array here, `noise_embeds`."""
+    """{our path: Tensor} with a tree for each block, and all style books as one `noise_embeds`."""
     paths = flatten_dict(param_shapes(model.clone(scan=False)), sep="/")
     return {path: Tensor(_name(path, model)) for path in paths}
 

@@ -214,7 +214,7 @@ def test_several_files_and_their_index(tmp_path):
             read(places)
     inner = tmp_path / "inner.bin"
     inner.write_text(json.dumps({"weight_map": {"w": "inner.bin"}}))
-    with pytest.raises(UserError, match="an index in its turn"):
+    with pytest.raises(UserError, match="which is an index too"):
         read({"w": "inner.bin"})
     (tmp_path / b).unlink()
     with pytest.raises(UserError, match="no file or folder"):
