@@ -28,7 +28,7 @@ def config(**changes):
 
 
 def shapes(found, source, *, extra=None, vae=None):
-    """Shapes of all features, nothing computed."""
+    """Shapes of all features; nothing is computed."""
     samples = jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
     variables = frozen.variables_shapes(found, source, extra, vae)
     function = build.make_feature_function(found, source, extra=extra, vae=vae)
@@ -89,7 +89,7 @@ def test_no_other_network_is_none():
     ids=["autoencoder", "convnext"],
 )
 def test_kernels_in_the_dtype_of_their_layer_give_the_same_bits(model):
-    """bfloat16 holds what the layer would have rounded; gradients, too."""
+    """The layer would round them itself; the gradients are the same too."""
     model = model.clone(dtype=jnp.bfloat16)
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1)
     keys = iter(jax.random.split(jax.random.key(1), 1000))

@@ -1,4 +1,4 @@
-"""Networks are recognised whatever holds them, and survive our own format bit for bit."""
+"""Networks are recognised in every format, and our own format keeps every bit."""
 
 import json
 import shutil
@@ -37,13 +37,13 @@ def test_the_kind_is_seen_from_config_or_names(tmp_path):
     for kind in ("vae", "dinov2"):
         network = load_network(TORCH / kind)
         assert (network.kind, type(network.model)) == (kind, NETWORKS[kind].module)
-    bare = tmp_path / "resnet.safetensors"  # nothing beside it
+    bare = tmp_path / "resnet.safetensors"  # without a config.json beside it
     shutil.copy(TORCH / "resnet50" / "resnet50_tiny.safetensors", bare)
     assert load_network(bare).kind == "resnet"
-    figures = read_release.load("E_convnextv2.npz")
+    arrays = read_release.load("E_convnextv2.npz")
     folder = tmp_path / "convnext"
     folder.mkdir()
-    np.savez(folder / "model.npz", **{k[3:]: figures[k] for k in figures.files if k[:3] == "hf/"})
+    np.savez(folder / "model.npz", **{k[3:]: arrays[k] for k in arrays.files if k[:3] == "hf/"})
     sizes = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 12, 16, 24]}
     (folder / "config.json").write_text(json.dumps({"model_type": "convnextv2"} | sizes))
     assert load_network(folder).model.widths == (8, 12, 16, 24)

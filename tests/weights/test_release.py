@@ -1,4 +1,4 @@
-"""The release's artifacts: read with the right architecture, written again bit for bit."""
+"""The release's artifacts are read with the right architecture and written back bit for bit."""
 
 import json
 
@@ -30,14 +30,14 @@ def test_a_generator_is_read_and_gives_the_reference_images(tmp_path):
         artifact.params,
         release_names.generator_params(read_release.load_params("C_generator_latent.npz")),
     )
-    figures = read_release.load("C_generator_latent.npz")
-    arguments = [figures[f"in/{key}"] for key in ("x", "c", "noise_labels", "cfg_scale")]
+    arrays = read_release.load("C_generator_latent.npz")
+    arguments = [arrays[f"in/{key}"] for key in ("x", "c", "noise_labels", "cfg_scale")]
     images = jax.jit(artifact.model.apply)({"params": artifact.params}, *arguments)
-    np.testing.assert_allclose(images, figures["out/samples"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(images, arrays["out/samples"], atol=1e-5, rtol=0)
 
 
 def test_an_autoencoder_is_read(tmp_path):
-    folder = unpacked("mae_latent", tmp_path) / "params_ema"  # the folder itself will do
+    folder = unpacked("mae_latent", tmp_path) / "params_ema"  # or the folder itself
     artifact = read_artifact(folder)
     assert artifact.model == ResNetMAE(4, 32, 7, (1, 2, 2, 1), 1, 2)
     expected = release_names.encoder_params(read_release.load_params("D_mae_latent.npz"))
