@@ -1,10 +1,10 @@
-"""Weights in and out: `python -m drifting_jax.convert --list=FILE`, or `--source=… --out=DIR`.
+"""Converts weights: `python -m drifting_jax.convert --source=… --out=DIR`, or `--list=FILE`.
 
 A source is the workdir of a run (`--part=generator` or `encoder`), an artifact of the paper's
 release, a folder of diffusers or transformers, a file of torchvision's, torch.hub's or MoCo's
-tensors, or hf://owner/repo. Nothing in a file is run: pickles are read by a reader that knows
-tensors alone. `--to=release` writes generators and autoencoders in the release's format, which its
-code and ours load; `--to=plain` writes any network as network.json and params.npz.
+tensors, or hf://owner/repo. No code in a file is run: the reader of pickles accepts only tensors.
+`--to=release` writes generators and autoencoders in the release's format, which the release's code
+loads too; `--to=plain` writes any network as network.json and params.npz.
 """
 
 from collections.abc import Sequence
@@ -37,10 +37,16 @@ def define_flags() -> None:
 def read_source(
     source: str, *, kind: str = "", part: str = "generator", ema_decay: float | None = None
 ) -> Network:
-    """The network that a command names: of a run's workdir, or `load_network`'s.
+    """Reads the network that the flags name.
+
+    Args:
+      source: workdir of a run, or what `load_network` takes.
+      kind: of `load_network`.
+      part: "generator" or "encoder" of a run.
+      ema_decay: which moving average of a run; None for that of its config.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such network.
     """
     workdir = Path(source)
     if not (workdir / "config.json").is_file() or not (workdir / "metrics.jsonl").is_file():
@@ -70,7 +76,7 @@ def _encoder_of(workdir: Path) -> Network:
 
 
 def write_network(out: Path, network: Network, *, to: str) -> None:
-    """Writes a network as `--to` says.
+    """Writes a network in the format `to`, "plain" or "release".
 
     Raises:
       UserError: the folder exists, or the release has no format for such a network.
@@ -79,7 +85,7 @@ def write_network(out: Path, network: Network, *, to: str) -> None:
         raise UserError(f"--out must be a new folder; {out} exists")
     if to == "plain":
         save_network(out, network)
-    elif network.kind in ("generator", "autoencoder"):
+    elif release.has_format(network.model):
         release.write_artifact(
             out,
             network.model,
@@ -89,13 +95,13 @@ def write_network(out: Path, network: Network, *, to: str) -> None:
         )
     else:
         raise UserError(
-            f"the release's format holds generators and autoencoders; this is a {network.kind}: "
-            "use --to=plain"
+            "the release's format holds generators (DiT) and autoencoders; this is a "
+            f"{network.kind} ({type(network.model).__name__}): use --to=plain"
         )
 
 
 def main(_: Sequence[str]) -> None:
-    """Lists, or converts and says what was found."""
+    """Lists the tensors of a file, or converts a network and prints its kind and step."""
     values = flags.FLAGS
     if bool(values.list) == bool(values.source) or bool(values.source) != bool(values.out):
         raise UserError("expected either --list, or --source and --out")

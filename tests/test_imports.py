@@ -13,7 +13,8 @@ PACKAGE = "drifting_jax"
 LAYERS = (
     {"errors", "files", "digests"},
     {"config", "models", "data"},
-    {"method", "weights"},
+    {"method"},
+    {"weights"},
     {"distributed"},
     {"steps", "workdir"},
     {"evaluation"},

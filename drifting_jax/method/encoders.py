@@ -1,6 +1,6 @@
-"""Frozen encoders behind one interface: (variables, images [b,h,w,c]) -> {name: [b,t,d]}.
+"""Features of frozen encoders: functions (variables, images [b,h,w,c]) -> {name: [b,t,d]}.
 
-The variables are an argument, never a constant, and gradients reach the images alone (3.4, A.4).
+The variables are an argument, not a constant; gradients flow to the images only (3.4, A.4).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +24,9 @@ def autoencoder_features(
     """Features of the masked autoencoder (A.5).
 
     Args:
-      model: on pixels in [-1, 1] or latents, whatever it was trained on.
-      patch_sizes: sides of the patches whose means and stds are taken.
-      input_rms: also the per-channel root mean square of the patchified input.
+      model: of images in [-1, 1] or of latents, as it was trained.
+      patch_sizes: sides of the patches whose means and stds are features.
+      input_rms: whether the per-channel root mean square of the patchified input is a feature.
     """
 
     def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
@@ -39,11 +39,11 @@ def autoencoder_features(
 
 
 def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
-    """Features of ConvNeXt-V2 as the paper's pixel generators were trained with.
+    """Features of ConvNeXt-V2 that the paper's pixel generators were trained with.
 
-    Means and stds of every stage, the locations of all stages but the first (its 3,136 locations
-    would cost more than all else), and the pooled output. `last/std` repeats the last stage's std:
-    it counted twice there.
+    They are the means and stds of all stages, the locations of all stages but the first (its 3,136
+    locations would cost more than all others), and the pooled output. `last/std` repeats the std of
+    the last stage, which counts twice in the release.
     """
     last = f"stage{len(model.depths)}"
 
@@ -61,7 +61,12 @@ def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
 
 
 def map_features(model: nn.Module, *, patch_sizes: Sequence[int] = (2, 4)) -> FeatureFunction:
-    """Locations, means and stds of whatever maps a network's `feature_maps` gives."""
+    """Locations, means and stds of the maps that `feature_maps` of a network gives.
+
+    Args:
+      model: of images in [-1, 1].
+      patch_sizes: sides of the patches whose means and stds are features.
+    """
 
     def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         maps = model.apply(variables, images, method=type(model).feature_maps)
@@ -70,16 +75,10 @@ def map_features(model: nn.Module, *, patch_sizes: Sequence[int] = (2, 4)) -> Fe
     return feature_function
 
 
-def raw_features(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-    """The sample itself, flattened: a feature function without variables."""
-    del variables
-    return features.raw_features(images)
-
-
 def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunction:
-    """Features of the images that latents decode to; gradients flow through both (A.4).
+    """Features of the images that latents decode to; gradients flow through both networks (A.4).
 
-    The variables are {"vae": …, "encoder": …}, the samples scaled latents [b, h, w, 4].
+    The function takes the variables {"vae": …, "encoder": …} and scaled latents [b, h, w, 4].
     """
 
     def of_latents(variables: PyTree, latents: jax.Array) -> dict[str, jax.Array]:
@@ -90,14 +89,14 @@ def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunct
 
 
 def compose(functions: Mapping[str, FeatureFunction]) -> FeatureFunction:
-    """All features of several encoders on the same images.
+    """All features of several encoders of the same images.
 
     Args:
-      functions: by name. Their variables are {name: …}; their features are called "name/feature",
-        or as they are where the name is empty.
+      functions: {name: feature function}. The result takes the variables {name: …} and calls the
+        features "name/feature", or just "feature" where the name is empty.
 
     Raises:
-      ValueError: two encoders give a feature of one name.
+      ValueError: two encoders give a feature of the same name; raised when the function is called.
     """
 
     def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:

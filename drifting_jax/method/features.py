@@ -1,4 +1,4 @@
-"""Features of the loss at several scales: {name: [b, t, d]} of named feature maps (3.4, A.5)."""
+"""Features for the loss at several scales: {name: [b, t, d]} from named maps (3.4, A.5)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ _EPSILON = 1e-6
 
 
 def location_features(feature_map: jax.Array) -> jax.Array:
-    """Every location by itself: [b, h, w, d] -> [b, h·w, d]."""
+    """The locations of a map: [b, h, w, d] -> [b, h·w, d]."""
     b, h, w, d = feature_map.shape
     return feature_map.reshape(b, h * w, d)
 
@@ -21,9 +21,9 @@ def root_mean_square(feature_map: jax.Array) -> jax.Array:
 
 
 def patch_mean_and_std(feature_map: jax.Array, patch_size: int) -> tuple[jax.Array, jax.Array]:
-    """Mean and population std over non-overlapping patches.
+    """Mean and population std of non-overlapping patches.
 
-    Rows and columns that do not fill a patch are left out.
+    Rows and columns that do not fill a patch are ignored.
 
     Args:
       feature_map: [b, h, w, d], patch_size <= h, w.
@@ -34,6 +34,7 @@ def patch_mean_and_std(feature_map: jax.Array, patch_size: int) -> tuple[jax.Arr
     b, h, w, d = feature_map.shape
     rows, columns = h // patch_size, w // patch_size
     x = feature_map[:, : rows * patch_size, : columns * patch_size]
+    # [b, rows, patch row, columns, patch column, d]
     x = _at_least_float32(x).reshape(b, rows, patch_size, columns, patch_size, d)
     mean = jnp.mean(x, axis=(2, 4), keepdims=True)
     std = jnp.sqrt(jnp.mean(jnp.square(x - mean), axis=(2, 4)) + _EPSILON)
@@ -41,7 +42,7 @@ def patch_mean_and_std(feature_map: jax.Array, patch_size: int) -> tuple[jax.Arr
 
 
 def global_mean_and_std(feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and population std over the whole map: [b, h, w, d] -> two [b, 1, d]."""
+    """Mean and population std of the whole map: [b, h, w, d] -> two [b, 1, d]."""
     x = _at_least_float32(location_features(feature_map))
     mean = jnp.mean(x, axis=1, keepdims=True)
     return mean, jnp.sqrt(jnp.mean(jnp.square(x - mean), axis=1, keepdims=True) + _EPSILON)
@@ -50,11 +51,11 @@ def global_mean_and_std(feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
 def multiscale_features(
     maps: Mapping[str, jax.Array], *, patch_sizes: Sequence[int] = (2, 4)
 ) -> dict[str, jax.Array]:
-    """All features of an encoder's maps (A.5).
+    """All features of the maps of an encoder (A.5).
 
-    For a map `stage1`: its locations `stage1`, `stage1/mean`, `stage1/std`, and for each patch size
-    that fits the map `stage1/mean_2x2`, `stage1/std_2x2`. The map `input` (what the encoder sees,
-    patchified) gives `input/rms` alone. A map of one location has no std.
+    A map `stage1` gives its locations as `stage1`, `stage1/mean`, `stage1/std`, and for each patch
+    size that fits the map `stage1/mean_2x2` and `stage1/std_2x2`. The map `input`, the patchified
+    input of the encoder, gives only `input/rms`. A map of one location has no std.
 
     Args:
       maps: {name: [b, h, w, d]}.

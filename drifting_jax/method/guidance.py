@@ -1,4 +1,4 @@
-"""Classifier-free guidance at training time: how α is drawn, and what it weighs (3.5, A.7)."""
+"""Classifier-free guidance at training time: draws of α and the weight it gives (3.5, A.7)."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def cfg_scale_from_uniform(
       α [...] float32.
 
     Raises:
-      ValueError: for an empty range.
+      ValueError: the range is empty.
     """
     if not 0 < minimum <= maximum:
         raise ValueError(f"need 0 < minimum <= maximum of α; found {minimum} and {maximum}")
@@ -38,7 +38,17 @@ def sample_cfg_scale(
     power: float,
     probability_of_one: float = 0.0,
 ) -> jax.Array:
-    """Draws the guidance scale α of each class row: [...] float32 in [minimum, maximum], or 1."""
+    """Draws the guidance scale α of each class row (A.7).
+
+    Args:
+      key: typed PRNG key.
+      shape: of the result.
+      minimum, maximum, power: of the density; see `cfg_scale_from_uniform`.
+      probability_of_one: of α = 1 instead.
+
+    Returns:
+      [...] float32 in [minimum, maximum], or 1.
+    """
     scale_key, one_key = jax.random.split(key)
     scale = cfg_scale_from_uniform(
         jax.random.uniform(scale_key, shape), minimum=minimum, maximum=maximum, power=power
@@ -49,8 +59,9 @@ def sample_cfg_scale(
 def unconditional_weight(
     cfg_scale: jax.Array, *, generated_per_label: int, unconditional_per_label: int
 ) -> jax.Array:
-    """Weight w = (α-1)(g-1)/max(u, 1) of each unconditional negative: [...] as `cfg_scale`.
+    """Weight w = (α-1)(g-1)/max(u, 1) of each unconditional sample: [...] as `cfg_scale` (A.7).
 
-    With it the unconditional samples carry γ = 1 - 1/α of the negative mass, self excluded.
+    With it the unconditional samples have the share γ = 1 - 1/α of the weight of all negatives; a
+    sample itself does not count as its negative.
     """
     return (cfg_scale - 1) * (generated_per_label - 1) / max(unconditional_per_label, 1)

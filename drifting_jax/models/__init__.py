@@ -1,1 +1,1 @@
-"""Networks: mathematics only; no mesh, and no key is drawn inside."""
+"""Networks: mathematics only. They know no mesh and draw no random numbers of their own."""

@@ -1,4 +1,4 @@
-"""ConvNeXt-V2, a feature encoder of pixels that others trained: frozen, its maps feed the loss."""
+"""ConvNeXt-V2, a published feature encoder of images. It is frozen; its maps feed the loss."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
-from drifting_jax.models.pixels import imagenet_input
+from drifting_jax.models.pixels import imagenet_input, one_image
 
 
 def normalize_locations(feature_map: jax.Array) -> jax.Array:
-    """Every location's channels to mean 0 and std 1: [b, h, w, d] -> the same, its dtype kept.
+    """Normalises the channels of each location to mean 0 and std 1: [b, h, w, d] -> same.
 
-    Divides by the population std plus 1e-3; statistics are float32.
+    It divides by the population std plus 1e-3. Statistics are float32; the dtype is kept.
     """
     x = feature_map.astype(jnp.float32)
     x = x - x.mean(-1, keepdims=True)
@@ -22,9 +22,9 @@ def normalize_locations(feature_map: jax.Array) -> jax.Array:
 
 
 class GlobalResponseNorm(nn.Module):
-    """Scales each channel by its norm over the map relative to the channels' mean norm.
+    """Scales each channel by its norm over the map, relative to the mean norm of all channels.
 
-    [b, h, w, d] -> the same shape; parameters `scale` and `bias` [1, 1, 1, d]; norms in float32.
+    [b, h, w, d] -> same. Parameters `scale` and `bias` are [1, 1, 1, d]; norms are float32.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -41,7 +41,10 @@ class GlobalResponseNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Depthwise 7x7 convolution, then two linear maps around GELU and the response norm."""
+    """Depthwise 7x7 convolution, then two linear maps with a GELU and the response norm between.
+
+    [b, h, w, d] -> same, with a residual connection.
+    """
 
     dtype: jnp.dtype
 
@@ -55,15 +58,19 @@ class Block(nn.Module):
             feature_group_count=width,
             dtype=self.dtype,
             name="depthwise",
-        )(x)
+        )(x)  # [b, h, w, d]
         y = layers.token_norm(rms=False, affine=True, dtype=self.dtype, name="norm")(y)
-        y = nn.gelu(layers.linear(4 * width, dtype=self.dtype, name="up")(y), approximate=False)
+        y = layers.linear(4 * width, dtype=self.dtype, name="up")(y)  # [b, h, w, 4d]
+        y = nn.gelu(y, approximate=False)
         y = GlobalResponseNorm(self.dtype, name="response_norm")(y)
         return x + layers.linear(width, dtype=self.dtype, name="down")(y)
 
 
 class Trunk(nn.Module):
-    """The network without its head: [b, h, w, 3] -> maps "stage1", ..., each half as wide."""
+    """The network without its head: [b, h, w, 3] -> maps "stage1", "stage2", ... [b, h', w', d].
+
+    The sides of each stage's map are half of those of the stage before.
+    """
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
@@ -74,7 +81,7 @@ class Trunk(nn.Module):
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         maps = {}
         for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
-            if i == 1:  # Convolution before norm here, after it at the other stages.
+            if i == 1:  # here the convolution comes before the norm, at other stages after it
                 x = self._patches(x, width, self.patch_size, "stem")
                 x = self._norm(x, "stem_norm")
             else:
@@ -82,7 +89,7 @@ class Trunk(nn.Module):
                 x = self._patches(x, width, 2, f"stage{i}_downsample")
             for j in range(depth):
                 x = Block(self.dtype, name=f"stage{i}_block{j + 1}")(x)
-            maps[f"stage{i}"] = x
+            maps[f"stage{i}"] = x  # [b, h', w', width]
         return maps
 
     def _patches(self, x: jax.Array, width: int, size: int, name: str) -> jax.Array:
@@ -94,16 +101,16 @@ class Trunk(nn.Module):
 
 
 class ConvNeXtV2(nn.Module):
-    """ConvNeXt-V2 without its classifier; the default sizes are those of Base.
+    """ConvNeXt-V2 without its classifier. The default sizes are those of Base.
 
     Tiny has depths (3, 3, 9, 3) and widths (96, 192, 384, 768).
 
     Attributes:
       depths: blocks of each stage.
       widths: channels of each stage.
-      patch_size: side of the stem's patches; every later stage halves the map's sides.
+      patch_size: side of the stem's patches; each later stage halves the sides of the map.
       image_size: side to which images are resized.
-      dtype: compute dtype; parameters and norm statistics are float32 always.
+      dtype: compute dtype; parameters and norm statistics are always float32.
     """
 
     depths: tuple[int, ...] = (3, 3, 27, 3)
@@ -129,7 +136,7 @@ class ConvNeXtV2(nn.Module):
         self.norm = layers.token_norm(rms=False, affine=True, dtype=jnp.float32)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Pooled features, as the network's classifier would take them.
+        """The pooled features that the published classifier takes.
 
         Args:
           images: [b, h, w, 3] float32 in [-1, 1], any size.
@@ -149,9 +156,9 @@ class ConvNeXtV2(nn.Module):
           images: [b, h, w, 3] float32 in [-1, 1], any size.
 
         Returns:
-          "stage1", "stage2", ...: [b, h', w', d] in the compute dtype, each location normalised
-          over its channels (`normalize_locations`); "pooled": [b, 1, 1, widths[-1]] float32, what
-          `__call__` gives, as a map of one location.
+          "stage1", "stage2", ...: [b, h', w', d] in the compute dtype, normalised at each location
+          (`normalize_locations`); "pooled": [b, 1, 1, widths[-1]] float32, the output of
+          `__call__` as a map of one location.
 
         Raises:
           ValueError: `images` has another shape, or the sizes do not fit each other.
@@ -159,6 +166,11 @@ class ConvNeXtV2(nn.Module):
         stages = self._stages(images)
         maps = {name: normalize_locations(x) for name, x in stages.items()}
         return {**maps, "pooled": self._pool(stages)[:, None, None]}
+
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(self.image_size),)
 
     def _stages(self, images: jax.Array) -> dict[str, jax.Array]:
         return self.trunk(imagenet_input(images, self.image_size, "linear").astype(self.dtype))
@@ -169,6 +181,6 @@ class ConvNeXtV2(nn.Module):
 
 
 def _root(x: jax.Array) -> jax.Array:
-    """Square root of x >= 0 whose gradient at 0 is 0, not infinite (a channel may be all zeros)."""
+    """Square root of x >= 0 with gradient 0 at 0, not infinity: a channel may be all zeros."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)

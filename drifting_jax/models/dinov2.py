@@ -1,4 +1,4 @@
-"""DINOv2, a Vision Transformer that others trained: frozen, its maps feed the loss or a metric."""
+"""DINOv2, a published Vision Transformer. It is frozen; its maps feed the loss or a metric."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.models import layers
-from drifting_jax.models.pixels import check_images, imagenet_input
+from drifting_jax.models.pixels import check_images, imagenet_input, one_image
 
-# Float32 means float32 on every accelerator; bfloat16 operands are not affected.
+# With it float32 products are exact float32 on every accelerator; bfloat16 is not affected.
 _HIGHEST = jax.lax.Precision.HIGHEST
 _linear = partial(nn.Dense, precision=_HIGHEST)
 _NORMAL_02 = nn.initializers.normal(0.02)
@@ -21,32 +21,32 @@ _NORMAL_02 = nn.initializers.normal(0.02)
 def resize_positions(
     positions: jax.Array, rows: int, columns: int, *, offset: float = 0.0
 ) -> jax.Array:
-    """Position embeddings of a square grid for another one: bicubic (a = -0.75), not antialiased.
+    """Resizes the position embeddings of a square grid: bicubic (a = -0.75), not antialiased.
 
     Args:
       positions: [1, 1 + n * n, d] float32: the class token's, then the grid's, row-major.
-      rows: rows of the grid wanted.
-      columns: columns of the grid wanted.
+      rows: rows of the new grid.
+      columns: columns of the new grid.
       offset: added to `rows` and `columns` where distances between positions are computed; 0.1 in
         facebookresearch's code, 0 in transformers'.
 
     Returns:
-      [1, 1 + rows * columns, d] float32; the class token's is unchanged, and all are where the grid
-      is n x n already.
+      [1, 1 + rows * columns, d] float32. The class token's embedding does not change; for an n x n
+      grid none does.
     """
     side = round((positions.shape[1] - 1) ** 0.5)
     if (rows, columns) == (side, side):
         return positions
-    grid = positions[0, 1:].reshape(side, side, -1)
+    grid = positions[0, 1:].reshape(side, side, -1)  # [n, n, d]
     vertical = _cubic_weights(side, rows, offset)
     horizontal = _cubic_weights(side, columns, offset)
     grid = jnp.einsum("ri,ijd->rjd", vertical, grid, precision=_HIGHEST)
-    grid = jnp.einsum("cj,rjd->rcd", horizontal, grid, precision=_HIGHEST)
+    grid = jnp.einsum("cj,rjd->rcd", horizontal, grid, precision=_HIGHEST)  # [rows, columns, d]
     return jnp.concatenate([positions[:, :1], grid.reshape(1, rows * columns, -1)], axis=1)
 
 
 def _cubic_weights(size: int, new_size: int, offset: float) -> np.ndarray:
-    """Cubic convolution in one direction, the border repeated: float32 [new_size, size]."""
+    """Weights of cubic interpolation along one axis, border repeated: float32 [new_size, size]."""
     a = -0.75
     centres = (np.arange(new_size) + 0.5) * size / (new_size + offset) - 0.5
     weights = np.zeros((new_size, size))
@@ -61,7 +61,7 @@ def _cubic_weights(size: int, new_size: int, offset: float) -> np.ndarray:
 
 
 class Embeddings(nn.Module):
-    """Tokens of the class and of the patches, with positions: [b, h, w, 3] -> [b, 1 + t, width]."""
+    """Class token and patch tokens with their positions: [b, h, w, 3] -> [b, 1 + t, width]."""
 
     width: int
     patch_size: int
@@ -80,13 +80,14 @@ class Embeddings(nn.Module):
             dtype=self.dtype,
             precision=_HIGHEST,
             name="patches",
-        )(pixels)
+        )(pixels)  # [b, rows, columns, width]
         b, rows, columns, _ = x.shape
         class_token = self.param("class_token", _NORMAL_02, shape)
         positions = self.param("positions", _NORMAL_02, (1, 1 + self.position_grid**2, self.width))
         positions = resize_positions(positions, rows, columns, offset=self.position_offset)
         first = jnp.broadcast_to(class_token.astype(self.dtype), (b, 1, self.width))
-        x = jnp.concatenate([first, x.reshape(b, rows * columns, self.width)], axis=1)
+        x = x.reshape(b, rows * columns, self.width)
+        x = jnp.concatenate([first, x], axis=1)  # [b, 1 + t, width]
         return x + positions.astype(self.dtype)
 
 
@@ -103,19 +104,20 @@ class Attention(nn.Module):
         query, key, value = (
             _linear(width, dtype=self.dtype, name=name)(x).reshape(b, t, self.num_heads, -1)
             for name in ("query", "key", "value")
-        )
+        )  # [b, t, heads, head_width]
         logits = jnp.einsum(
             "bqnd,bknd->bnqk", query, key, precision=_HIGHEST, preferred_element_type=jnp.float32
-        )
+        )  # [b, heads, t, t]
         weights = nn.softmax(logits * head_width**-0.5, axis=-1).astype(self.dtype)
         y = jnp.einsum("bnqk,bknd->bqnd", weights, value, precision=_HIGHEST)
         return _linear(width, dtype=self.dtype, name="out")(y.reshape(b, t, width))
 
 
 class FeedForward(nn.Module):
-    """Per-token network: two layers with a GELU between them, or SwiGLU, gate and value in one.
+    """Per-token network [b, t, width] -> same: two layers with a GELU between them, or SwiGLU.
 
-    SwiGLU's hidden width is 2/3 of `mlp_ratio * width`, rounded up to a multiple of 8.
+    One layer computes both the gate and the value of SwiGLU. Its hidden width is 2/3 of
+    `mlp_ratio * width`, rounded up to a multiple of 8.
     """
 
     mlp_ratio: float
@@ -137,7 +139,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the per-token network, each on the normed tokens and scaled per channel."""
+    """Attention, then the per-token network: [b, t, width] -> same.
+
+    Both take normed tokens; their outputs are scaled per channel and added to the tokens.
+    """
 
     num_heads: int
     mlp_ratio: float
@@ -159,27 +164,28 @@ class Block(nn.Module):
 
 
 class DINOv2(nn.Module):
-    """The Vision Transformer of DINOv2, without registers; the default sizes are those of ViT-L/14.
+    """The Vision Transformer of DINOv2, without registers. The default sizes are those of ViT-L/14.
 
     ViT-S has width 384, depth 12 and 6 heads; ViT-B 768, 12 and 12; ViT-g 1536, 40 and 24 with
-    SwiGLU. float32 products are float32 on every accelerator; bfloat16 is the fast `dtype`.
+    SwiGLU. With `dtype` float32 products have full precision on every accelerator; bfloat16 is
+    faster.
 
     Attributes:
       width: channels of a token; `num_heads` divides it.
       depth: number of blocks.
       num_heads: heads of an attention.
       patch_size: side of a patch.
-      position_grid: side, in patches, of the grid that has learned positions; other grids' are
+      position_grid: side, in patches, of the grid with learned positions; those of other grids are
         interpolated.
-      position_offset: `offset` of `resize_positions`: 0.0 as transformers does, 0.1 as
-        facebookresearch's code (torch.hub) does and evaluations built on it.
+      position_offset: `offset` of `resize_positions`: 0.0 as in transformers, 0.1 as in
+        facebookresearch's code (torch.hub) and in evaluations that use it.
       mlp_ratio: width of a block's feed-forward network over `width`.
       swiglu: SwiGLU feed-forward networks instead of GELU.
       feature_blocks: blocks, counted from 1, whose patch tokens `feature_maps` gives.
       final_feature: whether `feature_maps` gives the patch tokens after the final norm.
       image_size: side to which `feature_maps` resizes images; None leaves them as they are.
-      resize: how: a method of `jax.image.resize`, antialiased where images become smaller.
-      dtype: compute dtype; parameters, positions, norm statistics and softmax are float32 always.
+      resize: method of `jax.image.resize`; antialiased where images become smaller.
+      dtype: compute dtype; parameters, positions, norm statistics and softmax are always float32.
     """
 
     width: int = 1024
@@ -211,12 +217,12 @@ class DINOv2(nn.Module):
         """The plain forward pass.
 
         Args:
-          pixels: [b, h, w, 3] float32 as the network was trained on: mean and std of ImageNet
-            taken out (`pixels.imagenet_input`); h and w are multiples of `patch_size`.
+          pixels: [b, h, w, 3] float32, normalised with ImageNet's mean and std
+            (`pixels.imagenet_input`); h and w are multiples of `patch_size`.
 
         Returns:
-          The class token [b, width], the image's feature in Fréchet distances and the like, and
-          the patch tokens [b, h / patch_size, w / patch_size, width], both float32 after the final
+          The class token [b, width], which is the image's feature in Fréchet distances, and the
+          patch tokens [b, h / patch_size, w / patch_size, width]; both float32, after the final
           norm.
 
         Raises:
@@ -233,9 +239,8 @@ class DINOv2(nn.Module):
             `patch_size`.
 
         Returns:
-          "block1", ...: patch tokens after the blocks of `feature_blocks`, as the next block sees
-          them, in the compute dtype; "final": after the final norm, float32. Each is
-          [b, h', w', width].
+          "block1", ...: patch tokens after each block of `feature_blocks`, in the compute dtype;
+          "final": patch tokens after the final norm, float32. Each is [b, h', w', width].
 
         Raises:
           ValueError: `images` has another shape.
@@ -247,8 +252,13 @@ class DINOv2(nn.Module):
             maps["final"] = self._as_map(self.norm(hidden[-1]), pixels)
         return maps
 
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(self.patch_size),)
+
     def _hidden(self, pixels: jax.Array) -> list[jax.Array]:
-        """Tokens [b, 1 + t, width]: the embeddings, then after every block."""
+        """Tokens [b, 1 + t, width] after the embeddings and after each block."""
         check_images(pixels)
         if pixels.shape[1] % self.patch_size or pixels.shape[2] % self.patch_size:
             raise ValueError(

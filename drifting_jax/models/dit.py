@@ -1,4 +1,4 @@
-"""The generator (A.2): a Diffusion Transformer that maps noise to an image in one pass."""
+"""The generator of the paper (A.2): a transformer that maps noise to an image in one pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCALE_EMBEDDING_GAIN = 0.02  # weight of the CFG scale's embedding in the condi
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and the zero-initialised map from tokens to patches of the image."""
+    """Modulated norm and linear map, zero at first: [b, t, width] -> [b, t, features]."""
 
     features: int
     rms_norm: bool
@@ -51,11 +51,11 @@ class ScaleEmbedding(nn.Module):
 
 
 class DiT(nn.Module):
-    """Generator `x = f(noise, label, styles, alpha)` (A.2), one evaluation per image.
+    """Diffusion Transformer `x = f(noise, label, styles, alpha)` (A.2), one evaluation per image.
 
-    The noise is cut into patches of `patch_size`; `num_context_tokens` tokens made from the
-    condition stand before them; learned positions, RoPE over all tokens, adaLN-zero blocks. Every
-    output channel starts at zero.
+    The noise is cut into patches of `patch_size`, one token each. `num_context_tokens` tokens made
+    from the condition come before them. Positions are learned, RoPE covers all tokens, and blocks
+    have adaLN-zero. The output of a new network is zero.
 
     Attributes:
       image_size: side of the square image (or latent).
@@ -75,10 +75,10 @@ class DiT(nn.Module):
       swiglu: SwiGLU feed-forward networks instead of GELU.
       rope: rotary positions over all tokens, context tokens first.
       rms_norm: RMSNorm instead of LayerNorm without parameters.
-      dtype: compute dtype; parameters are float32 always.
+      dtype: compute dtype; parameters are always float32.
       attention_dtype: dtype of queries, keys, values and softmax; None means `dtype`.
       remat: compute each block again in the backward pass instead of keeping its activations.
-      scan: compile one block for all; their parameters are then stacked, as "blocks" instead of
+      scan: compile one block for all; their parameters are then stacked as "blocks", in place of
         "block_0", "block_1", ... (see `stack_blocks`).
     """
 
@@ -128,7 +128,7 @@ class DiT(nn.Module):
                 "context_embedding", _NORMAL_02, (self.num_context_tokens, self.width)
             )
         names = ["blocks"] if self.scan else [f"block_{i}" for i in range(self.depth)]
-        # Within a scan nothing can be merged with the forward pass, so nothing need prevent it.
+        # A scan keeps the compiler from merging the recomputation with the forward pass.
         block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
         self.blocks = [
             block(
@@ -168,23 +168,23 @@ class DiT(nn.Module):
                 f"noise must have shape {expected} (labels, image_size, in_channels), "
                 f"found {noise.shape}"
             )
-        condition = self.condition(labels, styles, cfg_scale)
-        patches = layers.patchify(noise.astype(self.dtype), self.patch_size)
+        condition = self.condition(labels, styles, cfg_scale)  # [b, condition_width]
+        patches = layers.patchify(noise.astype(self.dtype), self.patch_size)  # [b, h', w', d]
         b, rows, columns, _ = patches.shape
         x = self.patch_embedding(patches.reshape(b, rows * columns, -1))
         x = x + self.position_embedding[None].astype(self.dtype)  # [b, t, width]
         if self.num_context_tokens:
             context = self.context_projection(condition)[:, None]
             context = context + self.context_embedding[None].astype(self.dtype)
-            x = jnp.concatenate([context, x], axis=1)
+            x = jnp.concatenate([context, x], axis=1)  # [b, context + t, width]
         rotation = self._rotation(x.shape[1]) if self.rope else None
         x = self._run_blocks(x, condition, rotation)
-        x = self.final(x[:, self.num_context_tokens :], condition)
+        x = self.final(x[:, self.num_context_tokens :], condition)  # [b, t, ps * ps * channels]
         images = layers.unpatchify(x.reshape(b, rows, columns, -1), self.patch_size)
         return images.astype(jnp.float32)
 
     def condition(self, labels: jax.Array, styles: jax.Array, cfg_scale: jax.Array) -> jax.Array:
-        """Class embedding + sum of style embeddings + 0.02 * embedding of alpha (A.2).
+        """The condition (A.2): class embedding + style embeddings + 0.02 * embedding of alpha.
 
         Args:
           labels: [b] int32.
@@ -202,7 +202,7 @@ class DiT(nn.Module):
             raise ValueError(
                 f"cfg_scale must have shape ({b},) like labels, found {cfg_scale.shape}"
             )
-        y = self.class_embedding(labels)
+        y = self.class_embedding(labels)  # [b, condition_width]
         if self.styles_per_book:
             if styles.shape != (b, self.num_style_books):
                 raise ValueError(
@@ -210,7 +210,7 @@ class DiT(nn.Module):
                     f"(labels, num_style_books), found {styles.shape}"
                 )
             books = jnp.arange(self.num_style_books)[None]
-            # One after another: in bfloat16 each sum rounds, as where published weights come from.
+            # One after another, as published weights were trained: in bfloat16 each sum rounds.
             for style in jnp.moveaxis(self.style_books[books, styles].astype(self.dtype), 1, 0):
                 y = y + style
         return y + _SCALE_EMBEDDING_GAIN * self.scale_embedding(cfg_scale)
@@ -247,7 +247,7 @@ class DiT(nn.Module):
 
 
 def stack_blocks(params: PyTree) -> PyTree:
-    """Parameters of a `DiT` without `scan` -> of the same with it: `blocks` [depth, ...]."""
+    """Parameters of a `DiT` without `scan` -> those of the same with it: `blocks` [depth, ...]."""
     depth = sum(name.startswith("block_") for name in params)
     blocks = [params[f"block_{i}"] for i in range(depth)]
     rest = {name: value for name, value in params.items() if not name.startswith("block_")}

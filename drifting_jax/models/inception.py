@@ -1,7 +1,7 @@
-"""Inception-v3 as the Fréchet Inception distance has it: TensorFlow's network of December 2015.
+"""Inception-v3 of the Fréchet Inception distance: TensorFlow's network of December 2015.
 
-It differs from torchvision's: average pools leave the padding out of the mean, the last block pools
-by the maximum, and there are 1008 classes. Modules are called as in the published files.
+It differs from torchvision's: average pools leave the padding out of the mean, the last block has a
+max pool, and there are 1008 classes. Modules have the names of the published files.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from drifting_jax.models.pixels import check_images
+from drifting_jax.models.pixels import check_images, one_image
 
-# Float32 means float32 on every accelerator.
+# With it float32 products are exact float32 on every accelerator.
 _HIGHEST = jax.lax.Precision.HIGHEST
-_SMALLEST = 75  # the side whose last map is one position
+_SMALLEST = 75  # side of an image whose last map is one position
 
 
 class ConvNorm(nn.Module):
-    """Weights of a convolution without bias and of the norm that follows, folded into one.
+    """Weights of a convolution without bias, with the norm that follows folded into them.
 
-    The norm has stored statistics and epsilon 1e-3; they are parameters, as nothing updates them.
+    The norm has epsilon 1e-3. Its stored statistics are parameters, since nothing updates them.
     """
 
     features: int
@@ -31,7 +31,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
-        """-> kernel [kh, kw, channels, features] and bias [features], float32."""
+        """Returns kernel [kh, kw, channels, features] and bias [features], float32."""
         shape, ones, zeros = (self.features,), nn.initializers.ones, nn.initializers.zeros
         kernel_shape = (*self.kernel_size, channels, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), kernel_shape)
@@ -49,18 +49,18 @@ def convolve(
     """Convolution, norm and ReLU: [b, h, w, c] -> [b, h', w', features].
 
     Args:
-      x: float32.
-      weights: of an odd kernel.
-      stride: in both directions.
-      padding: "SAME" (zeros alike on all sides, with stride 1) or "VALID" (none).
+      x: [b, h, w, c] float32.
+      weights: with a kernel of odd sides.
+      stride: along both axes.
+      padding: "SAME" (zeros, equally on all sides, for stride 1) or "VALID" (none).
     """
     kernel, bias = weights(x.shape[-1])
     if kernel.shape[:2] == (1, 1) and stride == 1:
         y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=_HIGHEST)
         return nn.relu(y + bias.reshape(1, 1, 1, -1))
     columns = x.shape[2] - kernel.shape[1] + 1
-    # XLA's CPU convolution takes four times as long if stride is 1 and nothing at all is padded: a
-    # column of zeros is, and its result cut off.
+    # XLA's CPU convolution takes four times as long with stride 1 and no padding at all. So one
+    # column of zeros is added, and its result is cut off.
     spare = padding == "VALID" and stride == 1
     y = jax.lax.conv_general_dilated(
         x,
@@ -74,9 +74,9 @@ def convolve(
 
 
 def pointwise(x: jax.Array, *branches: ConvNorm) -> list[jax.Array]:
-    """1x1 convolutions of one map as one product, normed but without ReLU.
+    """Several 1x1 convolutions of one map, as one product, with norms but without ReLU.
 
-    [b, h, w, c] -> [b, h, w, features] for each of the branches.
+    [b, h, w, c] -> [b, h, w, features] of each branch.
     """
     kernels, biases = zip(*(weights(x.shape[-1]) for weights in branches), strict=True)
     kernel, bias = jnp.concatenate(kernels, axis=-1), jnp.concatenate(biases)
@@ -86,7 +86,7 @@ def pointwise(x: jax.Array, *branches: ConvNorm) -> list[jax.Array]:
 
 
 def average_pool(x: jax.Array) -> jax.Array:
-    """Means of 3x3 windows, stride 1, of the positions inside the map: [b, h, w, d] -> same."""
+    """Means of 3x3 windows, stride 1, over positions inside the map: [b, h, w, d] -> same."""
     (_, h, w, _), add = x.shape, jnp.add
     sums = _windows(_windows(x, add, axis=1, padding=0.0), add, axis=2, padding=0.0)
     ones = np.ones(max(h, w))
@@ -95,9 +95,9 @@ def average_pool(x: jax.Array) -> jax.Array:
 
 
 def max_pool(x: jax.Array, *, stride: int) -> jax.Array:
-    """Maxima of 3x3 windows: [b, h, w, d] -> same with stride 1, [b, (h-1)//2, (w-1)//2, d] with 2.
+    """Maxima of 3x3 windows: [b, h, w, d] -> same, or [b, (h-1)//2, (w-1)//2, d] with stride 2.
 
-    With stride 1 what lies outside of the map is left out; with 2 windows lie inside.
+    With stride 1, positions outside the map do not count; with stride 2, all windows lie inside.
     """
     padding = -jnp.inf if stride == 1 else None
     pooled = _windows(x, jnp.maximum, axis=1, padding=padding, stride=stride)
@@ -105,9 +105,9 @@ def max_pool(x: jax.Array, *, stride: int) -> jax.Array:
 
 
 def _windows(x, combine, *, axis: int, padding: float | None, stride: int = 1) -> jax.Array:
-    """Combines three neighbours along an axis: shifted copies, which XLA's CPU backend fuses.
+    """Combines three neighbours along an axis, by shifted copies.
 
-    Its `reduce_window` takes two to five times as long.
+    XLA's CPU backend fuses these; its `reduce_window` takes two to five times as long.
     """
     if padding is not None:
         widths = [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)]
@@ -118,7 +118,7 @@ def _windows(x, combine, *, axis: int, padding: float | None, stride: int = 1) -
 
 
 class InceptionA(nn.Module):
-    """[b, h, w, c] -> [b, h, w, 224 + pool_features]: 1x1, 5x5, two 3x3, and a pool."""
+    """[b, h, w, c] -> [b, h, w, 224 + pool_features]: branches 1x1, 5x5, two 3x3, and a pool."""
 
     pool_features: int
 
@@ -134,7 +134,7 @@ class InceptionA(nn.Module):
         five = convolve(nn.relu(five), ConvNorm(64, (5, 5), name="branch5x5_2"))
         double = convolve(nn.relu(double), ConvNorm(96, (3, 3), name="branch3x3dbl_2"))
         double = convolve(double, ConvNorm(96, (3, 3), name="branch3x3dbl_3"))
-        # The pool is a mean, so it may follow the affine map, which has fewer channels.
+        # A mean and an affine map commute; the pool comes second, where there are fewer channels.
         return jnp.concatenate([nn.relu(one), five, double, nn.relu(average_pool(pool))], axis=-1)
 
 
@@ -152,7 +152,7 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """[b, h, w, c] -> [b, h, w, 768]: 1x1, a 7x7 in two parts, two of those, and a pool."""
+    """[b, h, w, c] -> [b, h, w, 768]: branches 1x1, 7x7 (as 1x7, 7x1), two 7x7, and a pool."""
 
     width: int
 
@@ -175,7 +175,7 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """[b, h, w, c] -> [b, (h-1)//2, (w-1)//2, 512 + c]: 3x3, 7x7 then 3x3, and a pool."""
+    """[b, h, w, c] -> [b, (h-1)//2, (w-1)//2, 512 + c]: branches 3x3, 7x7 with 3x3, and a pool."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -191,7 +191,9 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
-    """[b, h, w, c] -> [b, h, w, 2048]: 1x1, 3x3 in two halves, two 3x3 likewise, and a pool.
+    """[b, h, w, c] -> [b, h, w, 2048]: branches 1x1, 3x3, two 3x3, and a pool.
+
+    The last 3x3 of a branch is a 1x3 and a 3x1 side by side.
 
     Attributes:
       pool: "average" or "max".
@@ -227,22 +229,22 @@ class InceptionE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """The network of FID, sFID and the Inception score, in float32 throughout."""
+    """The network of FID, sFID and the Inception score; all in float32."""
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> dict[str, jax.Array]:
         """Features by name.
 
         Args:
-          pixels: [b, h, w, 3] float32 as the network was trained on: (v - 128) / 128 of v in
-            0..255; the metrics have h = w = 299, and 75 is the least.
+          pixels: [b, h, w, 3] float32, (v - 128) / 128 of v in 0..255; h and w are at least 75,
+            and 299 for the metrics.
 
         Returns:
-          Float32 arrays: "64", "192" and "768", means of inner maps over the positions; "2048", the
-          same of the last map, FID's feature; "spatial" [b, h' * w' * 7], sFID's: the first seven
-          channels of the 1x1 branch of Mixed_6d, positions row-major, channels fastest (2023 at
-          299x299); "logits" [b, 1008], and "logits_unbiased" [b, 1008], which lack the bias, as
-          the Inception score takes them.
+          Float32 arrays: "64", "192" and "768" [b, d], means of inner maps over the positions;
+          "2048" [b, 2048], the same of the last map, which is FID's feature; "spatial"
+          [b, h' * w' * 7], sFID's feature: the first seven channels of the 1x1 branch of Mixed_6d,
+          positions row-major, channels fastest (2023 at 299x299); "logits" [b, 1008];
+          "logits_unbiased" [b, 1008], without the bias, for the Inception score.
 
         Raises:
           ValueError: `pixels` has another shape.
@@ -278,6 +280,11 @@ class InceptionV3(nn.Module):
         x = InceptionE("max", name="Mixed_7c")(x)
         features["2048"] = x.mean((1, 2))
         return features | self._logits(features["2048"])
+
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(_SMALLEST),)
 
     def _logits(self, pooled: jax.Array) -> dict[str, jax.Array]:
         kernel = self.param("fc_kernel", nn.initializers.lecun_normal(), (pooled.shape[-1], 1008))

@@ -1,7 +1,7 @@
 """Layers that several networks share: linear maps, convolutions, norms, embeddings, patches.
 
-Parameters are float32; `dtype` is the compute dtype. Norm statistics and angles of the sinusoid are
-always float32.
+Parameters are float32; `dtype` is the compute dtype. Norm statistics and the angles of `sinusoid`
+are always float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ xavier_uniform = nn.initializers.xavier_uniform()
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Moves every patch of `patch_size` x `patch_size` pixels into the channels.
+    """Moves each patch of `patch_size` x `patch_size` pixels into the channels.
 
     Args:
       images: [b, h, w, c], any dtype.
@@ -25,7 +25,7 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
 
     Returns:
       [b, h / patch_size, w / patch_size, patch_size * patch_size * c]; channels vary fastest, then
-      columns, then rows of the patch.
+      the columns of the patch, then its rows.
 
     Raises:
       ValueError: `patch_size` does not divide the image's sides.
@@ -40,6 +40,7 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
         )
     rows, columns = h // patch_size, w // patch_size
     patches = images.reshape(b, rows, patch_size, columns, patch_size, c)
+    # [b, rows, columns, patch row, patch column, c]
     return patches.swapaxes(2, 3).reshape(b, rows, columns, patch_size * patch_size * c)
 
 
@@ -54,17 +55,16 @@ def unpatchify(patches: jax.Array, patch_size: int) -> jax.Array:
 
 
 def sincos_1d(positions: np.ndarray, width: int) -> np.ndarray:
-    """Fixed sine-cosine embedding: positions [n] -> float32 [n, width], sines first."""
+    """Sine-cosine embedding of positions: [n] -> float32 [n, width], sines first."""
     frequencies = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width // 2))
-    angles = np.outer(positions, frequencies)
+    angles = np.outer(positions, frequencies)  # [n, width / 2]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
 def sincos_2d(side: int, width: int) -> np.ndarray:
     """2-D sine-cosine embedding of a square grid, row-major: float32 [side * side, width].
 
-    Half of the channels embed the column, half the row (the usual start of a ViT's or DiT's
-    learned positions).
+    The first half of the channels embeds the column, the second half the row.
 
     Raises:
       ValueError: `width` is not a multiple of 4.
@@ -78,7 +78,7 @@ def sincos_2d(side: int, width: int) -> np.ndarray:
 
 
 def sinusoid(values: jax.Array, width: int, *, max_period: float = 10000.0) -> jax.Array:
-    """Sinusoidal embedding of a scalar: values [b] -> float32 [b, width], cosines first."""
+    """Sinusoidal embedding of scalars: [b] -> float32 [b, width], cosines first."""
     half = width // 2
     frequencies = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float32) / half)
     angles = values.astype(jnp.float32)[:, None] * frequencies[None].astype(np.float32)
@@ -91,8 +91,7 @@ def rotary_angles(
     """Cosines and sines of 1-D rotary positions (RoPE), each [num_tokens, head_width / 2].
 
     Positions, frequencies and angles are all computed in `dtype`. In bfloat16 positions above 256
-    are no longer distinct; that is how the paper's networks ran, so weights trained that way
-    need it.
+    are not all distinct. The paper's networks were trained so, and their weights need it.
     """
     positions = jnp.arange(num_tokens, dtype=dtype)
     exponents = jnp.arange(0, head_width, 2, dtype=dtype) / head_width
@@ -101,9 +100,9 @@ def rotary_angles(
 
 
 def apply_rotary(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
-    """Rotates pairs of channels (i, i + d/2) by the token's angles: x [b, t, heads, d] -> same."""
+    """Rotates pairs of channels (i, i + d/2) by the token's angles: [b, t, heads, d] -> same."""
     cosines, sines = cosines[None, :, None, :], sines[None, :, None, :]
-    first, second = jnp.split(x, 2, axis=-1)
+    first, second = jnp.split(x, 2, axis=-1)  # [b, t, heads, d / 2]
     return jnp.concatenate(
         [first * cosines - second * sines, second * cosines + first * sines], axis=-1
     )
@@ -116,12 +115,12 @@ def linear(
     kernel_init: Callable[..., jax.Array] = xavier_uniform,
     name: str | None = None,
 ) -> nn.Dense:
-    """Affine map of the last axis: zero bias, Xavier-uniform kernel unless told otherwise."""
+    """Affine map of the last axis; at first the bias is zero and the kernel Xavier-uniform."""
     return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 def token_norm(*, rms: bool, affine: bool, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
-    """Norm over the last axis, epsilon 1e-6: RMSNorm (with a scale), or LayerNorm."""
+    """Norm over the last axis, epsilon 1e-6: RMSNorm with a scale, or LayerNorm."""
     if rms:
         return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
     return nn.LayerNorm(
@@ -135,10 +134,10 @@ def token_norm(*, rms: bool, affine: bool, dtype: jnp.dtype, name: str | None = 
 
 
 class Conv(nn.Module):
-    """Convolution of [b, h, w, c] without bias; padding is half of an odd kernel, as in a ResNet.
+    """Convolution without bias, padded by half of an odd kernel: [b, h, w, c] -> [b, h', w', d].
 
-    Maps of at most 2x2 positions go through patches and one matrix product: the same sums, which
-    XLA's CPU convolution takes over ten times longer for at that size.
+    An output of at most 4 positions is computed as patches and one matrix product. The sums are the
+    same, but XLA's CPU convolution takes over ten times as long at that size.
     """
 
     features: int
@@ -166,6 +165,7 @@ class Conv(nn.Module):
         taps = [
             x[:, i : i + h : stride, j : j + w : stride] for i in range(size) for j in range(size)
         ]
+        # [b * rows * columns, size * size * c]
         patches = jnp.concatenate(taps, axis=-1).reshape(b * rows * columns, size * size * c)
         return (patches @ kernel.reshape(-1, self.features)).reshape(b, rows, columns, -1)
 
@@ -173,7 +173,8 @@ class Conv(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation of [b, h, w, d], epsilon 1e-6, statistics in float32.
 
-    Reduces space first and the group's channels second, so that channels stay the fastest axis.
+    It averages over positions first and over the channels of a group second, so that channels stay
+    the fastest axis.
 
     Raises:
       ValueError: `groups` does not divide the channels.
@@ -192,7 +193,7 @@ class GroupNorm(nn.Module):
             )
         scale = self.param("scale", nn.initializers.ones, (d,))
         bias = self.param("bias", nn.initializers.zeros, (d,))
-        x = x.reshape(b, h * w, d).astype(jnp.float32)
+        x = x.reshape(b, h * w, d).astype(jnp.float32)  # [b, t, d]
         centred = x - self._per_group(x.mean(1))[:, None]
         variance = self._per_group(jnp.square(centred).mean(1))  # [b, d]
         factor = jax.lax.rsqrt(variance + 1e-6) * scale[None]

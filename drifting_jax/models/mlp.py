@@ -12,13 +12,13 @@ from drifting_jax.models import layers
 class MLP(nn.Module):
     """Maps noise [b, n] to points [b, out_features] in one pass.
 
-    Unlike the image generator's, the output layer does not start at zero: a toy starts from a
-    distribution that is spread out, which the first steps can be seen to move.
+    Unlike that of the image generator, the output layer does not start at zero: the first points
+    are spread out, so that one can see the first steps move them.
 
     Attributes:
-      widths: hidden layers' widths, each followed by SiLU.
+      widths: widths of the hidden layers, each followed by SiLU.
       out_features: coordinates of a point.
-      dtype: compute dtype; parameters are float32 always.
+      dtype: compute dtype; parameters are always float32.
     """
 
     widths: tuple[int, ...] = (256, 256, 256)
@@ -42,6 +42,6 @@ class MLP(nn.Module):
             raise ValueError(f"noise must be [b, n], found shape {noise.shape}")
         x = noise
         for i, width in enumerate(self.widths):
-            x = nn.silu(layers.linear(width, dtype=self.dtype, name=f"hidden_{i}")(x))
+            x = nn.silu(layers.linear(width, dtype=self.dtype, name=f"hidden_{i}")(x))  # [b, width]
         x = layers.linear(self.out_features, dtype=self.dtype, name="output")(x)
         return x.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Pixels in [-1, 1] as networks trained on ImageNet take them."""
+"""Images in [-1, 1] as networks trained on ImageNet take them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def imagenet_input(images: jax.Array, image_size: int | None, resize: str) -> jax.Array:
-    """What a network trained on ImageNet sees: resized, then mean and std of ImageNet taken out.
+    """Resizes images and normalises them with ImageNet's mean and std.
 
     Args:
       images: [b, h, w, 3] in [-1, 1].
@@ -32,6 +32,11 @@ def imagenet_input(images: jax.Array, image_size: int | None, resize: str) -> ja
         images = jax.image.resize(images, (len(images), image_size, image_size, 3), resize)
     mean, std = _MEAN.reshape(1, 1, 1, 3), _STD.reshape(1, 1, 1, 3)
     return ((images + 1) / 2 - mean) / std
+
+
+def one_image(side: int, channels: int = 3) -> jax.ShapeDtypeStruct:
+    """The shape of a batch of one square image, float32, for `eval_shape`."""
+    return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
 
 
 def check_images(images: jax.Array) -> None:

@@ -1,4 +1,4 @@
-"""ResNet with bottleneck blocks, as torchvision lays it out; frozen, its maps feed the loss.
+"""ResNet with bottleneck blocks, as in torchvision. It is frozen; its maps feed the loss.
 
 MoCo-v2, SimCLR and others publish their self-supervised encoders as ResNet-50.
 """
@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
-from drifting_jax.models.pixels import check_images, imagenet_input
+from drifting_jax.models.pixels import check_images, imagenet_input, one_image
 
 
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation of [b, h, w, d] with stored statistics, epsilon 1e-5, in float32.
 
-    The statistics are parameters: the network is only ever applied, so nothing updates them, and
-    its variables are {"params": ...} as every encoder's are.
+    The statistics are parameters, since nothing updates them. So the variables are {"params": ...},
+    as those of every encoder.
     """
 
     dtype: jnp.dtype
@@ -36,7 +36,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, padded alike on all sides, then the norm."""
+    """Convolution without bias, padded equally on all sides, then the norm."""
 
     features: int
     kernel_size: int
@@ -79,9 +79,9 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Maps "stem", "stage1_block1", "stage1_block2", ...; a stage is its last block."""
-        x = nn.relu(ConvNorm(self.width, 7, 2, self.dtype, name="stem")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        """Maps "stem", "stage1_block1", "stage1_block2", ..., each [b, h', w', d]."""
+        x = nn.relu(ConvNorm(self.width, 7, 2, self.dtype, name="stem")(x))  # [b, h/2, w/2, width]
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [b, h/4, w/4, width]
         maps = {"stem": x}
         for i, depth in enumerate(self.blocks):
             for j in range(depth):
@@ -93,10 +93,10 @@ class Trunk(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-50, or with other fields another depth or width of it.
+    """ResNet-50 by default; other fields give other depths and widths.
 
     ResNet-101 has blocks (3, 4, 23, 3), ResNet-152 (3, 8, 36, 3); SimCLR's "2x" has width 128.
-    float32 products are float32 on every accelerator; bfloat16 is the fast `dtype`.
+    With `dtype` float32 products have full precision on every accelerator; bfloat16 is faster.
 
     Attributes:
       width: channels of the stem; stage i has 4 * width * 2**(i - 1).
@@ -104,8 +104,8 @@ class ResNet(nn.Module):
       num_classes: classes of the linear classifier; 0 for no classifier.
       every_k_block: `feature_maps` also gives the output of every k-th block; 0 for none.
       image_size: side to which `feature_maps` resizes images; None leaves them as they are.
-      resize: how: a method of `jax.image.resize`, antialiased where images become smaller.
-      dtype: compute dtype; parameters and norms are float32 always.
+      resize: method of `jax.image.resize`; antialiased where images become smaller.
+      dtype: compute dtype; parameters and norms are always float32.
     """
 
     width: int = 64
@@ -127,12 +127,12 @@ class ResNet(nn.Module):
         """The plain forward pass.
 
         Args:
-          pixels: [b, h, w, 3] float32 as the network was trained on: mean and std of ImageNet
-            taken out (`imagenet_input`).
+          pixels: [b, h, w, 3] float32, normalised with ImageNet's mean and std
+            (`pixels.imagenet_input`).
 
         Returns:
-          float32 logits [b, num_classes]; without a classifier the mean of the last stage
-          [b, 4 * width * 2**(stages - 1)].
+          float32 logits [b, num_classes]; without a classifier the mean over positions of the last
+          stage, [b, 4 * width * 2**(stages - 1)].
 
         Raises:
           ValueError: `pixels` has another shape.
@@ -153,8 +153,8 @@ class ResNet(nn.Module):
 
         Returns:
           "stem" (after the max pool), "stage1", "stage2", ...: [b, h', w', d] in the compute dtype;
-          "stage1_block2", ...: output of every `every_k_block`-th block, but for a stage's last,
-          which is the stage.
+          "stage1_block2", ...: output of every `every_k_block`-th block, except the last of a
+          stage, which is "stage1", ...
 
         Raises:
           ValueError: `images` has another shape.
@@ -167,6 +167,11 @@ class ResNet(nn.Module):
                     maps[f"stage{i}_block{j}"] = every[f"stage{i}_block{j}"]
             maps[f"stage{i}"] = every[f"stage{i}_block{depth}"]
         return maps
+
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(32),)
 
     def _maps(self, pixels: jax.Array) -> dict[str, jax.Array]:
         check_images(pixels)

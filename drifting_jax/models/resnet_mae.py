@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
+from drifting_jax.models.pixels import one_image
 
 
 class Reconstruction(flax.struct.PyTreeNode):
     """What the autoencoder returns.
 
     Attributes:
-      patches: [b, h', w', c * ps * ps] float32, the input as patchified, reconstructed.
-      logits: [b, num_classes] float32 of the linear classifier, from the masked input.
+      patches: [b, h', w', c * ps * ps] float32, reconstruction of the patchified input.
+      logits: [b, num_classes] float32, the linear classifier's, from the masked input.
     """
 
     patches: jax.Array
@@ -26,7 +27,7 @@ class Reconstruction(flax.struct.PyTreeNode):
 
 
 class MaskedLoss(flax.struct.PyTreeNode):
-    """Loss of the autoencoder per example, each [b] float32.
+    """Losses of the autoencoder per example, each [b] float32.
 
     Attributes:
       total: `lam * classification + (1 - lam) * reconstruction`.
@@ -40,7 +41,7 @@ class MaskedLoss(flax.struct.PyTreeNode):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then GroupNorm."""
+    """Convolution without bias, then GroupNorm: [b, h, w, c] -> [b, h', w', features]."""
 
     features: int
     kernel_size: int
@@ -82,7 +83,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, every_k_block: int = 0) -> dict[str, jax.Array]:
-        """Maps "stem", "stage1", ..., and every `every_k_block`-th block's (0: of none)."""
+        """Maps "stem", "stage1", ..., and those of every `every_k_block`-th block; 0 for none."""
+        # [b, h', w', width]
         x = nn.relu(ConvNorm(self.width, 3, self.groups, 1, self.dtype, name="stem")(x))
         maps = {"stem": x}
         block = nn.remat(BasicBlock) if self.remat else BasicBlock
@@ -95,7 +97,7 @@ class Encoder(nn.Module):
                 if every_k_block and (j + 1) % every_k_block == 0:
                     maps[name] = x
             x = layers.GroupNorm(self.groups, self.dtype, name=f"{stage}_norm")(x)
-            maps[stage] = x
+            maps[stage] = x  # [b, h' / 2**i, w' / 2**i, width * 2**i]
         return maps
 
 
@@ -110,14 +112,17 @@ class UpBlock(nn.Module):
     def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
         if x.shape[1:3] != skip.shape[1:3]:
             x = jax.image.resize(x, (*skip.shape[:3], x.shape[-1]), "bilinear")
-        x = jnp.concatenate([x, skip], axis=-1)
+        x = jnp.concatenate([x, skip], axis=-1)  # [b, h, w, d + d of skip]
         x = layers.GroupNorm(self.groups, self.dtype, name="concat_norm")(x)
         x = nn.relu(ConvNorm(self.features, 3, self.groups, 1, self.dtype, name="conv1")(x))
         return nn.relu(ConvNorm(self.features, 3, self.groups, 1, self.dtype, name="conv2")(x))
 
 
 class Decoder(nn.Module):
-    """U-Net decoder: from the last stage's map back through every stage to the stem's grid."""
+    """U-Net decoder: from the map of the last stage back through every stage to the stem's grid.
+
+    Returns [b, h', w', out_features] on the grid of the stem.
+    """
 
     out_features: int
     num_stages: int
@@ -146,12 +151,12 @@ class ResNetMAE(nn.Module):
       blocks: basic blocks of each stage.
       input_patch_size: side of the patches the image is cut into first (8 for 256x256 pixels).
       mask_patch_size: side of the squares of the patchified grid that are masked together.
-      groups: groups of every GroupNorm; divides `width`.
+      groups: groups of each GroupNorm; divides `width`.
       num_classes: classes of the linear classifier.
       every_k_block: `feature_maps` also gives the output of every k-th block; 0 for none.
-      dtype: compute dtype; parameters and norm statistics are float32 always.
-      remat: compute each block of the encoder again in the backward pass instead of keeping what is
-        inside it.
+      dtype: compute dtype; parameters and norm statistics are always float32.
+      remat: compute each block of the encoder again in the backward pass instead of keeping its
+        activations.
     """
 
     in_channels: int
@@ -191,7 +196,7 @@ class ResNetMAE(nn.Module):
             raise ValueError(
                 f"mask must have shape {x.shape[:3]} (the patchified grid), found {mask.shape}"
             )
-        visible = 1 - mask.astype(self.dtype)[..., None]
+        visible = 1 - mask.astype(self.dtype)[..., None]  # [b, h', w', 1]
         maps = self.encoder(x.astype(self.dtype) * visible)
         logits = self.classifier(maps[f"stage{len(self.blocks)}"].mean((1, 2)))
         patches = self.decoder(maps)
@@ -212,6 +217,13 @@ class ResNetMAE(nn.Module):
         """
         x = self._patchify(images)
         return {"input": x, **self.encoder(x.astype(self.dtype), self.every_k_block)}
+
+    @nn.nowrap
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes: an image and its mask."""
+        side = 2 ** (len(self.blocks) - 1)  # of the patchified grid; the last stage has 1 position
+        mask = jax.ShapeDtypeStruct((1, side, side), jnp.float32)
+        return one_image(side * self.input_patch_size, self.in_channels), mask
 
     def _patchify(self, images: jax.Array) -> jax.Array:
         if images.ndim != 4 or images.shape[-1] != self.in_channels:
@@ -238,8 +250,8 @@ def draw_mask(
 ) -> jax.Array:
     """Draws a random mask of squares, each hidden independently (A.3).
 
-    Every image draws its ratio uniformly in [ratio_min, ratio_max]; each square of
-    `mask_patch_size` positions is hidden with that probability.
+    Each image draws a ratio, uniform in [ratio_min, ratio_max]. Each of its squares of
+    `mask_patch_size` x `mask_patch_size` positions is hidden with that probability.
 
     Args:
       key: typed PRNG key.
@@ -282,11 +294,11 @@ def mae_loss(
     *,
     classification_weight: float | jax.Array,
 ) -> MaskedLoss:
-    """Loss of every example: masked reconstruction and classification (A.3).
+    """Loss of each example: masked reconstruction and classification (A.3).
 
     Args:
       output: of `ResNetMAE.__call__`.
-      patches: [b, h', w', d] float32, the patchified input, not masked.
+      patches: [b, h', w', d] float32, the patchified input without the mask.
       mask: [b, h', w'], 1 where hidden.
       labels: [b] int32.
       classification_weight: lam in [0, 1], a number or a scalar array.
@@ -296,7 +308,7 @@ def mae_loss(
       the number of masked positions (at least 1).
     """
     mask = mask.astype(jnp.float32)
-    error = jnp.square(output.patches - patches).sum(-1)
+    error = jnp.square(output.patches - patches).sum(-1)  # [b, h', w']
     reconstruction = (error * mask).sum((1, 2)) / jnp.maximum(mask.sum((1, 2)), 1)
     log_probabilities = jax.nn.log_softmax(output.logits)
     classification = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)[:, 0]

@@ -10,7 +10,7 @@ from drifting_jax.models import layers
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens [b, t, width] with optional QK-norm and RoPE."""
+    """Multi-head self-attention [b, t, width] -> same, with optional QK-norm and RoPE."""
 
     num_heads: int
     qk_norm: bool
@@ -36,17 +36,17 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q = layers.apply_rotary(q, *rotation)
             k = layers.apply_rotary(k, *rotation)
-        logits = jnp.einsum("bqnd,bknd->bnqk", q * head_width**-0.5, k)
+        logits = jnp.einsum("bqnd,bknd->bnqk", q * head_width**-0.5, k)  # [b, heads, t, t]
         weights = nn.softmax(logits, axis=-1)
         y = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(b, t, width).astype(self.dtype)
         return layers.linear(width, dtype=self.dtype, name="out")(y)
 
 
 class FeedForward(nn.Module):
-    """Per-token network: SwiGLU, or two layers with a GELU between them.
+    """Per-token network [b, t, width] -> same: SwiGLU, or two layers with a GELU between them.
 
-    SwiGLU's three matrices hold as many weights as the two of the GELU network: its hidden width is
-    2/3 of `mlp_ratio * width`, rounded up to a multiple of 32.
+    SwiGLU's hidden width is 2/3 of `mlp_ratio * width`, rounded up to a multiple of 32, so that its
+    three matrices hold about as many weights as the two of the GELU network.
     """
 
     mlp_ratio: float
@@ -59,6 +59,7 @@ class FeedForward(nn.Module):
         hidden = int(width * self.mlp_ratio)
         if self.swiglu:
             hidden = -(-int(hidden * 2 / 3) // 32) * 32
+            # [b, t, hidden]
             gate = layers.linear(hidden, dtype=self.dtype, name="gate")(x)
             up = layers.linear(hidden, dtype=self.dtype, name="up")(x)
             y = nn.silu(gate) * up
@@ -68,6 +69,7 @@ class FeedForward(nn.Module):
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """x [b, t, width], scaled by 1 + scale and shifted, both [b, 1, width]."""
     return x * (1 + scale) + shift
 
 
@@ -90,7 +92,11 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block with adaLN-zero: attention, then the per-token network."""
+    """Transformer block with adaLN-zero: attention, then the per-token network.
+
+    Tokens [b, t, width] -> same. The condition [b, condition_width] gives a shift and a scale
+    before each of the two, and a gate after it.
+    """
 
     num_heads: int
     mlp_ratio: float

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.models import layers
+from drifting_jax.models.pixels import one_image
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
-# Float32 means float32 on every accelerator; bfloat16 operands are not affected.
+# With it float32 products are exact float32 on every accelerator; bfloat16 is not affected.
 _HIGHEST = jax.lax.Precision.HIGHEST
 _conv1x1 = partial(nn.Conv, kernel_size=(1, 1), precision=_HIGHEST)
 _conv3x3 = partial(nn.Conv, kernel_size=(3, 3), padding=1, precision=_HIGHEST)
@@ -22,7 +23,7 @@ _linear = partial(nn.Dense, precision=_HIGHEST)
 class ResnetBlock(nn.Module):
     """Norm, SiLU and 3x3 convolution, twice, and a residual: [b, h, w, c] -> [b, h, w, features].
 
-    The residual goes through a 1x1 convolution where the number of channels changes.
+    Where the number of channels changes, the residual goes through a 1x1 convolution.
     """
 
     features: int
@@ -41,7 +42,7 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of all positions, one head of the full width: [b, h, w, d] -> same.
+    """Self-attention over all positions, with one head: [b, h, w, d] -> same.
 
     Logits and softmax are float32.
     """
@@ -55,10 +56,10 @@ class Attention(nn.Module):
         y = layers.GroupNorm(self.groups, self.dtype, name="norm")(x).reshape(b, h * w, d)
         query, key, value = (
             _linear(d, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value")
-        )
+        )  # [b, t, d]
         logits = jnp.einsum(
             "bqd,bkd->bqk", query, key, precision=_HIGHEST, preferred_element_type=jnp.float32
-        )
+        )  # [b, t, t]
         weights = jax.nn.softmax(logits * d**-0.5, axis=-1).astype(self.dtype)
         y = jnp.einsum("bqk,bkd->bqd", weights, value, precision=_HIGHEST)
         y = _linear(d, dtype=self.dtype, name="out")(y)
@@ -66,7 +67,7 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The lowest resolution: block, attention, block: [b, h, w, d] -> same."""
+    """Block, attention and block at the lowest resolution: [b, h, w, d] -> same."""
 
     groups: int
     dtype: jnp.dtype
@@ -80,7 +81,7 @@ class MidBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """`depth` blocks, then half the sides (rounded down) if `downsample`."""
+    """`depth` blocks; with `downsample`, then half the sides, rounded down."""
 
     features: int
     depth: int
@@ -93,7 +94,7 @@ class DownBlock(nn.Module):
         for i in range(self.depth):
             x = ResnetBlock(self.features, self.groups, self.dtype, name=f"resnet{i}")(x)
         if self.downsample:
-            # The published networks pad at the bottom and the right alone.
+            # The published networks pad only at the bottom and on the right.
             x = _conv3x3(
                 self.features,
                 strides=2,
@@ -105,7 +106,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """`depth` blocks, then twice the sides (nearest neighbour, convolved) if `upsample`."""
+    """`depth` blocks; with `upsample`, then twice the sides (nearest neighbour, convolved)."""
 
     features: int
     depth: int
@@ -124,7 +125,7 @@ class UpBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [b, h, w, c] -> [b, h', w', out_features], the sides halved between the widths."""
+    """Images [b, h, w, c] -> [b, h', w', out_features]; the sides are halved between `widths`."""
 
     widths: tuple[int, ...]
     depth: int
@@ -145,7 +146,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [b, h', w', c] -> [b, h, w, out_features]; up0 has the lowest resolution."""
+    """Latents [b, h', w', c] -> images [b, h, w, out_features]; "up0" has the lowest resolution."""
 
     widths: tuple[int, ...]
     depth: int
@@ -168,19 +169,19 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """The KL autoencoder of Stable Diffusion; the defaults are its 8x smaller, 4-channel latents.
+    """The KL autoencoder of Stable Diffusion. By default latents are 8x smaller, with 4 channels.
 
-    Scaled latents, what a generator learns, are `scaling_factor` times a sample of the posterior.
+    A generator learns scaled latents: `scaling_factor` times a sample of the posterior.
 
     Attributes:
       in_channels: channels of the images encoded.
       out_channels: channels of the images decoded.
       latent_channels: channels of a latent.
-      block_out_channels: width of every resolution, the image's first.
-      layers_per_block: residual blocks of a resolution in the encoder; the decoder has one more.
-      norm_num_groups: groups of every GroupNorm; divides every width.
-      scaling_factor: of scaled latents.
-      dtype: compute dtype; parameters, norm statistics and softmax are float32 always.
+      block_out_channels: channels at each resolution, that of the image first.
+      layers_per_block: residual blocks at each resolution in the encoder; the decoder has one more.
+      norm_num_groups: groups of each GroupNorm; divides every width.
+      scaling_factor: scaled latents over unscaled ones.
+      dtype: compute dtype; parameters, norm statistics and softmax are always float32.
       remat: compute each up block of the decoder again in the backward pass instead of keeping its
         activations.
     """
@@ -205,11 +206,11 @@ class VAE(nn.Module):
 
     @property
     def downsampling(self) -> int:
-        """Pixels of an image's side for one position of a latent's."""
+        """Side of the image over side of the latent."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Reconstructs images [b, h, w, in_channels] from the posterior's mean."""
+        """Reconstructs images [b, h, w, in_channels] from the mean of the posterior."""
         return self.decode(self.encode(images)[0])
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -219,8 +220,8 @@ class VAE(nn.Module):
           images: [b, h, w, in_channels] float32 in [-1, 1].
 
         Returns:
-          Mean and log-variance, each [b, h / f, w / f, latent_channels] float32, f =
-          `downsampling`, rounded down; the log-variance is clipped to [-30, 20].
+          Mean and log-variance, each [b, h / f, w / f, latent_channels] float32 with f =
+          `downsampling`, sides rounded down. The log-variance is clipped to [-30, 20].
 
         Raises:
           ValueError: the channels do not fit, or a side is below `downsampling`.
@@ -240,7 +241,8 @@ class VAE(nn.Module):
           latents: [b, h', w', latent_channels] float32.
 
         Returns:
-          [b, h' * f, w' * f, out_channels] float32, f = `downsampling`; about [-1, 1], not clipped.
+          [b, h' * f, w' * f, out_channels] float32 with f = `downsampling`, nominally in [-1, 1]
+          (not clipped).
 
         Raises:
           ValueError: the channels do not fit.
@@ -249,35 +251,19 @@ class VAE(nn.Module):
         return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
 
     def decode_scaled(self, latents: jax.Array) -> jax.Array:
-        """`decode` of scaled latents, such as a generator's."""
+        """Images of scaled latents, such as those of a generator; see `decode`."""
         return self.decode(latents / self.scaling_factor)
 
     @nn.nowrap
-    def scale(self, sample: jax.Array) -> jax.Array:
-        """Scaled latents of unscaled ones, any shape; needs no parameters."""
-        return self.scaling_factor * sample
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of inputs that `__call__` takes."""
+        return (one_image(self.downsampling, self.in_channels),)
 
 
 def split_moments(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and clipped log-variance [..., c] float32 of the encoder's moments [..., 2 * c]."""
+    """Mean and clipped log-variance, [..., c] float32, from the encoder's moments [..., 2 * c]."""
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
-
-
-def sample_latent(key: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """Draws unscaled latents from the posterior.
-
-    Args:
-      key: typed PRNG key.
-      mean: [b, h', w', c], of `VAE.encode`.
-      log_variance: [b, h', w', c].
-
-    Returns:
-      [b, h', w', c] float32: mean + exp(log_variance / 2) * normal noise.
-    """
-    noise = jax.random.normal(key, mean.shape)
-    deviation = jnp.exp(log_variance.astype(jnp.float32) / 2)
-    return mean.astype(jnp.float32) + deviation * noise
 
 
 def _check(name: str, x: jax.Array, channels: int) -> None:

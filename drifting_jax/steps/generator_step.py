@@ -23,7 +23,8 @@ from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.feature_losses import FeatureSets
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.losses import DriftingStatistics
-from drifting_jax.steps import sample_queue, sampling
+from drifting_jax.models import generators
+from drifting_jax.steps import sample_queue
 from drifting_jax.steps.culprit import drift_culprit
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.state import TrainState, apply_gradients
@@ -259,7 +260,7 @@ def _generate(params: PyTree, rows: _Rows, mesh: Mesh, model: nn.Module) -> jax.
     def for_each_sample(per_row: jax.Array) -> jax.Array:
         return class_rows.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
 
-    draw = jax.vmap(jax.vmap(lambda key: sampling.draw_inputs(key, model)))
+    draw = jax.vmap(jax.vmap(lambda key: generators.draw_inputs(key, model)))
     noise, styles = (class_rows.merge(x, sharding) for x in draw(rows.input_keys))
     images = model.apply(
         {"params": params},

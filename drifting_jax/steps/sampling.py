@@ -6,13 +6,14 @@ Sample i of a class depends on (seed, class, i, α) alone, never on the batch si
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from drifting_jax.distributed import meshes, transfer
-from drifting_jax.models.dit import DiT
+from drifting_jax.models import generators
 from drifting_jax.models.vae import VAE
 
 Array = Any  # of NumPy or JAX
@@ -28,23 +29,12 @@ class Samples(NamedTuple):
 Sampler = Callable[..., Samples]
 
 
-def draw_inputs(key: jax.Array, model: DiT) -> tuple[jax.Array, jax.Array]:
-    """Noise [h, w, c] float32 and style indices [k] int32 of one sample."""
-    noise_key, style_key = jax.random.split(key)
-    shape = (model.image_size, model.image_size, model.in_channels)
-    noise = jax.random.normal(noise_key, shape)
-    styles = jax.random.randint(
-        style_key, (model.num_style_books,), 0, max(model.styles_per_book, 1)
-    )
-    return noise, styles
-
-
 def to_uint8(images: jax.Array) -> jax.Array:
     """Returns uint8 of floats in [-1, 1], rounded half to even; values outside are clipped."""
     return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
 
 
-def make_sampler(model: DiT, mesh: Mesh, *, vae: VAE | None = None) -> Sampler:
+def make_sampler(model: nn.Module, mesh: Mesh, *, vae: VAE | None = None) -> Sampler:
     """Returns the jitted 1-NFE function.
 
     Args:
@@ -69,7 +59,8 @@ def make_sampler(model: DiT, mesh: Mesh, *, vae: VAE | None = None) -> Sampler:
     @jax.jit
     def sampler(params, key, labels, indices, cfg_scale):
         def one(label, index):
-            return draw_inputs(jax.random.fold_in(jax.random.fold_in(key, label), index), model)
+            of_sample = jax.random.fold_in(jax.random.fold_in(key, label), index)
+            return generators.draw_inputs(of_sample, model)
 
         noise, styles = jax.lax.with_sharding_constraint(jax.vmap(one)(labels, indices), rows)
         scales = jnp.broadcast_to(jnp.float32(cfg_scale), labels.shape)

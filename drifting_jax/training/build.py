@@ -1,6 +1,6 @@
 """From a config to the objects that it describes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import flax.linen as nn
 import jax
@@ -9,30 +9,31 @@ import optax
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
+from drifting_jax.config.checks import listed
 from drifting_jax.config.streams import stream_key
-from drifting_jax.data.sources import Source
+from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.method import encoders, features
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.table import FIELDS
-from drifting_jax.models import layers
-from drifting_jax.models.dit import DiT
+from drifting_jax.models import generators, layers
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
 from drifting_jax.models.vae import VAE
-from drifting_jax.steps import sample_queue, sampling
+from drifting_jax.steps import sample_queue
 from drifting_jax.steps.encoder_step import EncoderStepConfig
 from drifting_jax.steps.generator_step import GeneratorStepConfig
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.toy_step import ToyStepConfig
+from drifting_jax.weights.networks import ENCODERS
 
-_SAMPLES_AT_ONCE = 64  # generated, on a device, where config.train.microbatches is left open
+_SAMPLES_AT_ONCE = 64  # generated samples of a microbatch on a device, if microbatches is 0
 
 
 def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of config.mesh, of the devices at hand or of others to compile for.
+    """Returns the mesh of config.mesh, of the devices at hand or of others to compile for.
 
     Raises:
       UserError: it does not fit the devices.
@@ -43,77 +44,72 @@ def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None
         raise UserError(f"config.mesh: {error}") from None
 
 
-def make_generator(config: ConfigDict, source: Source) -> DiT:
-    """The generator for a source's image shape and classes."""
-    height, width, channels = source.image_shape
-    if height != width:
-        raise UserError(f"the generator makes square images; found {height}x{width}")
-    m = config.model
-    return DiT(
-        image_size=height,
-        in_channels=channels,
-        out_channels=channels,
-        patch_size=m.patch_size,
-        width=m.width,
-        depth=m.depth,
-        num_heads=m.num_heads,
-        num_classes=source.num_classes,
-        mlp_ratio=m.mlp_ratio,
-        num_context_tokens=m.num_context_tokens,
-        num_style_books=m.num_style_books,
-        styles_per_book=m.styles_per_book,
-        dtype=jnp.dtype(m.dtype),
-        attention_dtype=jnp.dtype(m.attention_dtype),
-        remat=m.remat,
-        scan=m.scan,
-    )
+def make_generator(config: ConfigDict, spec: DataSpec) -> nn.Module:
+    """Returns the generator of config.model for samples of this shape and number of classes.
+
+    Raises:
+      UserError: there is no such kind, or it cannot make images of this shape.
+    """
+    kind = config.model.kind
+    _check_choice("model.kind", kind, generators.GENERATORS)
+    try:
+        return generators.make_generator(
+            config.model,
+            kind=kind,
+            image_shape=spec.image_shape,
+            num_classes=spec.num_classes,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
-def make_encoder(config: ConfigDict, source: Source) -> ResNetMAE:
-    """The masked autoencoder for a source's channels and classes."""
+def _check_choice(name: str, found: str, choices: Iterable[str]) -> None:
+    """Checks a field whose choices stand in a table that the config does not know."""
+    if found not in choices:
+        raise UserError(f"config.{name} must be one of {listed(tuple(choices))}; found {found!r}")
+
+
+def make_encoder(config: ConfigDict, spec: DataSpec) -> ResNetMAE:
+    """Returns the masked autoencoder of config.encoder for these channels and classes."""
     e = config.encoder
     return ResNetMAE(
-        in_channels=source.image_shape[-1],
+        in_channels=spec.image_shape[-1],
         width=e.width,
         blocks=tuple(e.blocks),
         groups=e.groups,
         input_patch_size=e.input_patch_size,
         mask_patch_size=e.mask_patch_size,
         every_k_block=e.every_k_block,
-        num_classes=source.num_classes,
+        num_classes=spec.num_classes,
         dtype=jnp.dtype(e.dtype),
         remat=e.remat,
     )
 
 
 def make_feature_function(
-    config: ConfigDict, source: Source, *, extra: nn.Module | None = None, vae: VAE | None = None
+    config: ConfigDict, spec: DataSpec, *, extra: nn.Module | None = None, vae: VAE | None = None
 ) -> FeatureFunction:
-    """The features of config.features and of every frozen network (3.4, A.4, A.5).
+    """Returns the function that makes all features of config.features (3.4, A.4, A.5).
 
     Args:
       config: of the run.
-      source: of its samples, images or latents.
-      extra: the network of config.extra_encoder, on pixels.
+      spec: of its samples, images or latents.
+      extra: the network of config.extra_encoder, which sees pixels; None without one.
       vae: decodes latents for it.
 
     Returns:
-      (variables, samples [b, h, w, c]) -> {name: [b, t, d]} with the variables {"": those of the
-      autoencoder, kind: those of `extra`, behind a VAE {"vae": …, "encoder": …}}.
+      (variables, samples [b, h, w, c]) -> {name: [b, t, d]}. The variables are {"": those of the
+      autoencoder, kind: those of `extra`}; behind a VAE, the latter are {"vae": …, "encoder": …}.
     """
     f, kind = config.features, config.extra_encoder.kind
     patch_sizes = tuple(f.patch_sizes)
     functions = {
         "": encoders.autoencoder_features(
-            make_encoder(config, source), patch_sizes=patch_sizes, input_rms=f.input_rms
+            make_encoder(config, spec), patch_sizes=patch_sizes, input_rms=f.input_rms
         )
     }
     if extra is not None:
-        of_images = (
-            encoders.convnext_features(extra)
-            if kind == "convnext"
-            else encoders.map_features(extra, patch_sizes=patch_sizes)
-        )
+        of_images = ENCODERS[kind].features(extra, patch_sizes)
         functions[kind] = encoders.through_decoder(vae, of_images) if vae else of_images
     of_encoders = encoders.compose(functions)
 
@@ -124,19 +120,19 @@ def make_feature_function(
     return feature_function
 
 
-def check_models(config: ConfigDict, source: Source) -> None:
-    """Makes sure that both networks fit the images, before anything is trained.
+def check_models(config: ConfigDict, spec: DataSpec) -> None:
+    """Checks the kinds of networks, and that the trained ones fit the samples.
 
     Raises:
-      UserError: naming the section, config.model or config.encoder.
+      UserError: names the field, or the section: config.model or config.encoder.
     """
-    model, encoder = make_generator(config, source), make_encoder(config, source)
-    image, one = jnp.zeros((1, *source.image_shape)), jnp.ones(1)
+    _check_choice("extra_encoder.kind", config.extra_encoder.kind, ("none", *ENCODERS))
+    model, encoder = make_generator(config, spec), make_encoder(config, spec)
+    image = jnp.zeros((1, *spec.image_shape))
     key = stream_key(config, "generator_init")
 
     def init_generator() -> None:
-        noise, styles = sampling.draw_inputs(key, model)
-        model.init(key, noise[None], jnp.zeros(1, jnp.int32), styles[None], one)
+        generators.init_generator(key, model)
 
     def init_encoder() -> None:
         grid = layers.patchify(image, encoder.input_patch_size).shape[:3]
@@ -152,14 +148,13 @@ def check_models(config: ConfigDict, source: Source) -> None:
 
 
 def drift_options(config: ConfigDict) -> DriftOptions:
-    """The options of config.drift.
+    """Returns the options of config.drift.
 
     Raises:
       UserError: there is no field of that name.
     """
     d = config.drift
-    if d.field not in FIELDS:
-        raise UserError(f"config.drift.field must be one of {', '.join(FIELDS)}; found {d.field!r}")
+    _check_choice("drift.field", d.field, FIELDS)
     return DriftOptions(
         temperatures=tuple(d.temperatures),
         affinity_floor=d.affinity_floor,
@@ -173,7 +168,7 @@ def drift_options(config: ConfigDict) -> DriftOptions:
 
 
 def generator_step_config(config: ConfigDict, mesh: Mesh) -> GeneratorStepConfig:
-    """Sizes and settings of a generator's step on a mesh.
+    """Returns the sizes and settings of a generator's step on a mesh.
 
     Raises:
       UserError: the rows of a step do not split over the mesh.
@@ -196,10 +191,10 @@ def generator_step_config(config: ConfigDict, mesh: Mesh) -> GeneratorStepConfig
 
 
 def microbatches(config: ConfigDict, mesh: Mesh) -> int:
-    """Pieces of a generator's step: config.train.microbatches, or as many as a device needs.
+    """Returns the microbatches of a generator's step: as configured, or as many as needed.
 
     Raises:
-      UserError: the rows of a step do not split over the pieces or the mesh.
+      UserError: the rows of a step do not split over the microbatches or the mesh.
     """
     t = config.train
     rows, wanted = t.labels_per_step, t.microbatches
@@ -216,20 +211,21 @@ def microbatches(config: ConfigDict, mesh: Mesh) -> int:
             raise UserError(f"config.train does not fit the devices{parts}: {error}") from None
         return wanted
     fitting = []
-    for pieces in (n for n in range(1, rows + 1) if rows % n == 0):
+    for count in (n for n in range(1, rows + 1) if rows % n == 0):
         try:
-            meshes.row_sharding(mesh, rows // pieces, t.generated_per_label)
+            meshes.row_sharding(mesh, rows // count, t.generated_per_label)
         except ValueError as error:
             refused = error
         else:
-            fitting.append(pieces)
+            fitting.append(count)
     if not fitting:
         raise UserError(f"config.train does not fit the devices: {refused}")
     most = rows * t.generated_per_label / mesh.size / _SAMPLES_AT_ONCE
-    return next((pieces for pieces in fitting if pieces >= most), fitting[-1])
+    return next((count for count in fitting if count >= most), fitting[-1])
 
 
 def encoder_step_config(config: ConfigDict) -> EncoderStepConfig:
+    """Returns the settings of the masked autoencoder's step."""
     t = config.encoder.train
     return EncoderStepConfig(
         mask_ratio_min=t.mask_ratio_min,
@@ -243,7 +239,7 @@ def encoder_step_config(config: ConfigDict) -> EncoderStepConfig:
 
 
 def toy_step_config(config: ConfigDict) -> ToyStepConfig:
-    """Sizes and settings of a toy's step."""
+    """Returns the sizes and settings of a toy's step."""
     return ToyStepConfig(
         generated=config.train.generated,
         noise_features=config.model.noise_features,
@@ -253,6 +249,7 @@ def toy_step_config(config: ConfigDict) -> ToyStepConfig:
 
 
 def generator_schedule(config: ConfigDict) -> optax.Schedule:
+    """Returns the learning rate of a generator or toy by its updates."""
     o = config.optim
     return learning_rate_schedule(
         o.learning_rate,
@@ -263,6 +260,7 @@ def generator_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def generator_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the optimizer of a generator or toy."""
     o = config.optim
     return make_optimizer(
         generator_schedule(config),
@@ -274,6 +272,7 @@ def generator_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def encoder_schedule(config: ConfigDict) -> optax.Schedule:
+    """Returns the learning rate of the encoder by its updates."""
     t = config.encoder.train
     return learning_rate_schedule(
         t.learning_rate,
@@ -284,6 +283,7 @@ def encoder_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def encoder_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the optimizer of the encoder."""
     t = config.encoder.train
     return make_optimizer(
         encoder_schedule(config),
@@ -295,14 +295,14 @@ def encoder_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def make_queue(
-    config: ConfigDict, source: Source, mesh: Mesh, *, make=sample_queue.init
+    config: ConfigDict, spec: DataSpec, mesh: Mesh, *, make=sample_queue.init
 ) -> SampleQueue:
-    """The empty queue of a run, or with `sample_queue.template` its shapes."""
+    """Returns the empty queue of a run, or its shapes with make=`sample_queue.template`."""
     return make(
-        source.num_classes,
+        spec.num_classes,
         per_class=config.queue.per_class,
         unconditional=config.queue.unconditional,
-        shape=source.image_shape,
+        shape=spec.image_shape,
         dtype=jnp.float16 if config.data.latent else jnp.uint8,
         mesh=mesh,
     )

@@ -1,7 +1,7 @@
 """The frozen networks of a generator's run: the autoencoder, a second encoder, and the VAE."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,21 +9,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
-from drifting_jax.data.sources import Source
+from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
-from drifting_jax.models.convnext import ConvNeXtV2
-from drifting_jax.models.dinov2 import DINOv2
-from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import feature_params
 from drifting_jax.models.vae import VAE
 from drifting_jax.training import build
-from drifting_jax.weights.networks import Network, load_network
+from drifting_jax.weights.networks import ENCODERS, NETWORKS, Network, load_network
 from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
-
-_EXTRA_SIDE = 224  # pixels that encoders of pixels are shown, as they were trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +29,32 @@ class PretrainedNetworks:
     vae: Network | None
 
 
-def load_pretrained(config: ConfigDict, source: Source) -> PretrainedNetworks:
-    """Reads them, before anything is trained.
+class FrozenNetworks(NamedTuple):
+    """All frozen networks, on the devices.
+
+    Attributes:
+      variables: what the feature function takes first: {"": those of the autoencoder, kind: those
+        of `extra`, with a decoder {"vae": …, "encoder": …}}.
+      extra: the module of config.extra_encoder, or None.
+      decoder: the VAE through which `extra` sees latents, or None.
+      vae: the VAE with its float32 variables, for pictures, or None.
+    """
+
+    variables: PyTree
+    extra: nn.Module | None
+    decoder: VAE | None
+    vae: Network | None
+
+
+def load_pretrained(config: ConfigDict, spec: DataSpec) -> PretrainedNetworks:
+    """Reads the networks of config.extra_encoder and config.vae, before anything is trained.
 
     Raises:
       UserError: one is missing, or does not fit the data.
     """
     kind = config.extra_encoder.kind
     if kind != "none":
-        _check_extra(config, source)
+        _check_extra(config, spec)
     wants_vae = config.data.latent and config.vae.path
     return PretrainedNetworks(
         extra=load_network(config.extra_encoder.path, kind=kind) if kind != "none" else None,
@@ -50,98 +62,93 @@ def load_pretrained(config: ConfigDict, source: Source) -> PretrainedNetworks:
     )
 
 
-def _check_extra(config: ConfigDict, source: Source) -> None:
+def _check_extra(config: ConfigDict, spec: DataSpec) -> None:
     for section in ("extra_encoder", "vae"):
         if (section == "extra_encoder" or config.data.latent) and not config[section].path:
             raise UserError(f"config.{section}.path must say where its weights are")
-    if not config.data.latent and source.image_shape[-1] != 3:
+    if not config.data.latent and spec.image_shape[-1] != 3:
         raise UserError(
             f"config.extra_encoder sees colour images; {config.data.source} has "
-            f"{source.image_shape[-1]} channel(s)"
+            f"{spec.image_shape[-1]} channel(s)"
         )
 
 
-def place(
-    config: ConfigDict, encoder: PyTree, given: PretrainedNetworks, mesh: Mesh
-) -> tuple[PyTree, dict[str, Any], Network | None]:
+def place_networks(
+    config: ConfigDict, encoder: PyTree, pretrained: PretrainedNetworks, mesh: Mesh
+) -> FrozenNetworks:
     """Puts all frozen networks on the devices.
 
-    Returns:
-      The variables of all, the networks besides the autoencoder, and the VAE.
+    Args:
+      config: of the run.
+      encoder: parameters of the autoencoder, on the devices.
+      pretrained: the other networks, on the host.
+      mesh: the devices; config.mesh.rules says how arrays are split over them.
     """
     dtype = jnp.dtype(config.encoder.dtype)
+
+    def placed(network: Network) -> Network:
+        tree = network.variables
+        shardings = meshes.sharding_for_tree(tree, mesh, config.mesh.rules)
+        return dataclasses.replace(network, variables=jax.device_put(tree, shardings))
+
     variables = {"": {"params": as_computed(feature_params(encoder), dtype)}}
-    networks = {"extra": None, "vae": None}
-    kind, extra, vae = config.extra_encoder.kind, given.extra, given.vae
-
-    def placed(tree: PyTree) -> PyTree:
-        return jax.device_put(tree, meshes.sharding_for_tree(tree, mesh, config.mesh.rules))
-
+    vae = placed(pretrained.vae) if pretrained.vae else None
+    if pretrained.extra is None:
+        return FrozenNetworks(variables, None, None, vae)
+    extra, decoder = as_frozen(config, pretrained.extra.model, vae.model if vae else None)
+    of_extra = as_computed(placed(pretrained.extra).variables, dtype)
     if vae is not None:
-        vae = dataclasses.replace(vae, variables=placed(vae.variables))
-    if extra is None:
-        return variables, networks, vae
-    networks["extra"], networks["vae"] = as_frozen(config, extra.model, vae.model if vae else None)
-    variables[kind] = as_computed(placed(extra.variables), dtype)
-    if vae is not None:
-        decoder = as_computed(vae.variables, dtype)
-        variables[kind] = {"vae": decoder, "encoder": variables[kind]}
-    return variables, networks, vae
+        of_extra = {"vae": as_computed(vae.variables, dtype), "encoder": of_extra}
+    variables[config.extra_encoder.kind] = of_extra
+    return FrozenNetworks(variables, extra, decoder, vae)
 
 
 def as_computed(params: PyTree, dtype: jnp.dtype) -> PyTree:
     """Arrays, or their shapes, with each kernel in the dtype that its layer computes in.
 
     The layer would round it to that dtype itself: the numbers are the same, and in bfloat16 there
-    is half as much to hold, and to gather from other devices. What is not rounded (norms, biases)
-    stays as it is.
+    is half as much to hold and to gather from other devices. Norms and biases, which are not
+    rounded, stay as they are.
     """
 
-    def one(path: tuple, leaf: Any) -> Any:
+    def cast(path: tuple, leaf: Any) -> Any:
         if path[-1].key != "kernel":
             return leaf
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, dtype)
         return leaf.astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def published_sizes(config: ConfigDict) -> tuple[nn.Module | None, VAE | None]:
     """The networks of config.extra_encoder and config.vae as published, without their weights."""
-    known = {
-        "none": lambda: None,
-        "convnext": ConvNeXtV2,
-        "resnet": ResNet,
-        "dinov2": DINOv2,
-    }
-    return as_frozen(
-        config, known[config.extra_encoder.kind](), VAE() if config.data.latent else None
-    )
+    kind = config.extra_encoder.kind
+    extra = NETWORKS[kind].module() if kind != "none" else None
+    return as_frozen(config, extra, VAE() if config.data.latent else None)
 
 
 def as_frozen(
     config: ConfigDict, extra: nn.Module | None, vae: VAE | None
 ) -> tuple[nn.Module | None, VAE | None]:
-    """The networks besides the autoencoder as a step uses them: dtype, remat, and what they see."""
+    """The second encoder and the VAE as a step uses them: dtype, image size and remat are set."""
     dtype = jnp.dtype(config.encoder.dtype)
     if extra is not None:
-        shown = {} if config.extra_encoder.kind == "convnext" else {"image_size": _EXTRA_SIDE}
-        extra = extra.clone(dtype=dtype, **shown)
+        side = ENCODERS[config.extra_encoder.kind].image_side
+        extra = extra.clone(dtype=dtype, **({"image_size": side} if side else {}))
     return extra, None if vae is None else vae.clone(dtype=dtype, remat=True)
 
 
 def variables_shapes(
-    config: ConfigDict, source: Source, extra: nn.Module | None, vae: VAE | None
+    config: ConfigDict, spec: DataSpec, extra: nn.Module | None, vae: VAE | None
 ) -> PyTree:
-    """Shapes of what `place` returns first, nothing read."""
-
+    """Shapes of `FrozenNetworks.variables`; nothing is read or computed."""
     dtype = jnp.dtype(config.encoder.dtype)
 
     def of(model: nn.Module) -> PyTree:
         return {"params": as_computed(param_shapes(model), dtype)}
 
-    encoder = feature_params(param_shapes(build.make_encoder(config, source)))
+    encoder = feature_params(param_shapes(build.make_encoder(config, spec)))
     found: dict[str, PyTree] = {"": {"params": as_computed(encoder, dtype)}}
     if extra is not None:
         both = {"vae": of(vae), "encoder": of(extra)} if vae else of(extra)

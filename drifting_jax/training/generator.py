@@ -53,14 +53,14 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     encoder.print_data(source, context)
     build.check_models(config, spec_of(source))
     filling.check_source(config, source)
-    pretrained = frozen.load_pretrained(config, source)
+    pretrained = frozen.load_pretrained(config, spec_of(source))
     monitor = monitoring.make_monitor(config, workdir=workdir, stops=context.stops)
     params = encoder.encoder_params(config, source, mesh, workdir=workdir, context=context)
     if params is None:
         return False
-    variables, networks, vae = frozen.place(config, params, pretrained, mesh)
+    variables, extra, decoder, vae = frozen.place_networks(config, params, pretrained, mesh)
     del params  # its decoder would stay on the devices
-    program = programs.generator_program(config, spec_of(source), mesh, **networks)
+    program = programs.generator_program(config, spec_of(source), mesh, extra=extra, vae=decoder)
     trained = stage.train(
         Stage(
             program=program,

@@ -20,9 +20,10 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
+from drifting_jax.models import generators
 from drifting_jax.models.mlp import MLP
 from drifting_jax.models.vae import VAE
-from drifting_jax.steps import sample_queue, sampling
+from drifting_jax.steps import sample_queue
 from drifting_jax.steps.culprit import culprit_name
 from drifting_jax.steps.encoder_step import encoder_step
 from drifting_jax.steps.generator_step import generator_step
@@ -255,9 +256,7 @@ def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
 def init_generator(config: ConfigDict, spec: DataSpec) -> TrainState:
     """Returns a generator's state before the first step."""
     model, key = build.make_generator(config, spec), stream_key(config, "generator_init")
-    noise, styles = sampling.draw_inputs(key, model)
-    label, scale = jnp.zeros(1, jnp.int32), jnp.ones(1)
-    params = model.init(key, noise[None], label, styles[None], scale)["params"]
+    params = generators.init_generator(key, model)
     optimizer = build.generator_optimizer(config)
     return create_state(params, optimizer, ema_decays=config.train.ema_decays)
 

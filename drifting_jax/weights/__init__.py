@@ -1,1 +1,1 @@
-"""Weights that others published: files read and written, names and layouts translated."""
+"""Published weights: reads and writes their files, and converts names and layouts."""

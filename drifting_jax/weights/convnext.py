@@ -1,4 +1,4 @@
-"""ConvNeXt-V2 of the transformers library (`ConvNextV2ForImageClassification`, `ConvNextV2Model`).
+"""ConvNeXt-V2 from the transformers library: `ConvNextV2ForImageClassification`, `ConvNextV2Model`.
 
 The paper's pixel runs use `facebook/convnextv2-base-22k-224`.
 """
@@ -6,23 +6,23 @@ The paper's pixel runs use `facebook/convnextv2-base-22k-224`.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+from drifting_jax.weights.shapes import param_shapes
 
 _PREFIX = "convnextv2."
 _CLASSIFIER = r"classifier\.(weight|bias)"
 
-# What of the architecture is fixed here, and what a config that does not say it means.
+# Entries of a config.json that must have these values, or be absent.
 _FIXED = {"model_type": "convnextv2", "hidden_act": "gelu", "num_channels": 3}
 
 
 def table(model: ConvNeXtV2) -> dict[str, Tensor]:
-    """Where each parameter lies: {"trunk/stem/kernel": Tensor(...), ...}."""
+    """{path under "params": its tensor in a file with transformers' names}."""
     embeddings = f"{_PREFIX}embeddings"
     entries = {
         **_conv("trunk/stem", f"{embeddings}.patch_embeddings"),
@@ -40,12 +40,12 @@ def table(model: ConvNeXtV2) -> dict[str, Tensor]:
 
 
 def from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> ConvNeXtV2:
-    """The network that a `config.json` describes; what it leaves out has transformers' defaults.
+    """The network that a config.json describes; missing entries have transformers' defaults.
 
     `layer_norm_eps` is not read: every norm has epsilon 1e-6, as the network was trained.
 
     Args:
-      config: the file's object.
+      config: the object in the file.
       dtype: compute dtype.
 
     Raises:
@@ -67,7 +67,7 @@ def from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) ->
 
 def load(
     tensors: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
     *,
     dtype: jnp.dtype = jnp.float32,
     origin: str = "the file",
@@ -75,9 +75,8 @@ def load(
     """The network and its variables.
 
     Args:
-      tensors: of the file, by name, with or without the prefix "convnextv2."; the classifier is
-        not needed.
-      config: the object of the `config.json` beside it.
+      tensors: arrays by name, with or without the prefix "convnextv2."; the classifier is ignored.
+      config: the object in the config.json beside the file; None for transformers' default sizes.
       dtype: compute dtype.
       origin: what to call the file in an error.
 
@@ -88,16 +87,16 @@ def load(
       UserError: the config is of another architecture; a tensor is missing, has another shape or is
         left over.
     """
-    model = from_config(config, dtype=dtype)
-    images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    model = from_config(config or {}, dtype=dtype)
     tensors = {_full_name(name): array for name, array in tensors.items()}
-    params = assemble(template, table(model), tensors, ignored=(_CLASSIFIER,), origin=origin)
+    params = assemble(
+        param_shapes(model), table(model), tensors, ignored=(_CLASSIFIER,), origin=origin
+    )
     return model, {"params": params}
 
 
 def _full_name(name: str) -> str:
-    """The name within `ConvNextV2ForImageClassification` of one within it or `ConvNextV2Model`."""
+    """The name in `ConvNextV2ForImageClassification` of a tensor of it or of `ConvNextV2Model`."""
     parts = ("embeddings.", "encoder.", "layernorm.")
     return f"{_PREFIX}{name}" if name.startswith(parts) else name
 

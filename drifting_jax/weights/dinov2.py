@@ -1,4 +1,4 @@
-"""DINOv2 as the transformers library stores it (`Dinov2Model`), or as torch.hub does."""
+"""DINOv2 from the transformers library (`Dinov2Model`) or from torch.hub."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+from drifting_jax.weights.shapes import param_shapes
 
-# What an entry that a config.json lacks stands for.
+# Defaults of entries that a config.json lacks.
 _SIZES = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -22,7 +22,7 @@ _SIZES = {
     "image_size": 224,
     "patch_size": 14,
 }
-# The only values of these entries that `DINOv2` is; an entry may be absent.
+# Entries of a config.json that must have these values, or be absent.
 _FIXED = {
     "model_type": "dinov2",
     "hidden_act": "gelu",
@@ -30,12 +30,13 @@ _FIXED = {
     "num_channels": 3,
     "qkv_bias": True,
 }
-_HEAD_WIDTH = 64  # of every published size
+_HEAD_WIDTH = 64  # at every published size
 _HUB_OFFSET = 0.1  # `position_offset` of facebookresearch's code
 
-# The token that stands for hidden patches in training, and a classifier trained on top.
+# The token of hidden patches, which only training needs, and a classifier trained on top.
 _IGNORED = (r"embeddings\.mask_token", r"classifier\.(weight|bias)")
 
+# Name of a tensor in torch.hub's files -> transformers' name.
 _HUB = {
     r"cls_token": "embeddings.cls_token",
     r"mask_token": "embeddings.mask_token",
@@ -54,7 +55,7 @@ _BLOCK = re.compile(r"encoder\.layer\.(\d+)\..*")
 
 
 def table(model: DINOv2) -> dict[str, Tensor]:
-    """{path under "params": where it lies in a file with transformers' names}."""
+    """{path under "params": its tensor in a file with transformers' names}."""
     entries = {
         "embeddings/class_token": Tensor("embeddings.cls_token"),
         "embeddings/positions": Tensor("embeddings.position_embeddings"),
@@ -69,10 +70,10 @@ def table(model: DINOv2) -> dict[str, Tensor]:
 def from_config(
     config: Mapping[str, Any], *, position_offset: float = 0.0, dtype: jnp.dtype = jnp.float32
 ) -> DINOv2:
-    """The network that a `config.json` describes; what it leaves out has transformers' defaults.
+    """The network that a config.json describes; missing entries have transformers' defaults.
 
     Args:
-      config: the file's object.
+      config: the object in the file.
       position_offset: field of the network.
       dtype: compute dtype.
 
@@ -113,19 +114,19 @@ def load(
     """The network and its variables.
 
     Args:
-      tensors: arrays by name: transformers' names, with or without the prefix "dinov2.", or
+      tensors: arrays by transformers' names, with or without the prefix "dinov2.", or by
         torch.hub's.
-      config: the object of transformers' config.json; None, as for a file of torch.hub, which has
-        none, to read the sizes off the tensors; heads have width 64 then, and feed-forward networks
-        4 times the width, as in every published size.
-      position_offset: field of the network; None as the library whose names the tensors have does:
-        0.1 for torch.hub, 0 for transformers.
+      config: the object in transformers' config.json. None, since a file of torch.hub has no
+        config.json, takes the sizes from the tensors, with heads of width 64 and feed-forward
+        networks of 4 times the width, as at every published size.
+      position_offset: field of the network; None for that of the library whose names the tensors
+        have: 0.1 for torch.hub, 0 for transformers.
       dtype: compute dtype.
       origin: what to call the file in an error.
 
     Returns:
       The model and {"params": ...} of float32 NumPy arrays. `model.clone(feature_blocks=..., ...)`
-      changes fields that are no sizes.
+      changes fields that no shape depends on.
 
     Raises:
       UserError: the config is of another architecture; a tensor is missing, has another shape or is
@@ -142,14 +143,12 @@ def load(
     if position_offset is None:
         position_offset = _HUB_OFFSET if hub else 0.0
     model = from_config(config, position_offset=position_offset, dtype=dtype)
-    images = jax.ShapeDtypeStruct((1, model.patch_size, model.patch_size, 3), jnp.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    params = assemble(template, table(model), tensors, ignored=_IGNORED, origin=origin)
+    params = assemble(param_shapes(model), table(model), tensors, ignored=_IGNORED, origin=origin)
     return model, {"params": params}
 
 
 def _transformers_names(tensors: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
-    """torch.hub's tensors under transformers' names; unknown names are kept."""
+    """Renames torch.hub's tensors to transformers' names; unknown names are kept."""
     renamed = {}
     for name, tensor in tensors.items():
         if fused := _HUB_QKV.fullmatch(name):
@@ -174,7 +173,7 @@ def _renamed(name: str) -> str:
 
 
 def _sizes(tensors: Mapping[str, np.ndarray], origin: str) -> dict[str, Any]:
-    """The entries of a config.json that the tensors tell."""
+    """Entries of a config.json, from the names and shapes of the tensors."""
     patches = "embeddings.patch_embeddings.projection.weight"
     positions = "embeddings.position_embeddings"
     for name, rank in ((patches, 4), (positions, 3)):

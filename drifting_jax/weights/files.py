@@ -1,4 +1,4 @@
-"""Files of tensors that others publish: found, fetched, listed and read as NumPy arrays."""
+"""Published weight files: finds, downloads, lists and reads them as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from drifting_jax.weights.pth import read_pth
 from drifting_jax.weights.reading import flatten, map_file, read_json, zip_members
 from drifting_jax.weights.safetensors import read_safetensors
 
-# What a file is taken for by its name, where its content does not tell.
+# The format of a file by its name, where its content does not tell it.
 _SUFFIXES = {
     ".safetensors": "safetensors",
     ".index.json": "index",
@@ -27,34 +27,34 @@ _SUFFIXES = {
     ".msgpack": "msgpack",
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), "pth"),
 }
-# The names that diffusers and transformers write, the best of each first.
+# The names that diffusers and transformers write, preferred ones first.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
-# What the weights of a checkpoint are called where it holds more than one thing.
+# Names of the group of weights in a checkpoint that holds several groups.
 _WEIGHT_GROUPS = ("state_dict", "model_state_dict", "model", "params_ema", "params")
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a weight file, or of the one in a folder (`find_weights`).
 
-    It reads .safetensors, an index of several (*.index.json), checkpoints of torch (`pth`), .npz
-    and flax's .msgpack. The content decides which it is, the name only where the content does not.
+    Formats are .safetensors, an index of several (*.index.json), checkpoints of torch (`pth`), .npz
+    and flax's .msgpack. The format is recognised by the content, else by the name.
 
     Returns:
-      {name: array}, nested ones as "outer/inner", bfloat16 as `ml_dtypes.bfloat16`. An array may be
-      read-only, and a view of the file, which must not change while it is in use.
+      {name: array}, nested names as "outer/inner", bfloat16 as `ml_dtypes.bfloat16`. An array may
+      be a read-only view of the file, which must not change while the array is in use.
 
     Raises:
-      UserError: the file is not there, empty, cut off, damaged, of no known kind, or holds one name
-        twice; see also `find_weights`.
+      UserError: the file does not exist, is empty, cut off, damaged or of no known format, or holds
+        one name twice; see also `find_weights`.
     """
     return _read(find_weights(path), load=True)
 
 
 def list_tensors(path: str | os.PathLike) -> str:
-    """A table of the tensors of a weight file, ready to print: name, shape, dtype, and the totals.
+    """A table of the tensors of a weight file as text: name, shape, dtype, and the totals.
 
-    Of large files it reads little more than the names, .msgpack apart. Raises as `read_tensors`.
+    It reads little more than the names, except of .msgpack. Raises as `read_tensors`.
     """
     inner = Path(path) / "params_ema"  # where the paper's release keeps its weights
     found = _read(find_weights(inner if inner.is_dir() else path), load=False)
@@ -70,16 +70,16 @@ def list_tensors(path: str | os.PathLike) -> str:
 
 
 def select(tensors: Mapping[str, Any], prefix: str | None = None) -> dict[str, Any]:
-    """The tensors of one group, without its name in front.
+    """The tensors of one group, without the group's name in front of theirs.
 
     Args:
       tensors: as `read_tensors` names them.
-      prefix: the group, "state_dict" or "a/b"; "" takes all. None takes all where no name has a
-        "/", else the one group there is, at all or of those called state_dict, model_state_dict,
-        model, params_ema or params.
+      prefix: the group, such as "state_dict" or "a/b"; "" takes all tensors. None takes all where
+        no name has a "/"; else the only group, or the only one with a known name (state_dict,
+        model_state_dict, model, params_ema, params).
 
     Raises:
-      UserError: there is no such group, or, with None, none or more than one.
+      UserError: there is no such group; or `prefix` is None, and no group or several fit.
     """
     groups = sorted({name.partition("/")[0] for name in tensors if "/" in name})
     if prefix is None and groups:
@@ -102,13 +102,13 @@ def select(tensors: Mapping[str, Any], prefix: str | None = None) -> dict[str, A
 
 
 def find_weights(path: str | os.PathLike) -> Path:
-    """The weight file of a folder; a file is returned as it is.
+    """The weight file of a folder; the path of a file is returned as it is.
 
-    In a folder it is the one that diffusers or transformers would load (safetensors before .bin,
-    diffusion_pytorch_model, model or pytorch_model), or else the only weight file there is.
+    In a folder this is the file that diffusers or transformers would load (safetensors before .bin;
+    diffusion_pytorch_model, model or pytorch_model), or else the only weight file.
 
     Raises:
-      UserError: there is nothing at the path, or none or several in the folder, which are named.
+      UserError: nothing exists at the path, or the folder holds no weight file or several.
     """
     path = Path(path)
     if not path.is_dir():
@@ -130,10 +130,10 @@ def find_weights(path: str | os.PathLike) -> Path:
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The config.json in a folder, or beside a file; None without one.
+    """The config.json in a folder or beside a file; None if there is none.
 
     Raises:
-      UserError: there is nothing at the path, or the config is no JSON object.
+      UserError: nothing exists at the path, or the config is not a JSON object.
     """
     path = Path(path)
     if not path.exists():
@@ -143,19 +143,18 @@ def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def fetch(name: str | os.PathLike) -> Path:
-    """A path for the name: itself, or where the Hugging Face Hub's files were downloaded to.
+    """The local path of a name; downloads it first if it is on the Hugging Face Hub.
 
     Args:
-      name: a path, or "hf://owner/repo", with "@revision" and "/folder" or "/folder/file" if
-        wanted. A "/" in a revision is written "%2F". A folder or a repository comes with its
-        weights and .json files, a file with the config.json beside it.
+      name: a path, or "hf://owner/repo", optionally with "@revision" and "/folder" or
+        "/folder/file". A "/" in a revision is written "%2F". Of a folder or a repository the
+        weights and .json files are downloaded, with a file the config.json beside it.
 
     Returns:
       The path as given; or the downloaded file or folder, in the Hub's cache.
 
     Raises:
-      UserError: the name is malformed; huggingface_hub is not installed; or it was not found,
-        or not reached.
+      UserError: the name is malformed; huggingface_hub is not installed; or the download failed.
     """
     if not str(name).startswith("hf://"):
         if "://" in str(name):
@@ -175,7 +174,7 @@ def fetch(name: str | os.PathLike) -> Path:
         ) from None
     try:
         return _download(huggingface_hub, repo, revision, inner or "")
-    except Exception as error:  # its own errors and those of the HTTP library it happens to use
+    except Exception as error:  # errors of the Hub, and of whatever HTTP library it uses
         reason = " ".join(str(error).split())[:200] or repr(error)
         raise UserError(
             f"cannot get {name} ({reason}): check the name and the network, or "
@@ -184,7 +183,7 @@ def fetch(name: str | os.PathLike) -> Path:
 
 
 def _download(hub: Any, repo: str, revision: str | None, inner: str) -> Path:
-    """A file of a repository, a folder of it, or all of it ("")."""
+    """Downloads a file or a folder of a repository, or all of it ("")."""
     kind = _by_name(inner)
     if kind and kind != "index":
         file = Path(hub.hf_hub_download(repo, inner, revision=revision))
@@ -213,7 +212,7 @@ def _only(folder: Path, names: list[str]) -> Path:
 
 
 def _read(path: Path, *, load: bool) -> dict[str, np.ndarray]:
-    """The tensors of a file; if not `load`, data may be left unread or its checksums uncompared."""
+    """The tensors of a file. Without `load`, data may be left unread and checksums unchecked."""
     match _kind(path):
         case "pth":
             found = read_pth(path, verify=load)
@@ -231,7 +230,7 @@ def _read(path: Path, *, load: bool) -> dict[str, np.ndarray]:
 
 
 def _kind(path: Path) -> str:
-    """What a file is, by its first bytes, or else by its name."""
+    """The format of a file, by its first bytes, or else by its name."""
     data = map_file(path)
     head = data[:512]
     if head[:4] == b"PK\x03\x04":
@@ -252,7 +251,7 @@ def _kind(path: Path) -> str:
 
 
 def _read_index(path: Path, load: bool) -> dict[str, np.ndarray]:
-    """The tensors of several files, of which an index says in which each lies."""
+    """The tensors of several files, which an index lists."""
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{path} is no index of weight files: it has no weight_map")
@@ -262,7 +261,7 @@ def _read_index(path: Path, load: bool) -> dict[str, np.ndarray]:
             raise UserError(f"{path} names the file {shard!r}, which is no weight file beside it")
         file = find_weights(path.parent / shard)
         if _kind(file) == "index":
-            raise UserError(f"{path} names {shard}, an index in its turn")
+            raise UserError(f"{path} names {shard}, which is an index too; expected a weight file")
         tensors = _read(file, load=load)
         expected = {name for name, place in places.items() if place == shard}
         for name in sorted(expected ^ set(tensors)):
@@ -272,7 +271,7 @@ def _read_index(path: Path, load: bool) -> dict[str, np.ndarray]:
 
 
 def _read_npz(path: Path, load: bool) -> dict[str, np.ndarray]:
-    """The numeric arrays; if not `load`, others of their shapes and dtypes that take no memory."""
+    """The numeric arrays; without `load`, arrays of the same shapes and dtypes without memory."""
     found, name = {}, "its list of members"
     zip_members(path)
     try:
@@ -291,7 +290,7 @@ def _read_npz(path: Path, load: bool) -> dict[str, np.ndarray]:
 
 
 def _npy_shape(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array like a member of an .npz that takes no memory."""
+    """An array with the shape and dtype of a member of an .npz, which takes no memory."""
     with archive.open(f"{name}.npy") as file:
         old = np.lib.format.read_magic(file) == (1, 0)
         read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
@@ -302,7 +301,7 @@ def _npy_shape(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
     try:
         tree = flax.serialization.msgpack_restore(map_file(path)[:])
-    except Exception as error:  # damaged bytes raise anything, arrays over several lines too
+    except Exception as error:  # damaged bytes raise anything, with text of several lines too
         reason = " ".join(repr(error).split())
         raise UserError(f"{path} is damaged, or no msgpack of flax ({reason:.200})") from None
     found = flatten(tree, (np.ndarray, np.generic), path)

@@ -1,4 +1,4 @@
-"""Inception-v3 of the Fréchet Inception distance, as pytorch-fid and torch-fidelity publish it."""
+"""Inception-v3 of the Fréchet Inception distance, from pytorch-fid or torch-fidelity."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from drifting_jax.models.inception import InceptionV3
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
 from drifting_jax.weights.shapes import param_shapes
 
+# Our name of an array of a convolution with its norm -> its tensor in a file.
 _TENSORS = {
     "kernel": Tensor("conv.weight", "conv"),
     "scale": Tensor("bn.weight"),
@@ -18,18 +19,18 @@ _TENSORS = {
     "mean": Tensor("bn.running_mean"),
     "variance": Tensor("bn.running_var"),
 }
-# The counter that a norm trains with, and a classifier in the middle that only training has.
+# Tensors that only training needs: a counter of each norm, and a classifier in the middle.
 _IGNORED = (r".*\.num_batches_tracked", r"AuxLogits\..*")
 
 
 def table(template: PyTree) -> dict[str, Tensor]:
-    """{path under "params": where it lies in a file}, for the paths of a tree of parameters."""
+    """{path under "params": its tensor in a file}, for the paths of a tree of parameters."""
     entries = {"fc_kernel": Tensor("fc.weight", "linear"), "fc_bias": Tensor("fc.bias")}
     for path in flatten_dict(template):
-        if len(path) > 1:  # the files have dots where we have "/"
-            there = _TENSORS[path[-1]]
-            name = ".".join((*path[:-1], there.name))
-            entries["/".join(path)] = Tensor(name, there.layout)
+        if len(path) > 1:
+            tensor = _TENSORS[path[-1]]
+            name = ".".join((*path[:-1], tensor.name))
+            entries["/".join(path)] = Tensor(name, tensor.layout)
     return entries
 
 
@@ -39,7 +40,7 @@ def load(
     """The network and its variables.
 
     Args:
-      tensors: arrays by name, those of `pt_inception-2015-12-05-6726825d.pth` (pytorch-fid) or of
+      tensors: arrays by name, of `pt_inception-2015-12-05-6726825d.pth` (pytorch-fid) or of
         `weights-inception-2015-12-05-6726825d.pth` (torch-fidelity).
       origin: what to call the file in an error.
 

@@ -1,4 +1,4 @@
-"""Foreign tensors into our parameter trees and back, by a table of names."""
+"""Converts tensors of other libraries into our parameter trees and back, by a table of names."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ from drifting_jax.errors import UserError
 
 PyTree = Any
 
-# What our array is, made from the foreign one, and the way back.
+# From the foreign array to ours, and back.
 _LAYOUTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], ...]] = {
     "same": (lambda x: x, lambda x: x),
     "linear": (np.transpose, np.transpose),  # [out, in] and [in, out]
@@ -27,12 +27,12 @@ _RANKS = {"linear": 2, "conv": 4}
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where one of our arrays lies in a foreign file.
+    """The tensor in a foreign file that one of our arrays comes from.
 
     Attributes:
       name: the tensor's name there.
-      layout: "same"; "linear", [out, in] there and [in, out] here; or "conv", [out, in, h, w] there
-        and [h, w, in, out] here.
+      layout: "same"; "linear": [out, in] there and [in, out] here; or "conv": [out, in, h, w]
+        there and [h, w, in, out] here.
     """
 
     name: str
@@ -47,20 +47,21 @@ def assemble(
     ignored: Sequence[str] = (),
     origin: str = "the file",
 ) -> PyTree:
-    """A tree like the template, filled from foreign tensors.
+    """Fills a tree of parameters with foreign tensors.
 
     Args:
-      template: tree of arrays or shapes (`jax.eval_shape`), as deep as `table`'s paths.
+      template: tree of arrays or of their shapes (`param_shapes`).
       table: {"path/of/our/array": Tensor}, one entry for each array of the template.
       tensors: the foreign tensors by name.
-      ignored: regular expressions of foreign names that are known not to be needed.
+      ignored: regular expressions of foreign names that are not needed.
       origin: what to call the file in an error.
 
     Returns:
-      The template's structure with NumPy arrays of its shapes and dtypes.
+      A tree like the template, of NumPy arrays with its shapes and dtypes.
 
     Raises:
-      UserError: a tensor is missing, or has another shape, or one is left over; it is named.
+      UserError: a tensor is missing, has another shape, holds values that are not finite, or is
+        left over; the message names it.
     """
     wanted = flatten_dict(template, sep="/")
     assert set(wanted) == set(table), sorted(set(wanted) ^ set(table))

@@ -1,8 +1,12 @@
-"""Networks from whatever folder or file holds them, and a plain format of our own."""
+"""The table of networks with published weights, and networks from any folder or file.
+
+`load_network` reads the formats of others, the paper's release, and our own, which `save_network`
+writes: a folder with `network.json` (kind, fields, step) and `params.npz`.
+"""
 
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,11 @@ from flax.traverse_util import flatten_dict
 
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_bytes, write_json
+from drifting_jax.method import encoders
+from drifting_jax.method.encoders import FeatureFunction
+from drifting_jax.models import generators
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.dinov2 import DINOv2
-from drifting_jax.models.dit import DiT
 from drifting_jax.models.inception import InceptionV3
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
@@ -28,25 +34,92 @@ from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
 
-KINDS: dict[str, type[nn.Module]] = {
-    "generator": DiT,
-    "autoencoder": ResNetMAE,
-    "convnext": ConvNeXtV2,
-    "resnet": ResNet,
-    "dinov2": DINOv2,
-    "vae": VAE,
-    "inception": InceptionV3,
-}
 _DESCRIPTION, _PARAMS = "network.json", "params.npz"
-# By the entry of a config.json that says what it describes.
-_BY_CONFIG = {"AutoencoderKL": "vae", "convnextv2": "convnext", "dinov2": "dinov2"}
-# By a tensor that only this network has, where there is no config.json.
-_BY_TENSOR = {
-    "layer4.0.conv3.weight": "resnet",
-    "blocks.0.ls1.gamma": "dinov2",
-    "encoder.layer.0.layer_scale1.lambda1": "dinov2",
-    "decoder.mid_block.resnets.0.conv1.weight": "vae",
-    "Mixed_7c.branch3x3dbl_3b.conv.weight": "inception",
+_GENERATOR = "generator"
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelEncoder:
+    """How a network serves as config.extra_encoder, on images in [-1, 1].
+
+    Attributes:
+      features: (module, patch_sizes) -> its feature function.
+      image_side: side in pixels of the images that it is shown; None for the module's own.
+    """
+
+    features: Callable[[Any, Sequence[int]], FeatureFunction]
+    image_side: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkType:
+    """What is known of a kind of network.
+
+    Attributes:
+      module: its class, with the method `example_inputs`.
+      load: (tensors, config of config.json or None, origin) -> (module, variables), for the files
+        that others publish; None where only our format and the release's hold such a network.
+      takes_config: whether `load` takes a config; if so, it expects the usual sizes without one.
+      takes_groups: whether `load` finds the network in a file of several groups of tensors itself.
+      config_name: `_class_name` or `model_type` of its config.json.
+      tensor_names: tensors that it alone has, to recognise it where there is no config.json.
+      encoder: what it is as config.extra_encoder; None where it is none.
+    """
+
+    module: type[nn.Module]
+    load: Callable[..., tuple[nn.Module, PyTree]] | None = None
+    takes_config: bool = True
+    takes_groups: bool = False
+    config_name: str | None = None
+    tensor_names: tuple[str, ...] = ()
+    encoder: PixelEncoder | None = None
+
+
+def _maps(model: nn.Module, patch_sizes: Sequence[int]) -> FeatureFunction:
+    return encoders.map_features(model, patch_sizes=patch_sizes)
+
+
+# All networks but generators, which `models.generators.GENERATORS` lists.
+NETWORKS: dict[str, NetworkType] = {
+    "autoencoder": NetworkType(ResNetMAE),
+    "convnext": NetworkType(
+        ConvNeXtV2,
+        convnext.load,
+        config_name="convnextv2",
+        encoder=PixelEncoder(lambda model, _: encoders.convnext_features(model)),
+    ),
+    "resnet": NetworkType(
+        ResNet,
+        resnet.load,
+        takes_config=False,
+        takes_groups=True,
+        tensor_names=("layer4.0.conv3.weight",),
+        encoder=PixelEncoder(_maps, image_side=224),
+    ),
+    "dinov2": NetworkType(
+        DINOv2,
+        dinov2.load,
+        config_name="dinov2",
+        tensor_names=("blocks.0.ls1.gamma", "encoder.layer.0.layer_scale1.lambda1"),
+        encoder=PixelEncoder(_maps, image_side=224),
+    ),
+    "vae": NetworkType(
+        VAE,
+        vae.load,
+        config_name="AutoencoderKL",
+        tensor_names=("decoder.mid_block.resnets.0.conv1.weight",),
+    ),
+    "inception": NetworkType(
+        InceptionV3,
+        inception.load,
+        takes_config=False,
+        tensor_names=("Mixed_7c.branch3x3dbl_3b.conv.weight",),
+    ),
+}
+KINDS = (_GENERATOR, *NETWORKS)
+# What config.extra_encoder.kind may be, besides "none".
+ENCODERS: dict[str, PixelEncoder] = {
+    kind: network.encoder for kind, network in NETWORKS.items() if network.encoder
 }
 
 
@@ -55,10 +128,11 @@ class Network:
     """A network with its weights.
 
     Attributes:
-      kind: a key of `KINDS`.
+      kind: one of `KINDS`.
       model: the module.
       variables: {"params": …}, what `model.apply` takes; NumPy float32.
-      step: training steps behind it, ema_decay: of the average it is; 0 where nothing is known.
+      step: training steps behind the weights; 0 where that is not known.
+      ema_decay: decay of the moving average that the weights are; 0 where that is not known.
     """
 
     kind: str
@@ -68,18 +142,25 @@ class Network:
     ema_decay: float = 0.0
 
 
+def kind_of(model: nn.Module) -> str:
+    """Which of `KINDS` a module is."""
+    if generators.is_generator(model):
+        return _GENERATOR
+    return next(kind for kind, network in NETWORKS.items() if type(model) is network.module)
+
+
 def load_network(name: str | Path, *, kind: str = "") -> Network:
-    """Reads a network, its sizes included.
+    """Reads a network: its kind, its sizes and its weights.
 
     Args:
-      name: a folder or file: ours (`save_network`), an artifact of the paper's release, a folder of
+      name: a folder of ours (`save_network`), an artifact of the paper's release, a folder of
         diffusers or transformers, a file of torchvision's or torch.hub's tensors; or
         hf://owner/repo.
-      kind: a key of `KINDS`, where neither a config nor the tensors' names tell it.
+      kind: one of `KINDS`; "" to recognise it by config.json or by the names of the tensors.
 
     Raises:
-      UserError: nothing is there, it is not recognised, or a tensor is missing, extra or of another
-        shape.
+      UserError: nothing is there, it is not recognised, it is of another kind, or a tensor is
+        missing, extra or of another shape.
     """
     if kind and kind not in KINDS:
         raise UserError(f"the kind of a network is one of {', '.join(KINDS)}; found {kind!r}")
@@ -88,7 +169,7 @@ def load_network(name: str | Path, *, kind: str = "") -> Network:
         found = _read(path, kind)
     except UserError:
         raise
-    # Sizes that fit no network make its module, or the arithmetic before it, raise nearly anything.
+    # Sizes that fit no network may raise nearly anything, in the module or in arithmetic before it.
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} describes no network that can be built: {reason}") from error
@@ -110,7 +191,7 @@ def _read(path: Path, kind: str) -> Network:
 
 
 def _check_fields(network: Network, path: Path) -> None:
-    """Makes sure that the sizes are numbers, since a wrong one may still give an output."""
+    """Checks that the sizes are numbers: with a wrong one the network may still give an output."""
     for field in dataclasses.fields(network.model):
         value = getattr(network.model, field.name)
         numbers = {"int": (int, np.integer), "float": (int, float)}.get(str(field.type))
@@ -137,10 +218,11 @@ def save_network(path: str | Path, network: Network) -> None:
         for f in dataclasses.fields(network.model)
         if f.name not in ("parent", "name")
     }
-    record = {"network": network.kind, "fields": fields}
-    write_json(
-        folder / _DESCRIPTION, record | {"step": network.step, "ema_decay": network.ema_decay}
-    )
+    record: dict[str, Any] = {"network": network.kind, "fields": fields}
+    if network.kind == _GENERATOR:
+        record["kind"] = generators.kind_of(network.model)
+    record |= {"step": network.step, "ema_decay": network.ema_decay}
+    write_json(folder / _DESCRIPTION, record)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -157,7 +239,7 @@ def _from_ours(path: Path) -> Network:
         for name in fields:
             if name.endswith("dtype") and fields[name] is not None:
                 fields[name] = jnp.dtype(fields[name])
-        model = KINDS[record["network"]](**fields)
+        model = _module_of(record)(**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / _DESCRIPTION} describes no network: {error!r}") from None
     kind, params = record["network"], path / _PARAMS
@@ -168,35 +250,38 @@ def _from_ours(path: Path) -> Network:
     return Network(kind, model, {"params": found}, step, decay)
 
 
+def _module_of(record: Mapping[str, Any]) -> type[nn.Module]:
+    """The class that a network.json names. Raises KeyError if there is none."""
+    if record["network"] == _GENERATOR:
+        return generators.GENERATORS[record.get("kind", generators.DEFAULT_KIND)].module
+    return NETWORKS[record["network"]].module
+
+
 def _from_artifact(path: Path) -> Network:
     artifact = release.read_artifact(path)
-    kind = "generator" if isinstance(artifact.model, DiT) else "autoencoder"
     step, decay = (artifact.metadata.get(name, 0) for name in ("step", "ema_decay"))
-    return Network(kind, artifact.model, {"params": artifact.params}, step, decay)
+    return Network(
+        kind_of(artifact.model), artifact.model, {"params": artifact.params}, step, decay
+    )
 
 
 def _from_others(path: Path, kind: str) -> Network:
     file, config = files.find_weights(path), files.read_config(path)
     tensors = files.read_tensors(file)
     kind = kind or _recognise(path, tensors, config)
-    loaders: dict[str, Callable[..., tuple[nn.Module, PyTree]]] = {
-        "convnext": lambda t, c, origin: convnext.load(t, c or {}, origin=origin),
-        "resnet": lambda t, c, origin: resnet.load(t, origin=origin),
-        "dinov2": lambda t, c, origin: dinov2.load(t, c, origin=origin),
-        "vae": lambda t, c, origin: vae.load(t, c, origin=origin),
-        "inception": lambda t, c, origin: inception.load(t, origin=origin),
-    }
-    if kind not in loaders:
+    network = NETWORKS.get(kind)
+    if network is None or network.load is None:
         raise UserError(
             f"{path} holds no {kind} of ours (network.json) and none of the paper's release "
             "(metadata.json)"
         )
-    if kind != "resnet":  # which finds its own prefix
+    if not network.takes_groups:
         tensors = files.select(tensors)
+    arguments = (tensors, config) if network.takes_config else (tensors,)
     try:
-        return Network(kind, *loaders[kind](tensors, config, origin=str(file)))
+        return Network(kind, *network.load(*arguments, origin=str(file)))
     except UserError as error:
-        if config is None and kind not in ("resnet", "inception"):
+        if config is None and network.takes_config:
             hint = "there is no config.json beside it, so the usual sizes were expected"
             raise UserError(f"{error} ({hint})") from None
         raise
@@ -205,13 +290,15 @@ def _from_others(path: Path, kind: str) -> Network:
 def _recognise(
     path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None
 ) -> str:
-    for entry in ("_class_name", "model_type"):
-        if config and str(config.get(entry)) in _BY_CONFIG:
-            return _BY_CONFIG[str(config[entry])]
-    for name, kind in _BY_TENSOR.items():
-        if any(found == name or found.endswith(("." + name, "/" + name)) for found in tensors):
+    named = {str(config.get(entry)) for entry in ("_class_name", "model_type")} if config else ()
+    for kind, network in NETWORKS.items():
+        if network.config_name in named:
             return kind
+    for kind, network in NETWORKS.items():
+        for name in network.tensor_names:
+            if any(found == name or found.endswith(("." + name, "/" + name)) for found in tensors):
+                return kind
     raise UserError(
         f"{path} holds no network that is known here ({len(tensors)} tensors, the first "
-        f"{min(tensors, default='none')}): say what it is with --kind, one of {', '.join(KINDS)}"
+        f"{min(tensors, default='none')}): give its kind, one of {', '.join(KINDS)}"
     )

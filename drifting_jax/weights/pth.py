@@ -1,7 +1,7 @@
-"""PyTorch checkpoints, read without torch and without running anything they say.
+"""Reads PyTorch checkpoints without torch and without running any code in them.
 
-A checkpoint is a pickle (`unpickle`) that says which part of the file each tensor is; the arrays
-are made from that once the pickle is read.
+A checkpoint holds a pickle (`unpickle`) that says in which part of the file each tensor lies. The
+arrays are made once the pickle has been read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from drifting_jax.weights.reading import flatten, map_file, zip_members
 from drifting_jax.weights.unpickle import PickledArray, PickledTensor, Storage, unpickle
 
 _MAGIC_NUMBER, _PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001
-_MOST_REPEATED = 2**20  # entries of a tensor that repeats fewer numbers, as `expand` makes them
+_MOST_REPEATED = 2**20  # most entries of a tensor that repeats fewer numbers, as of `expand`
 _StorageBytes = Callable[[Storage], np.ndarray]
 
 
@@ -36,18 +36,19 @@ def read_pth(path: str | os.PathLike, *, verify: bool = True) -> dict[str, np.nd
     """The tensors of a file of `torch.save`: a zip, or the layout before torch 1.6.
 
     Nested mappings and lists are flattened: `{"state_dict": {"conv.weight": …}, "epoch": 3}` gives
-    "state_dict/conv.weight"; what is no tensor is left out. `files.select` takes one group.
+    "state_dict/conv.weight". What is not a tensor is left out. `files.select` takes one group.
 
     Args:
       path: the file; its content decides the layout.
-      verify: compare the checksums that a zip stores, for which the whole file is read.
+      verify: whether to check the checksums of a zip, for which the whole file is read.
 
     Returns:
       {name: read-only array}, bfloat16 as `ml_dtypes.bfloat16`. The arrays are views of the file,
-      mapped into memory: it must not change while they are in use.
+      which is mapped into memory: it must not change while they are in use.
 
     Raises:
-      UserError: not such a file, cut off or damaged; or it names a class that weights do not need.
+      UserError: the file is of another kind, cut off or damaged, or it names a class that weights
+        do not need.
     """
     data = map_file(path := Path(path))
     if data[:4] == b"PK\x03\x04":
@@ -102,7 +103,7 @@ def _open_zip(path: Path, data: mmap.mmap, verify: bool) -> tuple[Any, _StorageB
 
 
 def _member_bytes(path: Path, data: mmap.mmap, info: zipfile.ZipInfo, verify: bool) -> np.ndarray:
-    """A member of a zip file that is stored as it is, a view of the file: [n] uint8."""
+    """The bytes of an uncompressed member of a zip file, as a view of the file: [n] uint8."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise UserError(f"{path} is compressed or encrypted, which torch.save does not do")
     header = info.header_offset
@@ -111,7 +112,7 @@ def _member_bytes(path: Path, data: mmap.mmap, info: zipfile.ZipInfo, verify: bo
         start = header + 30 + sum(struct.unpack_from("<HH", data, header + 26))
         if start + info.file_size <= len(data):
             raw = np.frombuffer(data, np.uint8, info.file_size, start)
-    # A checksum of 0: torch was told to compute none.
+    # A checksum of 0 means that torch was told to compute none.
     if raw is None or (verify and info.CRC and zlib.crc32(raw) != info.CRC):
         raise UserError(f"{path} is damaged at {info.filename}")
     return raw
@@ -122,7 +123,7 @@ def _open_legacy(path: Path, data: mmap.mmap) -> tuple[Any, _StorageBytes]:
         raise UserError(f"{path} is not a file of torch.save")
     if unpickle(data, path)[0] != _PROTOCOL_VERSION:
         raise UserError(f"{path} has another version of torch's layout than {_PROTOCOL_VERSION}")
-    unpickle(data, path)  # the machine that wrote it: storages are little-endian from every one
+    unpickle(data, path)  # describes the machine; storages are little-endian in any case
     tree, storages = unpickle(data, path)
     keys, _ = unpickle(data, path)
     starts = {}
@@ -177,5 +178,5 @@ def _numpy_array(array: PickledArray, name: str) -> np.ndarray:
             raise ValueError(f"of the dtype {code!r}")
         found = np.frombuffer(data, code).reshape(shape, order="F" if fortran else "C")
         return found.astype(found.dtype.newbyteorder("="))
-    except Exception as error:  # what the pickle says may be anything
+    except Exception as error:  # the pickle may say anything
         raise UserError(f"{name} is damaged: it is no array ({error!r})") from None

@@ -1,4 +1,4 @@
-"""What the readers of weight files share: bytes, zip members, JSON and nested names."""
+"""What the readers of weight files share: mapped bytes, zip members, JSON and nested names."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from drifting_jax.errors import UserError
 
-_MAX_DEPTH, _MAX_CONTAINERS = 32, 1_000_000  # more than any real file has
+_MAX_DEPTH, _MAX_CONTAINERS = 32, 1_000_000  # no real file has as many
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -38,7 +38,7 @@ def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
 
 
 def read_json(path: Path, start: int = 0, end: int | None = None) -> dict[str, Any]:
-    """The JSON object that some bytes of a file hold."""
+    """The JSON object in bytes `start` to `end` of a file."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
@@ -56,11 +56,16 @@ def read_json(path: Path, start: int = 0, end: int | None = None) -> dict[str, A
 
 
 def flatten(tree: Any, leaves: tuple[type, ...], origin: object) -> dict[str, Any]:
-    """{"outer/inner/0": leaf}, for each leaf of these types in mappings, lists and tuples.
+    """{"outer/inner/0": leaf} of all leaves of these types in mappings, lists and tuples.
+
+    Args:
+      tree: nested mappings, lists and tuples.
+      leaves: types of the leaves; everything else is ignored.
+      origin: what to call the tree in an error.
 
     Raises:
-      UserError: two leaves share a name, a key is neither text nor an integer, or the nesting has
-        no end; `origin` is what the tree is called there.
+      UserError: two leaves share a name, a key is neither text nor an integer, or the tree is
+        nested too deeply.
     """
     found: dict[str, Any] = {}
     containers = itertools.count(1)

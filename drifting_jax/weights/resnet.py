@@ -1,29 +1,29 @@
-"""ResNet-50 and its like under torchvision's names, as MoCo-v2 and SimCLR publish them too."""
+"""ResNet-50 and other sizes, with torchvision's names, which MoCo-v2 and SimCLR use too."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+from drifting_jax.weights.shapes import param_shapes
 
 _PART = r"conv1|bn1|layer\d+\.\d+\.(?:conv\d|bn\d|downsample\.\d)"
 _NAME = re.compile(rf"((?:.*?[./])??)(?:{_PART})\.\w+")
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\..*")
 
-# The counter that a norm trains with, and the heads that others train on top of the pooled map.
+# Tensors that are not needed: a counter of each norm, and heads trained on top of the pooled map.
 _COUNTER = r".*\.num_batches_tracked"
 _HEAD = r"(fc|head|projector|projection_head|prototypes)\..*"
 
 
 def table(model: ResNet, prefix: str = "") -> dict[str, Tensor]:
-    """{path under "params": where it lies in a file}, `prefix` before torchvision's names."""
+    """{path under "params": its tensor in a file with `prefix` before torchvision's names}."""
     entries = _conv_norm("trunk/stem", f"{prefix}conv1", f"{prefix}bn1")
     for i, depth in enumerate(model.blocks, start=1):
         for j in range(depth):
@@ -47,22 +47,22 @@ def load(
     dtype: jnp.dtype = jnp.float32,
     origin: str = "the file",
 ) -> tuple[ResNet, PyTree]:
-    """The network, its sizes read off the tensors, and its variables.
+    """The network, with sizes taken from the tensors, and its variables.
 
-    Torchvision's names may stand behind a prefix ("module.", "backbone.", "encoder.", ...); what
-    has another prefix is not the network's (a projection, a queue, an optimizer) and is left
-    alone. Of MoCo's two encoders the trained one, "encoder_q.", is taken.
+    Torchvision's names may have a prefix ("module.", "backbone.", "encoder.", ...). Tensors with
+    another prefix (a projection, a queue, an optimizer) are ignored. Of MoCo's two encoders this
+    takes the trained one, "encoder_q.".
 
     Args:
       tensors: arrays by name.
-      classifier: also take `fc.weight` and `fc.bias`; if not, no head is needed and any is left.
-      prefix: what stands before the names; None to find out.
+      classifier: whether to take `fc.weight` and `fc.bias`; if not, heads are ignored.
+      prefix: what precedes torchvision's names; None to find it.
       dtype: compute dtype.
       origin: what to call the file in an error.
 
     Returns:
       The model and {"params": ...} of float32 NumPy arrays. `model.clone(image_size=..., ...)`
-      changes fields that are no sizes.
+      changes fields that no shape depends on.
 
     Raises:
       UserError: there is not exactly one such network, or one of its tensors is missing, has
@@ -77,11 +77,11 @@ def load(
         num_classes=_rows(tensors, f"{prefix}fc.weight", 2, origin) if classifier else 0,
         dtype=dtype,
     )
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     patterns = (_COUNTER,) if classifier else (_COUNTER, _HEAD)
     ignored = [re.escape(prefix) + pattern for pattern in patterns]
-    params = assemble(template, table(model, prefix), tensors, ignored=ignored, origin=origin)
+    params = assemble(
+        param_shapes(model), table(model, prefix), tensors, ignored=ignored, origin=origin
+    )
     return model, {"params": params}
 
 
@@ -103,7 +103,7 @@ def _find_prefix(names: Iterable[str], origin: str) -> str:
 
 
 def _rows(tensors: Mapping[str, np.ndarray], name: str, rank: int, origin: str) -> int:
-    """The first size of a tensor."""
+    """The first size of a tensor, which must have `rank` axes."""
     if name not in tensors:
         raise UserError(f"{origin} lacks {name}")
     shape = np.shape(tensors[name])
@@ -113,7 +113,7 @@ def _rows(tensors: Mapping[str, np.ndarray], name: str, rank: int, origin: str) 
 
 
 def _blocks(names: Iterable[str]) -> tuple[int, ...]:
-    """Blocks of each stage; at least four stages, of one block each, so that gaps are found."""
+    """Blocks of each stage: at least one in each of four stages, so that missing ones are found."""
     depths = dict.fromkeys(range(1, 5), 1)
     for name in names:
         if match := _BLOCK.fullmatch(name):

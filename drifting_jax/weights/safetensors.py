@@ -1,4 +1,4 @@
-"""The .safetensors format."""
+"""Reads the .safetensors format."""
 
 import math
 from pathlib import Path
@@ -19,9 +19,10 @@ _DTYPES = {
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file, views of it.
+    """The tensors of a .safetensors file by name, as read-only views of it.
 
-    Its header, 8 bytes of its length before it, says where in the rest each tensor lies.
+    The file is 8 bytes with the length of the header, the header, which says where each tensor
+    lies, and the data.
 
     Raises:
       UserError: it is cut off or damaged.

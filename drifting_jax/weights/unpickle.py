@@ -1,7 +1,7 @@
-"""Pickles of weights, read without running anything that they say.
+"""Reads pickles of weights without running any code that they name.
 
-A pickle may name any Python function to be called. Here names are looked up in a short list of
-stand-ins that only take notes; whatever else is named is an error.
+A pickle may name any Python function and have it called. Here a short list of names stands for
+functions that only record their arguments; any other name is an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STORAGE_DTYPES = {
 
 
 class Storage(NamedTuple):
-    """`count` numbers, from number `first` on, of the `numel` stored under a key."""
+    """`count` numbers of the `numel` that are stored under `key`, from number `first` on."""
 
     key: str
     kind: str
@@ -45,7 +45,7 @@ class Storage(NamedTuple):
 
 
 class PickledTensor(NamedTuple):
-    """What a pickle says of a tensor; nothing of it is checked yet."""
+    """What a pickle says about a tensor, not checked yet."""
 
     storage: Any
     offset: Any
@@ -54,7 +54,7 @@ class PickledTensor(NamedTuple):
 
 
 class _PickledDtype:
-    """What a pickle says of a NumPy dtype; nothing of it is checked yet."""
+    """What a pickle says about a NumPy dtype, not checked yet."""
 
     def __init__(self, *args: Any):
         self.args = args
@@ -64,14 +64,15 @@ class _PickledDtype:
 
 
 class PickledArray(_PickledDtype):
-    """The same of an array."""
+    """What a pickle says about a NumPy array, not checked yet."""
 
 
-def _allowed_globals(most: int) -> dict[tuple[str, str], Any]:
-    """What a checkpoint may name: made anew for each, as it may set attributes of what it gets.
+def allowed_globals(most: int) -> dict[tuple[str, str], Any]:
+    """{(module, name): stand-in} of all that a checkpoint may name.
 
-    Together these make no more than `most` bytes and entries: a few bytes of a pickle can name a
-    large object many times.
+    Stand-ins are made anew for each checkpoint, because it may set attributes of them. Together
+    they make at most `most` bytes and entries: a few bytes of a pickle can name a large object many
+    times.
     """
 
     def spend(count: int) -> None:
@@ -108,7 +109,8 @@ def _allowed_globals(most: int) -> dict[tuple[str, str], Any]:
     return names
 
 
-# Writable bytes, the registry of extensions, and sets, which hash what they hold.
+# Instructions that are refused: writable bytes, the registry of extensions, and sets, which hash
+# their entries.
 _LEFT_OUT = b"".join(
     getattr(pickle, name)
     for name in ["BYTEARRAY8", "EXT1", "EXT2", "EXT4", "EMPTY_SET", "ADDITEMS", "FROZENSET"]
@@ -116,7 +118,7 @@ _LEFT_OUT = b"".join(
 
 
 def _ordered(*pairs: Any) -> collections.OrderedDict:
-    """An OrderedDict whose keys are plain: to hash a nested tuple may take for ever."""
+    """An OrderedDict whose keys are plain, since hashing a nested tuple may take for ever."""
     found = collections.OrderedDict()
     for key, value in pairs[0] if pairs else ():
         _require_plain(key)
@@ -130,11 +132,12 @@ def _require_plain(key: Any) -> None:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads a pickle that names no more than `_allowed_globals`.
+    """Reads a pickle that names nothing but `allowed_globals`.
 
-    It is the one written in Python: that in C takes as much memory as a damaged index says. So
-    does the instruction for writable bytes, which is left out, as are those for the registry of
-    extensions, which goes around `find_class`, and for sets. Keys are plain, or nothing is hashed.
+    It extends the unpickler that is written in Python: the one in C allocates as much memory as a
+    damaged index says. The instruction for writable bytes does so too, and is refused, as are those
+    for the registry of extensions, which bypasses `find_class`, and for sets. Keys that are not
+    plain are refused before they are hashed.
     """
 
     dispatch: ClassVar = {
@@ -144,7 +147,7 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: Any, path: Path):
         super().__init__(file, encoding="utf-8")
         self._path = path
-        self._globals = _allowed_globals(path.stat().st_size + 2**20)
+        self._globals = allowed_globals(path.stat().st_size + 2**20)
         self.storages: dict[str, Storage] = {}
 
     def _check_keys(self, pairs: list[Any]) -> None:
@@ -179,7 +182,7 @@ class _Unpickler(pickle._Unpickler):
         entries = pid if isinstance(pid, tuple) else ()
         if not all(isinstance(x, str | int | tuple | None) for x in entries) or not all(
             isinstance(x, str | int) for x in entries[:3]
-        ):  # before anything is hashed or printed: a few bytes can say a tuple without end
+        ):  # before anything is hashed or printed: a few bytes can describe an endless tuple
             raise ValueError("no storage")
         kind, storage_type, key, _, numel, *view = pid
         if kind != "storage" or storage_type not in _STORAGE_DTYPES:
@@ -192,14 +195,14 @@ class _Unpickler(pickle._Unpickler):
 
 
 def unpickle(file: Any, path: Path) -> tuple[Any, dict[str, Storage]]:
-    """What a pickle of torch holds, and the storages that its tensors name.
+    """The content of a pickle of torch, and {key: storage} of its tensors.
 
     Args:
-      file: opened for reading, at the pickle's first byte; left after its last.
-      path: what to call it in an error.
+      file: opened for reading, at the first byte of the pickle; left after its last.
+      path: of the file, for its size and for errors.
 
     Raises:
-      UserError: it is damaged, or names what weights do not need.
+      UserError: the pickle is damaged, or names something that weights do not need.
     """
     unpickler = _Unpickler(file, path)
     try:
@@ -211,6 +214,6 @@ def unpickle(file: Any, path: Path) -> tuple[Any, dict[str, Storage]]:
 
 
 def _words(error: Exception) -> str:
-    """What an exception says, without what it holds: that may be too large to be printed."""
+    """The text of an exception without its other arguments, which may be too large to print."""
     text = error.args[0] if error.args and isinstance(error.args[0], str) else ""
     return f"{type(error).__name__}: {text:.200}"

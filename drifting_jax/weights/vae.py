@@ -1,4 +1,4 @@
-"""Stable Diffusion's autoencoder as diffusers stores it (`AutoencoderKL`)."""
+"""The autoencoder of Stable Diffusion from the diffusers library (`AutoencoderKL`)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
+from drifting_jax.weights.shapes import param_shapes
 
-# What an entry that a config.json lacks stands for.
+# Defaults of entries that a config.json lacks.
 _SIZES = {
     "in_channels": 3,
     "out_channels": 3,
@@ -24,7 +24,7 @@ _SIZES = {
     "norm_num_groups": 32,
     "scaling_factor": 0.18215,
 }
-# The only values of these entries that `VAE` is; an entry may be absent.
+# Entries of a config.json that must have these values, or be absent.
 _FIXED = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
@@ -44,14 +44,14 @@ _PROJECTION = re.compile(r".*mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight
 
 
 def from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> VAE:
-    """The network that a diffusers config.json of an `AutoencoderKL` describes.
+    """The network that a config.json describes; missing entries have diffusers' defaults.
 
     Args:
-      config: the file's contents; an entry it lacks has diffusers' default.
+      config: the object in the file.
       dtype: compute dtype.
 
     Raises:
-      UserError: the config asks for a variant of the network that `VAE` is not.
+      UserError: the config describes a variant that `VAE` does not implement.
     """
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
@@ -66,7 +66,7 @@ def from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) ->
 
 
 def table(model: VAE) -> dict[str, Tensor]:
-    """{path under "params": where it lies in a diffusers file with its present names}."""
+    """{path under "params": its tensor in a file with the present names of diffusers}."""
     widths = model.block_out_channels
     last = len(widths) - 1
     entries = {}
@@ -103,12 +103,12 @@ def load(
 ) -> tuple[VAE, PyTree]:
     """The network and its variables from the tensors of a diffusers file.
 
-    The attention's projections may have their old names (`query`, `key`, `value`, `proj_attn`) and
-    may be stored as 1x1 convolutions.
+    The projections of the attention may have their old names (`query`, `key`, `value`,
+    `proj_attn`), and may be stored as 1x1 convolutions.
 
     Args:
       tensors: arrays by name, as in `diffusion_pytorch_model.safetensors`.
-      config: the contents of config.json; None for the published size (`VAE()`).
+      config: the object in config.json; None for the published sizes (`VAE()`).
       dtype: compute dtype.
       origin: what to call the file in an error.
 
@@ -116,20 +116,17 @@ def load(
       The model and {"params": ...} of float32 NumPy arrays.
 
     Raises:
-      UserError: the config is not that of a `VAE`; a tensor is missing, has another shape or is
-        left over.
+      UserError: the config describes another network; a tensor is missing, has another shape or
+        is left over.
     """
     model = VAE(dtype=dtype) if config is None else from_config(config, dtype=dtype)
-    side = model.downsampling
-    images = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     tensors = _present_names(tensors, origin)
-    params = assemble(template, table(model), tensors, origin=origin)
+    params = assemble(param_shapes(model), table(model), tensors, origin=origin)
     return model, {"params": params}
 
 
 def _present_names(tensors: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
-    """The tensors under the names and shapes that diffusers gives the attention today."""
+    """The tensors with the names and shapes that diffusers now has for the attention."""
     renamed = {}
     for name, tensor in tensors.items():
         old = _OLD_NAME.fullmatch(name)

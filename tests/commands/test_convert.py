@@ -1,4 +1,4 @@
-"""Published weights are sampled and converted by the commands, a run's are written for others."""
+"""The commands sample and convert published weights, and write those of a run for others."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -35,7 +35,7 @@ def load_params(path: str | Path) -> dict[str, np.ndarray]:
     if "params_from" in arrays:
         source = path.parent / meta(arrays, "params_from")
         if source.suffix == ".xz":
-            return _read_msgpack(lzma.open(source).read())
+            return read_msgpack(lzma.open(source).read())
         return load_params(source)
     params = {name[7:]: arrays[name] for name in arrays.files if name.startswith("params/")}
     for name in arrays.files:
@@ -45,7 +45,7 @@ def load_params(path: str | Path) -> dict[str, np.ndarray]:
     return params
 
 
-def _read_msgpack(raw: bytes) -> dict[str, np.ndarray]:
+def read_msgpack(raw: bytes) -> dict[str, np.ndarray]:
     """Decodes flax's msgpack without flax, flat."""
 
     def array(code: int, data: bytes) -> Any:

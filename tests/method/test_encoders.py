@@ -12,9 +12,9 @@ from drifting_jax.method.encoders import (
     compose,
     convnext_features,
     map_features,
-    raw_features,
     through_decoder,
 )
+from drifting_jax.method.features import raw_features
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights import convnext, release
@@ -43,11 +43,11 @@ def released_name(key):
 
 
 def test_autoencoder_and_convnext_give_the_features_of_the_release():
-    figures = read_release.load("E_convnextv2.npz")
+    arrays = read_release.load("E_convnextv2.npz")
     mae_config = read_release.meta(read_release.load("D_mae_pixel.npz"), "config")
     mae = release.model_of({"kind": "mae", "model_config": mae_config})
-    tensors = {k[3:]: figures[k] for k in figures.files if k.startswith("hf/")}
-    sizes = read_release.meta(figures, "config")
+    tensors = {k[3:]: arrays[k] for k in arrays.files if k.startswith("hf/")}
+    sizes = read_release.meta(arrays, "config")
     model, variables = convnext.load(
         tensors, {"depths": sizes["depths"], "hidden_sizes": sizes["dims"]}
     )
@@ -55,16 +55,16 @@ def test_autoencoder_and_convnext_give_the_features_of_the_release():
     feature_function = compose(
         {"": autoencoder_features(mae), "convnext": convnext_features(model)}
     )
-    images = figures["activation_fn/in/x_int8"] * figures["activation_fn/in/x_scale"]
+    images = arrays["activation_fn/in/x_int8"] * arrays["activation_fn/in/x_scale"]
     found = jax.jit(feature_function)({"": {"params": params}, "convnext": variables}, images)
-    found |= raw_features(None, images)
-    shapes = read_release.meta(figures, "activation_fn/shapes")
+    found |= raw_features(images)
+    shapes = read_release.meta(arrays, "activation_fn/shapes")
     assert {released_name(key): tuple(shape) for key, shape in shapes.items()} == {
         name: x.shape for name, x in found.items()
     }
-    keys = [k for k in figures.files if k.startswith("activation_fn/act/")]
+    keys = [k for k in arrays.files if k.startswith("activation_fn/act/")]
     for key in keys:
-        expected = figures[key]
+        expected = arrays[key]
         error = np.abs(found[released_name(key.split("/")[-1])] - expected).max()
         assert error < 2e-5 * np.abs(expected).max(), key
 
@@ -99,8 +99,8 @@ def test_latents_go_through_the_decoder_with_their_gradients():
 
 def test_features_of_one_name_are_refused():
     model, variables, images = small_autoencoder()
-    both = compose({"": map_features(model), "a": raw_features})
+    both = compose({"": map_features(model), "a": lambda v, x: raw_features(x)})
     assert {"stem", "stage1/mean", "a/raw"} <= set(both({"": variables}, images))
-    clash = compose({"": lambda v, x: {"a/raw": x}, "a": raw_features})
+    clash = compose({"": lambda v, x: {"a/raw": x}, "a": lambda v, x: raw_features(x)})
     with pytest.raises(ValueError, match="two encoders give a feature called 'a/raw'"):
         clash({}, images)

@@ -1,4 +1,4 @@
-"""Features at several scales, against NumPy in float64 and the released figures."""
+"""Features at several scales, against NumPy in float64 and the released numbers."""
 
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def random_map(*shape: int, seed: int = 0) -> np.ndarray:
 
 def released() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Maps and all features of the released encoder, in this package's names."""
-    figures = np.load(RELEASE)
-    found = {k.removeprefix("act/"): figures[k] for k in figures.files if k.startswith("act/")}
-    images = read_release.load_x(figures)
+    arrays = np.load(RELEASE)
+    found = {k.removeprefix("act/"): arrays[k] for k in arrays.files if k.startswith("act/")}
+    images = read_release.load_x(arrays)
     expected = {"input/rms": found.pop("norm_x")}
     maps = {"input": images}
     is_map = [k for k in found if not any(k.endswith(s) for s in SUFFIXES if s)]

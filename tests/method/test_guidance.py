@@ -1,4 +1,4 @@
-"""The law of alpha and the unconditional weight: released figures, and the law itself."""
+"""The distribution of alpha and the unconditional weight: released numbers, and the law itself."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drifting_jax.method import guidance
 
-FIGURES = np.load(Path(__file__).parents[1] / "fixtures" / "release" / "F_train_step.npz")
+ARRAYS = np.load(Path(__file__).parents[1] / "fixtures" / "release" / "F_train_step.npz")
 LAWS = [(1.0, 4.0, p) for p in (1.0, 3.0, 5.0)] + [(1.0, 2.5, p) for p in (1.0, 3.0, 5.0)]
 DRAWS = 40_000
 
@@ -43,9 +43,9 @@ def test_scale_equals_the_release(law):
     minimum, maximum, power = law
     prefix = f"cfglaw/min{minimum}_max{maximum}_pw{power}"
     scale = guidance.cfg_scale_from_uniform(
-        FIGURES["cfglaw/frac"], minimum=minimum, maximum=maximum, power=power
+        ARRAYS["cfglaw/frac"], minimum=minimum, maximum=maximum, power=power
     )
-    np.testing.assert_allclose(scale, FIGURES[f"{prefix}/cfg"], rtol=1e-6)
+    np.testing.assert_allclose(scale, ARRAYS[f"{prefix}/cfg"], rtol=1e-6)
     assert scale.dtype == np.float32
 
 
@@ -55,11 +55,11 @@ def test_weight_equals_the_release(law, generated, unconditional):
     minimum, maximum, power = law
     prefix = f"cfglaw/min{minimum}_max{maximum}_pw{power}"
     weight = guidance.unconditional_weight(
-        FIGURES[f"{prefix}/cfg"],
+        ARRAYS[f"{prefix}/cfg"],
         generated_per_label=generated,
         unconditional_per_label=unconditional,
     )
-    expected = FIGURES[f"{prefix}/uncond_w_gen{generated}_neg{unconditional}"]
+    expected = ARRAYS[f"{prefix}/uncond_w_gen{generated}_neg{unconditional}"]
     np.testing.assert_allclose(weight, expected, rtol=1e-6, atol=1e-6)
 
 

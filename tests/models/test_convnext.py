@@ -1,4 +1,4 @@
-"""ConvNeXt-V2 and its weights against the reference figures, by name and by properties."""
+"""ConvNeXt-V2 and its weights against the reference numbers, by name and by properties."""
 
 import json
 import re
@@ -17,15 +17,15 @@ from drifting_jax.models.pixels import imagenet_input
 from drifting_jax.weights import convnext as weights
 from drifting_jax.weights.mapping import disassemble
 
-FIGURES = read_release.load("E_convnextv2.npz")
+ARRAYS = read_release.load("E_convnextv2.npz")
 MEAN = np.array([0.485, 0.456, 0.406], np.float64)
 STD = np.array([0.229, 0.224, 0.225], np.float64)
 BASE = {"depths": [3, 3, 27, 3], "hidden_sizes": [128, 256, 512, 1024]}
 TINY = {"depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]}
 SMALL = {"depths": [1, 2], "hidden_sizes": [6, 10], "image_size": 24}
 
-# The reference's names of features, and ours. It takes no patches, no locations of the first stage,
-# and the last stage's standard deviation twice.
+# The reference's names of features -> ours. It has no patches and no locations of the first stage;
+# it has the standard deviation of the last stage twice.
 NAMES = {
     **{
         f"convenxt_stage_{i}{theirs}": f"stage{i + 1}{ours}"
@@ -38,18 +38,18 @@ NAMES = {
 }
 
 
-def _figures(prefix):
-    return {name[len(prefix) :]: FIGURES[name] for name in FIGURES.files if name.startswith(prefix)}
+def _group(prefix):
+    return {name[len(prefix) :]: ARRAYS[name] for name in ARRAYS.files if name.startswith(prefix)}
 
 
 def _config():
-    sizes = read_release.meta(FIGURES, "config")
+    sizes = read_release.meta(ARRAYS, "config")
     return {"model_type": "convnextv2", "depths": sizes["depths"], "hidden_sizes": sizes["dims"]}
 
 
 def _images(case):
     """Images in [-1, 1]; those of "up" and "down" are stored as the network sees them."""
-    x = FIGURES[f"{case}/in/x_int8"].astype(np.float64) * FIGURES[f"{case}/in/x_scale"]
+    x = ARRAYS[f"{case}/in/x_int8"].astype(np.float64) * ARRAYS[f"{case}/in/x_scale"]
     return (x if case == "activation_fn" else (x * STD + MEAN) * 2 - 1).astype(np.float32)
 
 
@@ -68,7 +68,7 @@ def _error(ours, expected):
 
 
 def _zeros(config, *, prefix="convnextv2."):
-    """Zero tensors of no memory with the names and shapes of a published file."""
+    """Zero tensors that take no memory, with the names and shapes of a published file."""
     model = weights.from_config(config)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -91,39 +91,39 @@ def small():
 @pytest.mark.parametrize("case", ["up", "down"])
 def test_the_resized_input_equals_the_reference(case):
     resized = imagenet_input(_images(case), 224, "linear")[:, :4]
-    assert _error(resized, FIGURES[f"{case}/resized_224_rows0_4"]) < 2e-6
+    assert _error(resized, ARRAYS[f"{case}/resized_224_rows0_4"]) < 2e-6
 
 
 @pytest.mark.parametrize("case", ["up", "down", "activation_fn"])
 def test_features_equal_the_reference(case):
-    model, variables = weights.load(_figures("hf/"), _config())
+    model, variables = weights.load(_group("hf/"), _config())
     features = _features(model, variables, _images(case))
-    expected = {name: array for name, array in _figures(f"{case}/act/").items() if name in NAMES}
+    expected = {name: array for name, array in _group(f"{case}/act/").items() if name in NAMES}
     assert set(expected) == set(NAMES)
     for name, array in expected.items():
         assert _error(features[NAMES[name]], array) < 1e-5, name
-    # Nothing of ours is left out but the first stage's locations and a mean of one location.
+    # Of ours the reference lacks only the first stage's locations and a mean of one location.
     assert set(features) - set(NAMES.values()) == {"stage1", "pooled/mean"}
 
 
 def test_bfloat16_stays_near_the_reference():
-    model, variables = weights.load(_figures("hf/"), _config(), dtype=jnp.bfloat16)
+    model, variables = weights.load(_group("hf/"), _config(), dtype=jnp.bfloat16)
     features = _features(model, variables, _images("down"))
     assert features["stage2"].dtype == jnp.bfloat16
     assert features["stage2/std"].dtype == features["pooled"].dtype == jnp.float32
-    for name, expected in _figures("down/act_bf16/").items():
+    for name, expected in _group("down/act_bf16/").items():
         assert _error(features[NAMES[name]], expected) < 3e-2, name
 
 
 @pytest.mark.parametrize("case", ["up", "down"])
 def test_the_plain_forward_equals_the_reference(case):
-    model, variables = weights.load(_figures("hf/"), _config())
+    model, variables = weights.load(_group("hf/"), _config())
     pooled = jax.jit(model.apply)(variables, _images(case))
-    assert _error(pooled, FIGURES[f"{case}/forward_features"]) < 1e-5
+    assert _error(pooled, ARRAYS[f"{case}/forward_features"]) < 1e-5
 
 
 def test_weights_come_back_as_they_were():
-    tensors = _figures("hf/")
+    tensors = _group("hf/")
     model, variables = weights.load(tensors, _config())
     assert variables["params"]["trunk"]["stage2_block1"]["depthwise"]["kernel"].shape[2] == 1
     back = disassemble(variables["params"], weights.table(model))

@@ -32,7 +32,7 @@ SMALL = DINOv2(width=64, depth=2, num_heads=1, patch_size=4, position_grid=3)
 
 
 def _folder(name):
-    """Config, tensors and figures of a folder."""
+    """Config, tensors and reference arrays of a folder."""
     folder = FOLDER / name
     config = json.loads((folder / "config.json").read_text())
     return config, load_file(folder / "model.safetensors"), np.load(folder / "io.npz")
@@ -63,7 +63,7 @@ def _assert_near(ours, expected, name, tolerance=5e-6):
 
 
 def _zeros(model):
-    """Tensors of no memory with the names and shapes of the network's file."""
+    """Tensors that take no memory, with the names and shapes of the network's file."""
     side = model.patch_size
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -72,7 +72,7 @@ def _zeros(model):
 
 
 def _hub(tensors):
-    """The same tensors as torch.hub has them: other names, queries, keys and values in one."""
+    """The same tensors as in torch.hub: other names, and queries, keys and values in one tensor."""
     names = [
         (r"embeddings\.(cls_token|mask_token)", r"\1"),
         (r"embeddings\.position_embeddings", "pos_embed"),
@@ -109,7 +109,7 @@ def small():
 @pytest.mark.parametrize(("folder", "case"), CASES)
 def test_every_number_equals_the_reference(folder, case):
     model, variables = _load(folder)
-    figures = FOLDERS[folder][2]
+    arrays = FOLDERS[folder][2]
 
     @jax.jit
     def run(variables, pixels):
@@ -119,25 +119,25 @@ def test_every_number_equals_the_reference(folder, case):
         return output, state["intermediates"]
 
     (class_token, patches), state = run(variables, _pixels(folder, case))
-    _assert_near(class_token, figures[f"{case}/cls_f64"], "cls")
-    _assert_near(_tokens(patches), figures[f"{case}/patch_tokens_f64"], "patch_tokens")
+    _assert_near(class_token, arrays[f"{case}/cls_f64"], "cls")
+    _assert_near(_tokens(patches), arrays[f"{case}/patch_tokens_f64"], "patch_tokens")
     for i in range(model.depth + 1):
         hidden = state["embeddings" if i == 0 else f"block{i}"]["__call__"][0]
-        _assert_near(hidden, figures[f"{case}/hidden_{i}"], f"hidden_{i}")
+        _assert_near(hidden, arrays[f"{case}/hidden_{i}"], f"hidden_{i}")
 
 
 @pytest.mark.parametrize(("folder", "case"), RESIZED[1:])
 def test_facebookresearchs_numbers_equal_the_reference(folder, case):
     model, variables = _load(folder, position_offset=0.1)
-    figures = FOLDERS[folder][2]
+    arrays = FOLDERS[folder][2]
     class_token, patches = jax.jit(model.apply)(variables, _pixels(folder, case))
-    _assert_near(class_token, figures[f"{case}/fb_offset01_cls"], "cls")
-    _assert_near(_tokens(patches), figures[f"{case}/fb_offset01_patch_tokens"], "patch_tokens")
+    _assert_near(class_token, arrays[f"{case}/fb_offset01_cls"], "cls")
+    _assert_near(_tokens(patches), arrays[f"{case}/fb_offset01_patch_tokens"], "patch_tokens")
 
 
 @pytest.mark.parametrize(("folder", "case"), CASES)
 def test_resized_positions_equal_the_reference(folder, case):
-    _, tensors, figures = FOLDERS[folder]
+    _, tensors, arrays = FOLDERS[folder]
     rows, columns = (side // 14 for side in _pixels(folder, case).shape[1:3])
     names = {0.0: "pos_embed_used", 0.1: "fb_offset01_pos_embed"}
     if (folder, case) not in RESIZED:
@@ -145,21 +145,21 @@ def test_resized_positions_equal_the_reference(folder, case):
     for offset, name in names.items():
         resize = jax.jit(partial(resize_positions, rows=rows, columns=columns, offset=offset))
         resized = resize(tensors["embeddings.position_embeddings"])
-        _assert_near(resized, figures[f"{case}/{name}"], name)
+        _assert_near(resized, arrays[f"{case}/{name}"], name)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_feature_maps_equal_the_reference(folder):
     model, variables = _load(folder)
-    case, figures = "case0_56x56", FOLDERS[folder][2]
+    case, arrays = "case0_56x56", FOLDERS[folder][2]
     images = ((_pixels(folder, case) * STD + MEAN) * 2 - 1).astype(np.float32)
     model = model.clone(feature_blocks=(2, 1))
     maps = jax.jit(partial(model.apply, method=DINOv2.feature_maps))(variables, images)
     assert set(maps) == {"block1", "block2", "final"}
     assert maps["final"].shape == (2, 4, 4, model.width)
     for i in (1, 2):
-        _assert_near(_tokens(maps[f"block{i}"]), figures[f"{case}/hidden_{i}"][:, 1:], f"block{i}")
-    _assert_near(_tokens(maps["final"]), figures[f"{case}/patch_tokens"], "final")
+        _assert_near(_tokens(maps[f"block{i}"]), arrays[f"{case}/hidden_{i}"][:, 1:], f"block{i}")
+    _assert_near(_tokens(maps["final"]), arrays[f"{case}/patch_tokens"], "final")
     assert jax.eval_shape(multiscale_features, maps)["final/mean"].shape == (2, 1, model.width)
 
 

@@ -1,4 +1,4 @@
-"""The generator against the reference figures, its parameter counts and its properties."""
+"""The generator against the reference numbers, its parameter counts and its properties."""
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ def _shapes(model: DiT, batch: int = 1) -> dict:
 
 @pytest.mark.parametrize("name", ["latent", "pixel", "flags_off"])
 def test_equals_the_reference(name):
-    figures = read_release.load(f"C_generator_{name}.npz")
-    model = _generator(read_release.meta(figures, "config"))
+    arrays = read_release.load(f"C_generator_{name}.npz")
+    model = _generator(read_release.meta(arrays, "config"))
     params = release_names.generator_params(read_release.load_params(f"C_generator_{name}.npz"))
     params = jax.tree.map(jnp.asarray, params)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, _shapes(model))
@@ -54,7 +54,7 @@ def test_equals_the_reference(name):
         )
         return condition, images, state["intermediates"]
 
-    arguments = [figures[f"in/{key}"] for key in ("x", "c", "noise_labels", "cfg_scale")]
+    arguments = [arrays[f"in/{key}"] for key in ("x", "c", "noise_labels", "cfg_scale")]
     condition, images, inner = run(params, *arguments)
     ours = {
         "out/cond": condition,
@@ -68,15 +68,15 @@ def test_equals_the_reference(name):
     for key, value in ours.items():
         if key.startswith("mid/"):
             value = value["__call__"][0]
-        expected = figures[key]
-        if key.endswith("FinalLayer_0"):  # ours computes it for the image's tokens alone
+        expected = arrays[key]
+        if key.endswith("FinalLayer_0"):  # ours computes it only for the tokens of the image
             expected = expected[:, model.num_context_tokens :]
         np.testing.assert_allclose(value, expected, atol=1e-5, rtol=0, err_msg=key)
 
     ones = np.ones_like(arguments[3])
     condition, images, _ = run(params, *arguments[:3], ones)
-    np.testing.assert_allclose(condition, figures["out/cond_cfg1"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(images, figures["out/samples_cfg1"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(condition, arrays["out/cond_cfg1"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(images, arrays["out/samples_cfg1"], atol=1e-5, rtol=0)
     assert images.dtype == jnp.float32
 
 
@@ -86,22 +86,22 @@ def test_equals_the_reference(name):
 )
 def test_bfloat16_is_as_close_as_the_reference_to_itself(name, attention_dtype):
     """The reference's two ways of running (eager, fused) are up to 3.1e-2 apart."""
-    figures = read_release.load(f"C_generator_{name}.npz")
-    model = _generator(read_release.meta(figures, "config")).clone(
+    arrays = read_release.load(f"C_generator_{name}.npz")
+    model = _generator(read_release.meta(arrays, "config")).clone(
         dtype=jnp.bfloat16, attention_dtype=attention_dtype
     )
     params = release_names.generator_params(read_release.load_params(f"C_generator_{name}.npz"))
-    arguments = [figures[f"in/{key}"] for key in ("x", "c", "noise_labels", "cfg_scale")]
+    arguments = [arrays[f"in/{key}"] for key in ("x", "c", "noise_labels", "cfg_scale")]
     images = np.asarray(jax.jit(model.apply)({"params": params}, *arguments))
-    eager, fused = figures["out/samples"], figures["out/samples_jit"]
+    eager, fused = arrays["out/samples"], arrays["out/samples_jit"]
     apart = np.sqrt(np.mean(np.square(eager - fused)))
     for expected in (eager, fused):
         np.testing.assert_allclose(images, expected, atol=3.2e-2, rtol=0)
         assert np.sqrt(np.mean(np.square(images - expected))) < 1.25 * apart
     assert images.dtype == np.float32
     condition = model.apply({"params": params}, *arguments[1:], method=DiT.condition)
-    np.testing.assert_array_equal(condition.astype(FLOAT), figures["out/cond"])
-    assert np.abs(images - figures["out/samples_float32_model"]).max() > 1e-3  # it is bfloat16
+    np.testing.assert_array_equal(condition.astype(FLOAT), arrays["out/cond"])
+    assert np.abs(images - arrays["out/samples_float32_model"]).max() > 1e-3  # it is bfloat16
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -160,7 +160,7 @@ LARGE = {"width": 1024, "depth": 24, "num_heads": 16}
     [(LATENT, BASE, 133), (LATENT, LARGE, 463), (PIXEL, BASE, 134), (PIXEL, LARGE, 464)],
 )
 def test_parameter_counts_of_the_paper(data, size, millions):
-    """Table 8."""
+    """As in Table 8."""
     params = _shapes(DiT(num_classes=1000, **data, **size))
     assert round(sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6) == millions
 
@@ -191,7 +191,7 @@ def _inputs(batch: int = 3) -> tuple[np.ndarray, ...]:
 
 
 def _random_params(model: DiT) -> dict:
-    """Parameters none of which is zero (and without compiling their initialisation)."""
+    """Parameters without zeros, drawn without compiling the initialisation."""
     rng = np.random.default_rng(1)
     draw = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape), _shapes(model))
     return {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, FLOAT), draw)}

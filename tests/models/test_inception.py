@@ -1,4 +1,4 @@
-"""FID's Inception-v3 and its weights against torch-fidelity's numbers, and its parts by hand."""
+"""FID's Inception-v3 and its weights against torch-fidelity's numbers, its parts against NumPy."""
 
 import re
 import zlib
@@ -18,7 +18,7 @@ from drifting_jax.weights.mapping import disassemble
 from drifting_jax.weights.networks import load_network
 from drifting_jax.weights.shapes import param_shapes
 
-FIGURES = np.load(inception_weights.FOLDER / "io.npz")
+ARRAYS = np.load(inception_weights.FOLDER / "io.npz")
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,14 @@ def outputs(tensors):
         maps = {name: x["__call__"][0] for name, x in state["intermediates"].items()}
         return features, {name: x.mean((1, 2)) for name, x in maps.items()}
 
-    images = (FIGURES[f"{case}/image_u8"].transpose(0, 2, 3, 1) for case in "ac")
+    images = (ARRAYS[f"{case}/image_u8"].transpose(0, 2, 3, 1) for case in "ac")
     pixels = np.concatenate([(tf_bilinear(x) - 128) / 128 for x in images])
     return jax.tree.map(np.asarray, run(variables, pixels))
 
 
 def _reference(name):
     """A stored array of all three images."""
-    return np.concatenate([FIGURES[f"a/{name}"], FIGURES[f"c/{name}"]])
+    return np.concatenate([ARRAYS[f"a/{name}"], ARRAYS[f"c/{name}"]])
 
 
 def _assert_near(ours, expected, name, tolerance=2e-6):
@@ -61,7 +61,7 @@ def _assert_near(ours, expected, name, tolerance=2e-6):
     assert error < tolerance, (name, error)
 
 
-def test_the_rule_gives_the_weights_that_the_figures_belong_to(tensors):
+def test_the_rule_gives_the_weights_of_the_reference_numbers(tensors):
     for name, entry in inception_weights.KEYS.items():
         if "crc32_le_bytes" in entry:
             assert zlib.crc32(tensors[name].tobytes()) == entry["crc32_le_bytes"], name
@@ -78,7 +78,7 @@ def test_features_equal_the_reference_in_float64(outputs, name):
 
 
 def test_every_block_equals_the_reference(outputs):
-    names = [name.partition("mean_")[2] for name in FIGURES.files if name.startswith("a/mean_")]
+    names = [name.partition("mean_")[2] for name in ARRAYS.files if name.startswith("a/mean_")]
     blocks = [name for name in names if name.startswith("Mixed")]
     assert sorted(outputs[1]) == sorted(blocks) and len(blocks) == 11
     for name in blocks:

@@ -1,4 +1,4 @@
-"""Shared layers against the reference figures and independent float64 NumPy."""
+"""Shared layers against the reference numbers and independent float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ def test_rotary_equals_the_reference(dtype):
         angles = layers.rotary_angles(x.shape[1], x.shape[-1], dtype=jnp.dtype(dtype))
         return layers.apply_rotary(x.astype(dtype), *angles).astype(jnp.float32)
 
-    figures = read_release.load("C_rope.npz")
+    arrays = read_release.load("C_rope.npz")
     for name in ("q", "k"):
-        ours = rotate(figures[f"in/{name}"])
-        np.testing.assert_allclose(ours, figures[f"out/{dtype}_jit/{name}"], atol=1e-6, rtol=0)
+        ours = rotate(arrays[f"in/{name}"])
+        np.testing.assert_allclose(ours, arrays[f"out/{dtype}_jit/{name}"], atol=1e-6, rtol=0)
 
 
 def test_rotary_logits_depend_on_the_distance_of_tokens_alone():

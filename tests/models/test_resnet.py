@@ -1,4 +1,4 @@
-"""ResNet-50 and its weights against torch's numbers, by the names it is published under."""
+"""ResNet-50 and its weights against torch's numbers, under its published names."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from drifting_jax.weights.mapping import disassemble
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "torch" / "resnet50"
 FULL = json.loads((FOLDER / "keys_full.json").read_text())
-FIGURES = np.load(FOLDER / "io.npz")
+ARRAYS = np.load(FOLDER / "io.npz")
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
 SMALL = ResNet(width=2, blocks=(1, 2, 1, 1))
@@ -41,22 +41,22 @@ def small():
 
 
 def _zeros(model):
-    """Tensors of no memory with the names and shapes of the network's file."""
+    """Tensors that take no memory, with the names and shapes of the network's file."""
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     params = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)
     return disassemble(params, weights.table(model))
 
 
-def _figure(name):
+def _array(name):
     """A stored array, [b, c, h, w] there and [b, h, w, c] here."""
-    array = FIGURES[name]
+    array = ARRAYS[name]
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
 def _images(case):
     """The stored input, as images in [-1, 1]."""
-    return ((_figure(f"{case}/input") * STD + MEAN) * 2 - 1).astype(np.float32)
+    return ((_array(f"{case}/input") * STD + MEAN) * 2 - 1).astype(np.float32)
 
 
 def _assert_near(ours, expected, name, tolerance=5e-6):
@@ -79,14 +79,14 @@ def test_every_number_equals_the_reference(tensors, case):
         pooled = model.clone(num_classes=0).apply(variables, pixels)
         return logits, pooled, state["intermediates"]["trunk"]["__call__"][0]
 
-    logits, pooled, maps = run(variables, _figure(f"{case}/input"))
-    _assert_near(logits, FIGURES[f"{case}/logits_f64"], "logits")
-    _assert_near(pooled, FIGURES[f"{case}/pooled_f64"], "pooled")
-    _assert_near(maps["stem"], _figure(f"{case}/stem_maxpool"), "stem")
+    logits, pooled, maps = run(variables, _array(f"{case}/input"))
+    _assert_near(logits, ARRAYS[f"{case}/logits_f64"], "logits")
+    _assert_near(pooled, ARRAYS[f"{case}/pooled_f64"], "pooled")
+    _assert_near(maps["stem"], _array(f"{case}/stem_maxpool"), "stem")
     for stage, depth in enumerate(model.blocks, start=1):
         for block in range(depth):
             ours = maps[f"stage{stage}_block{block + 1}"]
-            _assert_near(ours, _figure(f"{case}/layer{stage}.{block}"), f"{stage}.{block}")
+            _assert_near(ours, _array(f"{case}/layer{stage}.{block}"), f"{stage}.{block}")
 
 
 def test_feature_maps_equal_the_reference(tensors):
@@ -106,7 +106,7 @@ def test_feature_maps_equal_the_reference(tensors):
     names = stages | blocks | more
     assert set(maps) == set(names)
     for ours, theirs in names.items():
-        _assert_near(maps[ours], _figure(f"case1_75x97/{theirs}"), ours)
+        _assert_near(maps[ours], _array(f"case1_75x97/{theirs}"), ours)
     features = jax.eval_shape(multiscale_features, maps)
     assert features["stage4/mean"].shape == (1, 1, 256)
 
@@ -117,7 +117,7 @@ def test_bfloat16_stays_near_the_reference(tensors):
     feature_maps = partial(model.apply, method=ResNet.feature_maps)
     maps = jax.jit(feature_maps)(variables, _images("case0_64x64"))
     assert set(maps) == {"stem", "stage1"} and maps["stage1"].dtype == jnp.bfloat16
-    _assert_near(maps["stage1"], _figure("case0_64x64/layer1.2"), "stage1", tolerance=3e-2)
+    _assert_near(maps["stage1"], _array("case0_64x64/layer1.2"), "stage1", tolerance=3e-2)
 
 
 @pytest.mark.parametrize(("k", "blocks"), [(0, []), (1, [1, 2]), (2, [2]), (5, [])])

@@ -1,4 +1,4 @@
-"""The feature encoder against the reference figures, its parameter counts and its properties."""
+"""The feature encoder against the reference numbers, its parameter counts and its properties."""
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ LOSSES = ("loss_lam0", "loss_lam0.1", "loss_lam0.1_ratio_range")
 
 @pytest.fixture(params=["latent", "pixel"], scope="module")
 def reference(request):
-    """Figures of a released masked autoencoder, our model with its settings, its parameters."""
+    """Arrays of a released masked autoencoder, our model with its settings, its parameters."""
     name = f"D_mae_{request.param}.npz"
-    figures = read_release.load(name)
-    config = read_release.meta(figures, "config")
+    arrays = read_release.load(name)
+    config = read_release.meta(arrays, "config")
     model = ResNetMAE(
         in_channels=config["in_channels"],
         width=config["base_channels"],
@@ -30,7 +30,7 @@ def reference(request):
         num_classes=config["num_classes"],
     )
     params = release_names.encoder_params(read_release.load_params(name))
-    return figures, model, jax.tree.map(jnp.asarray, params)
+    return arrays, model, jax.tree.map(jnp.asarray, params)
 
 
 def _assert_near(ours, expected, tolerance=1e-4, name=""):
@@ -40,33 +40,33 @@ def _assert_near(ours, expected, tolerance=1e-4, name=""):
 
 
 def test_parameters_are_the_references(reference):
-    figures, model, params = reference
+    arrays, model, params = reference
     shapes = jax.eval_shape(
-        model.init, jax.random.key(0), read_release.load_x(figures), figures["loss_lam0/mask"]
+        model.init, jax.random.key(0), read_release.load_x(arrays), arrays["loss_lam0/mask"]
     )["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
 
 
 def test_maps_equal_the_reference(reference):
-    figures, model, params = reference
-    images = read_release.load_x(figures)
+    arrays, model, params = reference
+    images = read_release.load_x(arrays)
     maps = jax.jit(lambda p, x: model.apply({"params": p}, x, method=ResNetMAE.feature_maps))(
         params, images
     )
     pooled = ("_mean", "_std", "norm_x")
-    keys = [k[4:] for k in figures.files if k.startswith("act/")]
+    keys = [k[4:] for k in arrays.files if k.startswith("act/")]
     keys = [k for k in keys if not any(part in k for part in pooled)]
     assert {release_names.map_name(k) for k in keys} | {"input"} == set(maps)
     for key in keys:
         ours = np.asarray(maps[release_names.map_name(key)])
         ours = ours.reshape(len(images), -1, ours.shape[-1])
-        _assert_near(ours, figures[f"act/{key}"], tolerance=2e-5, name=key)
+        _assert_near(ours, arrays[f"act/{key}"], tolerance=2e-5, name=key)
     mean_square = np.square(maps["input"]).mean((1, 2))[:, None]
-    _assert_near(np.sqrt(mean_square + 1e-6), figures["act/norm_x"], tolerance=1e-6)
+    _assert_near(np.sqrt(mean_square + 1e-6), arrays["act/norm_x"], tolerance=1e-6)
 
 
 def test_bfloat16_is_as_close_to_the_reference_as_that_is_to_its_float32(reference):
-    figures, model, params = reference
+    arrays, model, params = reference
     model = model.clone(dtype=jnp.bfloat16)
 
     @jax.jit
@@ -74,9 +74,9 @@ def test_bfloat16_is_as_close_to_the_reference_as_that_is_to_its_float32(referen
         maps = model.apply({"params": params}, images, method=ResNetMAE.feature_maps)
         return multiscale_features(maps, patch_sizes=())
 
-    found = run(params, read_release.load_x(figures))
+    found = run(params, read_release.load_x(arrays))
     assert found["stage2"].dtype == jnp.bfloat16 and found["stage2/std"].dtype == jnp.float32
-    keys = [k[9:] for k in figures.files if k.startswith("act_bf16/") and k != "act_bf16/norm_x"]
+    keys = [k[9:] for k in arrays.files if k.startswith("act_bf16/") and k != "act_bf16/norm_x"]
     assert len(keys) > 12
 
     def root_mean_square(x):
@@ -86,16 +86,16 @@ def test_bfloat16_is_as_close_to_the_reference_as_that_is_to_its_float32(referen
         name = release_names.map_name(key.replace("_mean", "/mean").replace("_std", "/std"))
         name = name.replace("conv1/", "stem/")
         if key == "layer4_std" and name not in found:
-            continue  # of a single location: the constant of its floor
-        expected = np.asarray(figures[f"act_bf16/{key}"], np.float32)
+            continue  # the std of a single location is a constant
+        expected = np.asarray(arrays[f"act_bf16/{key}"], np.float32)
         error = root_mean_square(np.asarray(found[name], np.float32) - expected)
-        own = root_mean_square(expected - figures[f"act/{key}"])
+        own = root_mean_square(expected - arrays[f"act/{key}"])
         assert error < 1.6 * own + 1e-3 * np.abs(expected).max(), (key, error, own)
 
 
 def test_losses_and_gradients_equal_the_reference(reference):
-    figures, model, params = reference
-    images, labels = read_release.load_x(figures), figures["in/labels"]
+    arrays, model, params = reference
+    images, labels = read_release.load_x(arrays), arrays["in/labels"]
     patches = layers.patchify(images, model.input_patch_size)
 
     def loss_function(params, mask, weight):
@@ -105,7 +105,7 @@ def test_losses_and_gradients_equal_the_reference(reference):
 
     value_and_grad = jax.jit(jax.value_and_grad(loss_function, has_aux=True))
     for tag in LOSSES:
-        mask, weight = figures[f"{tag}/mask"], float(figures[f"{tag}/lambda_cls"])
+        mask, weight = arrays[f"{tag}/mask"], float(arrays[f"{tag}/lambda_cls"])
         (_, (output, loss)), gradients = value_and_grad(params, mask, weight)
         ours = {
             "loss": loss.total,
@@ -115,27 +115,27 @@ def test_losses_and_gradients_equal_the_reference(reference):
             "recon": output.patches,
         }
         for key, value in ours.items():
-            if f"{tag}/{key}" in figures:
-                _assert_near(value, figures[f"{tag}/{key}"], tolerance=2e-5, name=(tag, key))
+            if f"{tag}/{key}" in arrays:
+                _assert_near(value, arrays[f"{tag}/{key}"], tolerance=2e-5, name=(tag, key))
         gradients = flatten_dict(gradients, sep="/")
-        paths = read_release.meta(figures, f"{tag}/grad_norm_paths")
+        paths = read_release.meta(arrays, f"{tag}/grad_norm_paths")
         norms = [np.linalg.norm(gradients[release_names.encoder_name(path)]) for path in paths]
-        np.testing.assert_allclose(norms, figures[f"{tag}/grad_norms"], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(norms, arrays[f"{tag}/grad_norms"], rtol=1e-4, atol=1e-6)
         for path in ("encoder/conv1/kernel", "decoder/head/kernel"):
-            if f"{tag}/grad/{path}" in figures:
-                expected = figures[f"{tag}/grad/{path}"]  # of the first input channels alone
+            if f"{tag}/grad/{path}" in arrays:
+                expected = arrays[f"{tag}/grad/{path}"]  # only of the first input channels
                 ours = gradients[release_names.encoder_name(path)][:, :, : expected.shape[2]]
                 _assert_near(ours, expected, name=(tag, path))
 
 
 def test_masks_equal_the_reference(reference):
-    """The same law, and with the generator of keys the reference ran with, the same bits."""
-    figures, model, _ = reference
+    """The same distribution, and with the reference's key implementation the same bits."""
+    arrays, model, _ = reference
     for tag in LOSSES:
-        expected = figures[f"{tag}/mask"]
-        low, high = (float(ratio) for ratio in figures[f"{tag}/mask_ratio_min_max"])
+        expected = arrays[f"{tag}/mask"]
+        low, high = (float(ratio) for ratio in arrays[f"{tag}/mask_ratio_min_max"])
         with jax.threefry_partitionable(False):
-            key = jax.random.wrap_key_data(jnp.asarray(figures[f"{tag}/make_rng_key"]))
+            key = jax.random.wrap_key_data(jnp.asarray(arrays[f"{tag}/make_rng_key"]))
             mask = draw_mask(
                 key,
                 *expected.shape,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from drifting_jax.distributed import class_rows, meshes
+from drifting_jax.models import generators
 from drifting_jax.models.dit import DiT
 from drifting_jax.steps import sampling
 
@@ -31,7 +32,7 @@ CLASSES, PER_CLASS, CFG_SCALE = (4, 0, 2), 3, 1.5
 @functools.cache
 def params():
     """Random ones: the initial output is zero."""
-    noise, styles = sampling.draw_inputs(jax.random.key(0), MODEL)
+    noise, styles = generators.draw_inputs(jax.random.key(0), MODEL)
     arguments = noise[None], jnp.zeros(1, jnp.int32), styles[None], jnp.ones(1)
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), *arguments)["params"]
     leaves, tree = jax.tree.flatten(shapes)
@@ -47,7 +48,7 @@ def expected(seed: int = 7) -> np.ndarray:
     for label in CLASSES:
         for index in range(PER_CLASS):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), label), index)
-            noise, styles = sampling.draw_inputs(key, MODEL)
+            noise, styles = generators.draw_inputs(key, MODEL)
             arguments = noise[None], jnp.full(1, label), styles[None], jnp.full(1, CFG_SCALE)
             images.append(apply({"params": params()}, *arguments)[0])
     return np.stack(images).astype(np.float64)
@@ -139,7 +140,7 @@ def test_samples_that_are_no_numbers_are_marked():
 
 def test_inputs_are_noise_and_styles():
     keys = jax.random.split(jax.random.key(1), 2000)
-    noise, styles = jax.jit(jax.vmap(lambda key: sampling.draw_inputs(key, MODEL)))(keys)
+    noise, styles = jax.jit(jax.vmap(lambda key: generators.draw_inputs(key, MODEL)))(keys)
     assert noise.shape == (2000, 4, 4, 1) and noise.dtype == jnp.float32
     assert styles.shape == (2000, 3) and styles.dtype == jnp.int32
     assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
@@ -150,7 +151,7 @@ def test_inputs_are_noise_and_styles():
 
 
 def test_inputs_without_styles():
-    _, styles = sampling.draw_inputs(jax.random.key(1), MODEL.clone(styles_per_book=0))
+    _, styles = generators.draw_inputs(jax.random.key(1), MODEL.clone(styles_per_book=0))
     np.testing.assert_array_equal(styles, np.zeros(3))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from drifting_jax.config import base_config, resolve
+from drifting_jax.errors import UserError
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
@@ -27,7 +28,7 @@ def config(**changes):
 
 
 def shapes(found, source, *, extra=None, vae=None):
-    """Shapes of all features, nothing computed."""
+    """Shapes of all features; nothing is computed."""
     samples = jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
     variables = frozen.variables_shapes(found, source, extra, vae)
     function = build.make_feature_function(found, source, extra=extra, vae=vae)
@@ -59,6 +60,22 @@ def test_encoders_of_pixels_see_latents_through_the_decoder(kind):
     assert features[f"{kind}/{expected[0]}"] == expected[1]
 
 
+def test_kinds_of_networks_are_checked_against_their_tables():
+    found = config()
+    with found.unlocked():
+        found.model.kind = "gan"
+    with pytest.raises(UserError, match=r"config\.model\.kind must be one of 'dit'; found 'gan'"):
+        build.make_generator(found, GREY)
+    found = config()
+    found.extra_encoder.kind = "vae"  # a network, but no encoder
+    message = r"config\.extra_encoder\.kind must be one of 'none', 'convnext', 'resnet', 'dinov2'; "
+    with pytest.raises(UserError, match=message + "found 'vae'"):
+        build.check_models(found, GREY)
+    oblong = SimpleNamespace(image_shape=(8, 6, 1), num_classes=3)
+    with pytest.raises(UserError, match="makes square images; found 8x6"):
+        build.make_generator(config(), oblong)
+
+
 def test_no_other_network_is_none():
     assert frozen.published_sizes(config()) == (None, None)
 
@@ -72,7 +89,7 @@ def test_no_other_network_is_none():
     ids=["autoencoder", "convnext"],
 )
 def test_kernels_in_the_dtype_of_their_layer_give_the_same_bits(model):
-    """bfloat16 holds what the layer would have rounded; gradients, too."""
+    """The layer would round them itself; the gradients are the same too."""
     model = model.clone(dtype=jnp.bfloat16)
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1)
     keys = iter(jax.random.split(jax.random.key(1), 1000))

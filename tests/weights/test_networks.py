@@ -1,9 +1,10 @@
-"""Networks are recognised whatever holds them, and survive our own format bit for bit."""
+"""Networks are recognised in every format, and our own format keeps every bit."""
 
 import json
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +12,23 @@ import pytest
 import read_release
 from read_release import unpacked
 
+from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
+from drifting_jax.models import generators
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.vae import VAE
+from drifting_jax.steps import sampling
+from drifting_jax.weights import release
 from drifting_jax.weights.files import list_tensors
-from drifting_jax.weights.networks import KINDS, Network, load_network, save_network
+from drifting_jax.weights.networks import (
+    NETWORKS,
+    Network,
+    kind_of,
+    load_network,
+    save_network,
+)
 
 TORCH = Path(__file__).parents[1] / "fixtures" / "torch"
 
@@ -25,14 +36,14 @@ TORCH = Path(__file__).parents[1] / "fixtures" / "torch"
 def test_the_kind_is_seen_from_config_or_names(tmp_path):
     for kind in ("vae", "dinov2"):
         network = load_network(TORCH / kind)
-        assert (network.kind, type(network.model)) == (kind, KINDS[kind])
-    bare = tmp_path / "resnet.safetensors"  # nothing beside it
+        assert (network.kind, type(network.model)) == (kind, NETWORKS[kind].module)
+    bare = tmp_path / "resnet.safetensors"  # without a config.json beside it
     shutil.copy(TORCH / "resnet50" / "resnet50_tiny.safetensors", bare)
     assert load_network(bare).kind == "resnet"
-    figures = read_release.load("E_convnextv2.npz")
+    arrays = read_release.load("E_convnextv2.npz")
     folder = tmp_path / "convnext"
     folder.mkdir()
-    np.savez(folder / "model.npz", **{k[3:]: figures[k] for k in figures.files if k[:3] == "hf/"})
+    np.savez(folder / "model.npz", **{k[3:]: arrays[k] for k in arrays.files if k[:3] == "hf/"})
     sizes = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 12, 16, 24]}
     (folder / "config.json").write_text(json.dumps({"model_type": "convnextv2"} | sizes))
     assert load_network(folder).model.widths == (8, 12, 16, 24)
@@ -72,12 +83,64 @@ def test_our_format_keeps_every_bit(tmp_path, name):
     ids=lambda model: type(model).__name__,
 )
 def test_every_kind_keeps_its_fields(tmp_path, model):
-    kind = next(name for name, cls in KINDS.items() if isinstance(model, cls))
+    kind = kind_of(model)
     pixels = jax.ShapeDtypeStruct((1, 14, 14, 3) if kind == "dinov2" else (1, 32, 32, 3), "float32")
     shapes = jax.eval_shape(model.init, jax.random.key(0), pixels)
     network = Network(kind, model, jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes))
     save_network(tmp_path, network)
     assert load_network(tmp_path).model == model
+
+
+class Scaled(nn.Module):
+    """A generator network besides those of the package: the noise, scaled for each class."""
+
+    side: int
+    num_classes: int
+    out_channels: int = 3
+
+    @nn.compact
+    def __call__(self, noise, labels, styles, cfg_scale):
+        scale = self.param("scale", nn.initializers.ones, (self.num_classes,))
+        return noise * (scale[labels] * cfg_scale)[:, None, None, None]
+
+
+SCALED = generators.GeneratorNetwork(
+    Scaled,
+    lambda section, image_shape, num_classes: Scaled(section["side"], num_classes),
+    lambda key, model: (jax.random.normal(key, (model.side,) * 2 + (3,)), jnp.zeros(0, jnp.int32)),
+)
+
+
+def test_a_generator_of_the_table_is_saved_loaded_and_sampled(tmp_path, monkeypatch):
+    monkeypatch.setitem(generators.GENERATORS, "scaled", SCALED)
+    model = generators.make_generator(
+        {"side": 4}, kind="scaled", image_shape=(4, 4, 3), num_classes=2
+    )
+    params = generators.init_generator(jax.random.key(0), model)
+    assert kind_of(model) == "generator" and not release.has_format(model)
+    save_network(tmp_path, Network("generator", model, {"params": params}, 5, 0.9))
+    assert json.loads((tmp_path / "network.json").read_text())["kind"] == "scaled"
+    found = load_network(tmp_path, kind="generator")
+    assert (found.model, found.step) == (model, 5)
+    jax.tree.map(np.testing.assert_array_equal, found.variables["params"], params)
+    mesh = meshes.make_mesh()
+    labels = np.arange(mesh.size, dtype=np.int32) % 2
+    samples = sampling.make_sampler(found.model, mesh)(
+        params, jax.random.key(1), labels, labels, 1.5
+    )
+    assert samples.images.shape == (mesh.size, 4, 4, 3) and samples.finite.all()
+
+
+def test_generators_of_older_files_are_dits(tmp_path):
+    network = load_network(unpacked("gen_latent", tmp_path))
+    save_network(tmp_path / "ours", network)
+    record = json.loads((tmp_path / "ours" / "network.json").read_text())
+    assert record.pop("kind") == "dit"
+    (tmp_path / "ours" / "network.json").write_text(json.dumps(record))
+    assert load_network(tmp_path / "ours").model == network.model
+    edited(tmp_path / "ours", kind="gan")
+    with pytest.raises(UserError, match="describes no network"):
+        load_network(tmp_path / "ours")
 
 
 def test_what_is_not_recognised_is_said(tmp_path):

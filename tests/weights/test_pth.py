@@ -1,4 +1,4 @@
-"""Checkpoints of torch, written here byte by byte: values, views, and pickles that mean harm."""
+"""Checkpoints of torch, written here byte by byte: values, views, and malicious pickles."""
 
 import collections
 import os
@@ -41,7 +41,7 @@ def assert_same(found, expected):
 
 
 def test_a_checkpoint_spelled_out_by_hand(tmp_path):
-    """No pickler takes part: these are the instructions that torch writes."""
+    """Without a pickler: these are the instructions that torch writes."""
     storage = b"(X\x07\x00\x00\x00storageq\x02ctorch\nFloatStorage\nq\x03X\x01\x00\x00\x000q\x04"
     storage += b"X\x03\x00\x00\x00cpuq\x05K\x06tq\x06Q"
     numbers_of = b"K\x00K\x03K\x02\x86q\x07K\x01K\x03\x86q\x08\x89"
@@ -64,7 +64,7 @@ def test_a_checkpoint_spelled_out_by_hand(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_training_checkpoint(tmp_path, layout):
-    """Nesting, parameters, the attribute that torch sets on a state dict, things not tensors."""
+    """Nesting, parameters, the attribute that torch sets on a state dict, and other values."""
     w, b, m = numbers(np.float32, 6).reshape(2, 3), numbers(np.int64, 1), numbers(np.float16, 4)
     state = Call(
         "collections",
@@ -156,13 +156,13 @@ SIZES = st.lists(st.integers(0, 4), max_size=4)
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.sampled_from(sorted(KINDS)), st.sampled_from(LAYOUTS), SIZES)
 def test_strided_views(tmp_path_factory, data, kind, layout, shape):
-    """Any view inside of its storage is read as NumPy reads it; one that leaves it is an error."""
+    """A view inside its storage is read as NumPy reads it; one that reaches outside is an error."""
     strides = data.draw(st.lists(st.integers(0, 6), min_size=len(shape), max_size=len(shape)))
     offset, count = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 40))
     values = numbers(KINDS[kind], count)
     tree = {"x": tensor(values, offset=offset, shape=tuple(shape), strides=tuple(strides))}
     path = tmp_path_factory.getbasetemp() / f"strided.{layout}"
-    path.unlink(missing_ok=True)  # what is mapped into memory is not written over
+    path.unlink(missing_ok=True)  # a mapped file must not be overwritten
     write(path, tree, layout)
     reach = [
         offset + sum(i * s for i, s in zip(index, strides, strict=True))
@@ -201,7 +201,7 @@ def test_impossible_tensors(tmp_path, change, layout):
 
 
 def bomb(path):
-    """Every way to name a function that would make the file, as the bytes of one value."""
+    """Every way to name a function that would create the file, as the bytes of one value."""
     touch = f"touch {path}"
     code = f"open({str(path)!r}, 'w')"
     yield "posix.system", dumps(Call("posix", "system", touch))
@@ -267,7 +267,7 @@ def test_an_ordinary_unpickler_would_run_them(tmp_path, number):
     [
         b"\x80\x02\x82\x01.",  # the registry of extensions
         b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",  # a terabyte of writable bytes
-        b"\x80\x02" + b"]r\xff\xff\xff\x7f.",  # number 2147483647 of the memory
+        b"\x80\x02" + b"]r\xff\xff\xff\x7f.",  # entry 2147483647 of the memo
         b"\x80\x04B\xff\xff\xff\xffabc.",
         b"\x80\x04\x8e" + b"\xff" * 8 + b".",
         b"\x80\x02Pstorage\n.",
@@ -339,10 +339,10 @@ def test_a_few_bytes_cannot_stand_for_many(tmp_path):
 
 
 def test_a_pickle_changes_nothing_for_the_next(tmp_path):
-    """BUILD sets attributes of whatever it gets: of stand-ins that last no longer than the file."""
+    """BUILD may set attributes of the stand-ins, which are made anew for each file."""
     values = np.arange(3, dtype=np.float32)
     stains = {"__defaults__": ("stain",), "__setstate__": 1, "dtype": 1, "args": 1}
-    names = [(m, n) for m, n in unpickle._allowed_globals(2**20) if n != "ndarray"]
+    names = [(m, n) for m, n in unpickle.allowed_globals(2**20) if n != "ndarray"]
     for module, name in names:
         for state in (stains, (None, stains)):
             pickled = dumps(Named(module, name))[:-1] + dumps(state)[2:-1] + b"b."
@@ -485,7 +485,7 @@ def test_the_file_is_read_no_further_than_needed(tmp_path):
 
 @pytest.mark.parametrize("place", ["storage", "key", "ordered"])
 def test_a_tuple_too_large_to_print_or_hash_is_refused_at_once(tmp_path, place):
-    """Sixty doublings in a hundred bytes: printed or hashed, it would never end."""
+    """Sixty doublings in a hundred bytes: to print or to hash it would never end."""
     bomb = b"(K\x01t" + b"2\x86" * 60
     pickled = {
         "storage": b"\x80\x02(X\x07\x00\x00\x00storage" + bomb + b"tQ.",

@@ -1,4 +1,4 @@
-"""The release's artifacts: read with the right architecture, written again bit for bit."""
+"""The release's artifacts are read with the right architecture and written back bit for bit."""
 
 import json
 
@@ -14,8 +14,8 @@ from read_release import unpacked
 from drifting_jax.errors import UserError
 from drifting_jax.models.dit import DiT, stack_blocks
 from drifting_jax.models.resnet_mae import ResNetMAE
+from drifting_jax.weights import release_generator
 from drifting_jax.weights.release import model_of, read_artifact, write_artifact
-from drifting_jax.weights.release_names import from_release, to_release
 
 
 def assert_same(found, expected):
@@ -30,14 +30,14 @@ def test_a_generator_is_read_and_gives_the_reference_images(tmp_path):
         artifact.params,
         release_names.generator_params(read_release.load_params("C_generator_latent.npz")),
     )
-    figures = read_release.load("C_generator_latent.npz")
-    arguments = [figures[f"in/{key}"] for key in ("x", "c", "noise_labels", "cfg_scale")]
+    arrays = read_release.load("C_generator_latent.npz")
+    arguments = [arrays[f"in/{key}"] for key in ("x", "c", "noise_labels", "cfg_scale")]
     images = jax.jit(artifact.model.apply)({"params": artifact.params}, *arguments)
-    np.testing.assert_allclose(images, figures["out/samples"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(images, arrays["out/samples"], atol=1e-5, rtol=0)
 
 
 def test_an_autoencoder_is_read(tmp_path):
-    folder = unpacked("mae_latent", tmp_path) / "params_ema"  # the folder itself will do
+    folder = unpacked("mae_latent", tmp_path) / "params_ema"  # or the folder itself
     artifact = read_artifact(folder)
     assert artifact.model == ResNetMAE(4, 32, 7, (1, 2, 2, 1), 1, 2)
     expected = release_names.encoder_params(read_release.load_params("D_mae_latent.npz"))
@@ -57,7 +57,7 @@ def test_written_again_it_is_the_same_file(tmp_path, name):
     raw, expected = (
         (f / "ema_params.msgpack").read_bytes() for f in (folder, source / "params_ema")
     )
-    ours, theirs = read_release._read_msgpack(raw), read_release._read_msgpack(expected)
+    ours, theirs = read_release.read_msgpack(raw), read_release.read_msgpack(expected)
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         assert ours[key].dtype == value.dtype
@@ -96,7 +96,7 @@ def test_every_kind_of_generator_survives_the_way_there_and_back(tmp_path, chang
 
 def test_missing_extra_and_mis_shaped_tensors_are_named(tmp_path):
     artifact = read_artifact(unpacked("gen_latent", tmp_path))
-    tensors = to_release(artifact.model, artifact.params)
+    tensors = release_generator.to_tensors(artifact.model, artifact.params)
     qkv = "LightningDiT_0/blocks_1/Attention_0/TorchLinear_0/Dense_0/kernel"
     for change, message in [
         ({qkv: None}, f"lacks {qkv}"),
@@ -108,10 +108,9 @@ def test_missing_extra_and_mis_shaped_tensors_are_named(tmp_path):
     ]:
         changed = {name: x for name, x in (tensors | change).items() if x is not None}
         with pytest.raises(UserError, match=message):
-            from_release(artifact.model, changed)
-    assert set(flatten_dict(from_release(artifact.model, tensors))) == set(
-        flatten_dict(artifact.params)
-    )
+            release_generator.from_tensors(artifact.model, changed)
+    found = release_generator.from_tensors(artifact.model, tensors)
+    assert set(flatten_dict(found)) == set(flatten_dict(artifact.params))
 
 
 def test_what_is_no_artifact_is_said(tmp_path):

@@ -1,4 +1,4 @@
-"""Weight files of every kind: found, read, listed and fetched, and what is said of broken ones."""
+"""Weight files of all formats are found, read, listed and downloaded; broken ones are errors."""
 
 import json
 import pickle
@@ -121,7 +121,7 @@ def test_safetensors_as_the_package_writes_them(tmp_path):
 )
 def test_any_safetensors(tmp_path_factory, arrays):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
-    path.unlink(missing_ok=True)  # what is mapped into memory is not written over
+    path.unlink(missing_ok=True)  # a mapped file must not be overwritten
     assert_same(files.read_tensors(write_safetensors(path, arrays)), arrays)
 
 
@@ -214,7 +214,7 @@ def test_several_files_and_their_index(tmp_path):
             read(places)
     inner = tmp_path / "inner.bin"
     inner.write_text(json.dumps({"weight_map": {"w": "inner.bin"}}))
-    with pytest.raises(UserError, match="an index in its turn"):
+    with pytest.raises(UserError, match="which is an index too"):
         read({"w": "inner.bin"})
     (tmp_path / b).unlink()
     with pytest.raises(UserError, match="no file or folder"):
@@ -447,7 +447,7 @@ def test_groups():
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A stand-in for huggingface_hub that notes what it is asked for and has one repository."""
+    """A stand-in for huggingface_hub with one repository, which records what it is asked for."""
 
     class EntryNotFoundError(Exception):
         pass

@@ -1,0 +1,135 @@
+"""The table of generator networks: how each is built and which random inputs it takes.
+
+A generator maps (noise [b, ...], labels [b], styles [b, k], cfg_scale [b]) to images [b, h, w, c]
+in one pass, and has the fields `num_classes` and `out_channels`. To add one, write its module and
+add it to `GENERATORS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from drifting_jax.models.dit import DiT
+
+PyTree = Any
+
+DEFAULT_KIND = "dit"  # where a config or a file does not name one
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorNetwork:
+    """One kind of generator.
+
+    Attributes:
+      module: its class.
+      build: (section, image_shape, num_classes) -> the module; see `make_generator`.
+      draw_inputs: (key, module) -> noise and styles of one sample; see `draw_inputs`.
+    """
+
+    module: type[nn.Module]
+    build: Callable[[Any, tuple[int, int, int], int], nn.Module]
+    draw_inputs: Callable[[jax.Array, Any], tuple[jax.Array, jax.Array]]
+
+
+def _build_dit(section: Any, image_shape: tuple[int, int, int], num_classes: int) -> DiT:
+    height, width, channels = image_shape
+    if height != width:
+        raise ValueError(f"the generator makes square images; found {height}x{width}")
+    return DiT(
+        image_size=height,
+        in_channels=channels,
+        out_channels=channels,
+        patch_size=section.patch_size,
+        width=section.width,
+        depth=section.depth,
+        num_heads=section.num_heads,
+        num_classes=num_classes,
+        mlp_ratio=section.mlp_ratio,
+        num_context_tokens=section.num_context_tokens,
+        num_style_books=section.num_style_books,
+        styles_per_book=section.styles_per_book,
+        dtype=jnp.dtype(section.dtype),
+        attention_dtype=jnp.dtype(section.attention_dtype),
+        remat=section.remat,
+        scan=section.scan,
+    )
+
+
+def _draw_dit_inputs(key: jax.Array, model: DiT) -> tuple[jax.Array, jax.Array]:
+    noise_key, style_key = jax.random.split(key)
+    shape = (model.image_size, model.image_size, model.in_channels)
+    noise = jax.random.normal(noise_key, shape)
+    styles = jax.random.randint(
+        style_key, (model.num_style_books,), 0, max(model.styles_per_book, 1)
+    )
+    return noise, styles
+
+
+GENERATORS: dict[str, GeneratorNetwork] = {
+    "dit": GeneratorNetwork(DiT, _build_dit, _draw_dit_inputs),
+}
+
+
+def make_generator(
+    section: Any, *, kind: str, image_shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
+    """Builds the generator of a kind.
+
+    Args:
+      section: an object whose attributes are the fields of a config's `model` section.
+      kind: a key of `GENERATORS`.
+      image_shape: (h, w, c) of the images or latents that it makes.
+      num_classes: labels run from 0 to `num_classes - 1`.
+
+    Raises:
+      ValueError: there is no such kind, or it cannot make images of this shape.
+    """
+    if kind not in GENERATORS:
+        raise ValueError(f"kind must be one of {', '.join(GENERATORS)}; found {kind!r}")
+    return GENERATORS[kind].build(section, image_shape, num_classes)
+
+
+def is_generator(model: nn.Module) -> bool:
+    """Whether `GENERATORS` lists the class of a network."""
+    return any(type(model) is network.module for network in GENERATORS.values())
+
+
+def kind_of(model: nn.Module) -> str:
+    """The key of `GENERATORS` under which the class of a network is listed.
+
+    Raises:
+      ValueError: the network is no generator.
+    """
+    for kind, network in GENERATORS.items():
+        if type(model) is network.module:
+            return kind
+    raise ValueError(
+        f"expected a generator, one of {', '.join(GENERATORS)}; found a {type(model).__name__}"
+    )
+
+
+def draw_inputs(key: jax.Array, model: nn.Module) -> tuple[jax.Array, jax.Array]:
+    """Draws the random inputs of one sample.
+
+    Args:
+      key: typed PRNG key of the sample.
+      model: a generator.
+
+    Returns:
+      Noise float32 and style indices [k] int32, without the batch axis. For `DiT` the noise is
+      [h, w, c] standard normal, and each style index is uniform in [0, styles_per_book).
+    """
+    return GENERATORS[kind_of(model)].draw_inputs(key, model)
+
+
+def init_generator(key: jax.Array, model: nn.Module) -> PyTree:
+    """Initial parameters of a generator, float32."""
+    noise, styles = draw_inputs(key, model)
+    labels, cfg_scale = jnp.zeros(1, jnp.int32), jnp.ones(1)
+    return model.init(key, noise[None], labels, styles[None], cfg_scale)["params"]
