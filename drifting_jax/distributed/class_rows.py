@@ -73,7 +73,7 @@ def features_of_rows(
     return {name: split(x, sharding, c, n) for name, x in found.items()}
 
 
-def mean_over_parts(function: Callable, batch, parts: int):
+def mean_over_microbatches(function: Callable, batch, parts: int):
     """Returns the mean of a function over equal parts of a batch, computed one after another.
 
     Part j holds the rows j, j + parts, …, so that each row stays on its device.
@@ -81,15 +81,15 @@ def mean_over_parts(function: Callable, batch, parts: int):
     if parts == 1:
         return function(batch)
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-    return jax.tree.map(lambda x: x / parts, sum_over_pieces(function, split))
+    return jax.tree.map(lambda x: x / parts, sum_over_microbatches(function, split))
 
 
-def sum_over_pieces(function: Callable, pieces):
-    """Returns the sum of `function(x[i])` over the first axis i of a tree x, one after another."""
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))
+def sum_over_microbatches(function: Callable, microbatches):
+    """Returns the sum of a function over the first axis of a tree, one entry after another."""
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], microbatches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def add(total, piece):
-        return jax.tree.map(jnp.add, total, function(piece)), None
+    def add(total, microbatch):
+        return jax.tree.map(jnp.add, total, function(microbatch)), None
 
-    return jax.lax.scan(add, zeros, pieces)[0]
+    return jax.lax.scan(add, zeros, microbatches)[0]

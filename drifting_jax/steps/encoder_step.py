@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from drifting_jax.distributed.class_rows import mean_over_parts, to_float
+from drifting_jax.distributed.class_rows import mean_over_microbatches, to_float
 from drifting_jax.models import layers
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask, mae_loss
 from drifting_jax.steps.state import TrainState, apply_gradients
@@ -78,7 +78,7 @@ def encoder_step(
         accuracy = jnp.mean(jnp.argmax(output.logits, -1) == labels)
         return jnp.mean(loss.total), (jax.tree.map(jnp.mean, loss), accuracy)
 
-    (loss, (parts, accuracy)), gradients = mean_over_parts(
+    (loss, (parts, accuracy)), gradients = mean_over_microbatches(
         lambda part: jax.value_and_grad(loss_function, has_aux=True)(state.params, part),
         (images, patches, mask, labels),
         s.microbatches,

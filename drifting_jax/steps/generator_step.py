@@ -301,7 +301,7 @@ def _loss_and_gradients(
     if s.microbatches == 1:
         return with_gradients(_first(microbatches))
     if s.shared_statistics == "microbatch":
-        total = class_rows.sum_over_pieces(with_gradients, microbatches)
+        total = class_rows.sum_over_microbatches(with_gradients, microbatches)
         return jax.tree.map(lambda x: x / s.microbatches, total)
     statistics = _shared_statistics(params, microbatches, features_of, s)
 
@@ -310,7 +310,7 @@ def _loss_and_gradients(
             features_of(params, rows, apart=True), statistics, s.drift
         )
 
-    total = class_rows.sum_over_pieces(
+    total = class_rows.sum_over_microbatches(
         lambda rows: jax.value_and_grad(shared_loss)(params, rows), microbatches
     )
     loss, gradients = jax.tree.map(lambda x: x / s.microbatches, total)
@@ -325,13 +325,13 @@ def _shared_statistics(
     def distances_of(rows: _Rows):
         return feature_losses.distance_sums(features_of(params, rows, apart=False))
 
-    sums = class_rows.sum_over_pieces(distances_of, microbatches)
+    sums = class_rows.sum_over_microbatches(distances_of, microbatches)
     scales = {name: x.distance_scale for name, x in sums.items()}
 
     def drifts_of(rows: _Rows):
         return feature_losses.drift_sums(features_of(params, rows, apart=False), scales, s.drift)
 
-    drifts = class_rows.sum_over_pieces(drifts_of, microbatches)
+    drifts = class_rows.sum_over_microbatches(drifts_of, microbatches)
     # Entries of each feature of a microbatch's generated samples, as floats: beyond 2³¹ at full
     # size.
     one = functools.partial(features_of, apart=True)

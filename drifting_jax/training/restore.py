@@ -1,4 +1,4 @@
-"""A trained run, read back from its workdir for sampling and evaluation."""
+"""Reads trained generators back: from the workdir of a run, or from weights without a run."""
 
 import functools
 from pathlib import Path
@@ -19,11 +19,11 @@ from drifting_jax.workdir.layout import generator_checkpoints
 
 
 def load_generator(name: str, *, vae: str = "") -> Generator:
-    """A generator without a run: an artifact of the paper's release, or a folder of ours.
+    """Reads a generator without a run: an artifact of the paper's release, or a folder of ours.
 
     Args:
       name: what `load_network` takes.
-      vae: the same, of the VAE that turns latents to pixels, for a generator of latents.
+      vae: the same for the VAE that decodes latents; empty for a generator of pixels.
 
     Raises:
       UserError: there is no generator, or it makes latents and there is no VAE.
@@ -56,7 +56,7 @@ def load_generator(name: str, *, vae: str = "") -> Generator:
 
 
 def _names_of(num_classes: int) -> list[str]:
-    """Of ImageNet's classes, if so many; else numbers."""
+    """Returns the names of ImageNet's classes if there are as many, else numbers."""
     if num_classes == class_names.NUM_CLASSES:
         return list(class_names.class_table())
     return [str(label) for label in range(num_classes)]
@@ -70,8 +70,8 @@ def load_run(
     Args:
       workdir: of a run of task "generator".
       ema_decay: which moving average; None for the config's eval.ema_decay.
-      vae: what decodes latents, of `load_network`; empty for the config's vae.path, and where that
-        is empty too the samples are latents, which `Generator.sample` refuses.
+      vae: what `load_network` takes for the VAE that decodes latents; empty for the config's
+        vae.path. Without any, the generator makes latents, which `Generator.sample` refuses.
       step: of the checkpoint; None for the newest.
 
     Raises:
