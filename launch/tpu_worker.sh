@@ -93,14 +93,21 @@ mount_shared() {
   fi
 }
 
+# process_group: the number of the group of this script. /proc has it everywhere, ps is not everywhere.
+process_group() {
+  local fields
+  read -ra fields </proc/$$/stat # number (name) state parent group …; the name is bash here
+  echo "${fields[4]}"
+}
+
 # Runs main.py under the lock and keeps its exit status.
 run_main() {
   local status=0
   trap : TERM # a shutdown tells everyone, and the status is still to be written
   cd "$root"
+  process_group >"$state/group"
   "$environment/bin/python" -u main.py "$@" &
   echo $! >"$state/pid"
-  ps -o pgid= $$ | tr -d ' ' >"$state/group"
   wait_for $! || status=$?
   echo "$status" >"$state/status"
 }

@@ -3,6 +3,9 @@
 import os
 import shutil
 import tempfile
+import uuid
+
+import own_processes
 
 # Tests spend their time compiling: level 0 compiles in two thirds of it.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -13,6 +16,9 @@ _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+_FIRST = own_processes.OF_A_RUN not in os.environ  # workers inherit the variable
+if _FIRST:
+    os.environ[own_processes.OF_A_RUN] = uuid.uuid4().hex
 
 import jax  # noqa: E402
 
@@ -20,6 +26,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_unconfigure():
-    """In the process that made it: workers inherit it."""
+    """Leaves neither processes nor compiled programs behind, after all workers have ended."""
+    if _FIRST:
+        left = own_processes.end(own_processes.OF_A_RUN, os.environ[own_processes.OF_A_RUN])
+        for command in left:
+            print(f"a test left a process, which was ended: {command}")
     if _OWN_CACHE:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
