@@ -59,7 +59,13 @@ def test_two_processes_compute_the_same(kind, expected, tmp_path):
     paths = [tmp_path / f"{i}.npz" for i in range(2)]
     processes = [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "real_step.py"), kind, str(STEPS), str(path)],
+            [
+                sys.executable,
+                str(ROOT / "tests" / "helpers" / "real_step.py"),
+                kind,
+                str(STEPS),
+                str(path),
+            ],
             env=env | {"JAX_PROCESS_ID": str(i)},
             stderr=subprocess.PIPE,
             text=True,
