@@ -68,10 +68,10 @@ def _encoder_of(workdir: Path) -> Network:
     config = load_config(workdir)
     if config.task == "toy":
         raise UserError(f"{workdir} is a run of task 'toy', which has no encoder")
-    (source, _), mesh = data_identity.read_data_spec(workdir, config), meshes.make_mesh()
-    step, params = train_mae.read_trained(config, source, mesh, workdir)
+    (spec, _), mesh = data_identity.read_data_spec(workdir, config), meshes.make_mesh()
+    step, params = train_mae.read_trained(config, spec, mesh, workdir)
     decay = config.encoder.train.ema_decay
-    model = build.make_encoder(config, source)
+    model = build.make_encoder(config, spec)
     return Network("autoencoder", model, {"params": transfer.fetch(params)}, step, decay)
 
 

@@ -32,7 +32,7 @@ from drifting_jax.digests import fingerprint_variables
 from drifting_jax.distributed import processes
 from drifting_jax.distributed.agreement import on_main_process, wait_for_all
 from drifting_jax.errors import UserError
-from drifting_jax.weights.networks import load_network
+from drifting_jax.weights.networks import load_vae
 from drifting_jax.workdir.lock import locked_by_main_process
 from drifting_jax.workdir.progress import progress_bar
 
@@ -122,7 +122,7 @@ def _plan_latents(records: Records, values: Any):
         raise UserError(
             "--vae must say where its weights are, such as hf://stabilityai/sd-vae-ft-mse"
         )
-    size, network = values.size or 256, load_network(values.vae, kind="vae")
+    size, network = values.size or 256, load_vae(values.vae)
     factor = network.model.downsampling
     if size % factor:
         raise UserError(f"--size must be a multiple of {factor} for latents; found {size}")

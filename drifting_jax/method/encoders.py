@@ -4,7 +4,7 @@ The variables are an argument, not a constant; gradients flow to the images only
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -30,7 +30,7 @@ def autoencoder_features(
     """
 
     def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-        maps = model.apply(variables, images, method=ResNetMAE.feature_maps)
+        maps = _feature_maps(model, variables, images)
         if not input_rms:
             del maps["input"]
         return features.multiscale_features(maps, patch_sizes=patch_sizes)
@@ -48,7 +48,7 @@ def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
     last = f"stage{len(model.depths)}"
 
     def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-        maps = model.apply(variables, images, method=ConvNeXtV2.feature_maps)
+        maps = _feature_maps(model, variables, images)
         pooled = features.location_features(maps.pop("pooled"))
         found = features.multiscale_features(maps, patch_sizes=())
         del found["stage1"]
@@ -69,10 +69,14 @@ def map_features(model: nn.Module, *, patch_sizes: Sequence[int] = (2, 4)) -> Fe
     """
 
     def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-        maps = model.apply(variables, images, method=type(model).feature_maps)
+        maps = _feature_maps(model, variables, images)
         return features.multiscale_features(maps, patch_sizes=patch_sizes)
 
     return feature_function
+
+
+def _feature_maps(model: nn.Module, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+    return cast(dict[str, jax.Array], model.apply(variables, images, method="feature_maps"))
 
 
 def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunction:
@@ -83,7 +87,7 @@ def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunct
 
     def of_latents(variables: PyTree, latents: jax.Array) -> dict[str, jax.Array]:
         images = vae.apply(variables["vae"], latents, method=VAE.decode_scaled)
-        return feature_function(variables["encoder"], images)
+        return feature_function(variables["encoder"], cast(jax.Array, images))
 
     return of_latents
 

@@ -73,7 +73,7 @@ def feature_drifting_loss(
         unconditional_weight=unconditional_weight,
         options=options,
     )
-    total: jax.Array | float = 0.0
+    total = jnp.zeros((), jnp.float32)
     statistics: dict[str, DriftingStatistics] = {}
     for names in _groups(generated):
         values, found = jax.vmap(one_feature)(
@@ -113,7 +113,7 @@ def shared_loss(
         loss = losses.drifted_loss(generated, drifts, scale, of_all.drift_mean_square)
         return jnp.where(of_all.is_degenerate, 0.0, loss)
 
-    total: jax.Array | float = 0.0
+    total = jnp.zeros((), jnp.float32)
     for names in _groups(sets.generated):
         stacked = _stacked(sets.generated, names)
         of_all = _stacked(statistics, names)

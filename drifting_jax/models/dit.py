@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -43,10 +44,10 @@ class ScaleEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, cfg_scale: jax.Array) -> jax.Array:
-        init = {"dtype": self.dtype, "kernel_init": _NORMAL_02}
+        linear = functools.partial(layers.linear, dtype=self.dtype, kernel_init=_NORMAL_02)
         x = layers.sinusoid(cfg_scale, _SINUSOID_WIDTH)
-        x = nn.silu(layers.linear(self.width, **init, name="hidden")(x))
-        x = layers.linear(self.width, **init, name="out")(x)
+        x = nn.silu(linear(self.width, name="hidden")(x))
+        x = linear(self.width, name="out")(x)
         return layers.token_norm(rms=True, affine=True, dtype=self.dtype, name="norm")(x)
 
 

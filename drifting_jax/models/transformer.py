@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -113,11 +115,13 @@ class Block(nn.Module):
         condition: jax.Array,
         rotation: tuple[jax.Array, jax.Array] | None,
     ) -> jax.Array:
-        norm = {"rms": self.rms_norm, "affine": False, "dtype": self.dtype}
+        norm = functools.partial(
+            layers.token_norm, rms=self.rms_norm, affine=False, dtype=self.dtype
+        )
         shift1, scale1, gate1, shift2, scale2, gate2 = Modulation(
             x.shape[-1], 6, self.dtype, name="modulation"
         )(condition)
-        y = modulate(layers.token_norm(**norm, name="attention_norm")(x), shift1, scale1)
+        y = modulate(norm(name="attention_norm")(x), shift1, scale1)
         x = x + gate1 * SelfAttention(
             self.num_heads,
             self.qk_norm,
@@ -126,7 +130,7 @@ class Block(nn.Module):
             self.attention_dtype,
             name="attention",
         )(y, rotation)
-        y = modulate(layers.token_norm(**norm, name="feed_forward_norm")(x), shift2, scale2)
+        y = modulate(norm(name="feed_forward_norm")(x), shift2, scale2)
         return x + gate2 * FeedForward(
             self.mlp_ratio, self.swiglu, self.dtype, name="feed_forward"
         )(y)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -201,11 +201,11 @@ def _draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> _R
     def with_real_samples(rows: _Rows) -> _Rows:
         positive = sample_queue.draw(queue, positive_key, rows.label, s.positives, rows=rows.number)
         if not s.unconditional:
-            return rows.replace(positive=positive)
+            return dataclasses.replace(rows, positive=positive)
         unconditional = sample_queue.draw_unconditional(
             queue, unconditional_key, rows.number, s.unconditional
         )
-        return rows.replace(positive=positive, unconditional=unconditional)
+        return dataclasses.replace(rows, positive=positive, unconditional=unconditional)
 
     if s.microbatches == 1:
         return jax.tree.map(lambda x: x[None], with_real_samples(_first(microbatches)))
@@ -269,7 +269,8 @@ def _generate(params: PyTree, rows: _Rows, mesh: Mesh, model: nn.Module) -> jax.
         styles,
         for_each_sample(rows.cfg_scale),
     )
-    return class_rows.split(class_rows.keep_split(images, sharding), sharding, c, g)
+    generated = class_rows.keep_split(cast(jax.Array, images), sharding)
+    return class_rows.split(generated, sharding, c, g)
 
 
 def _cut(features: dict[str, jax.Array], count: int) -> tuple[dict[str, jax.Array], ...]:

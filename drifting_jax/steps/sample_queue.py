@@ -9,9 +9,11 @@ moves only the drawn samples, in parts of bounded size. The numbers do not depen
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import flax.struct
 import jax
@@ -21,18 +23,21 @@ from jax.sharding import PartitionSpec as P
 
 from drifting_jax.distributed import meshes
 
+Leaf = TypeVar("Leaf")
+
 
 @flax.struct.dataclass
-class Ring:
+class Ring(Generic[Leaf]):
     """One ring (leading shape `[]`), or one for each class (leading shape `[classes_padded]`).
 
     Slots fill from 0 upwards; then the oldest sample is overwritten. A ring that is not full holds
-    its samples in the slots below `filled`.
+    its samples in the slots below `filled`. Its leaves are arrays, or what stands for each array:
+    its shape, or how it is split over the mesh.
     """
 
-    images: jax.Array  # [..., capacity, *shape], the queue's dtype
-    next_slot: jax.Array  # [...] int32: where the next sample goes
-    filled: jax.Array  # [...] int32: slots that hold a sample
+    images: Leaf  # [..., capacity, *shape], the queue's dtype
+    next_slot: Leaf  # [...] int32: where the next sample goes
+    filled: Leaf  # [...] int32: slots that hold a sample
 
 
 @flax.struct.dataclass
@@ -46,8 +51,8 @@ class SampleQueue:
     replicated too: it is small, and drawn from more often than pushed to.
     """
 
-    by_class: Ring
-    unconditional: Ring
+    by_class: Ring[jax.Array]
+    unconditional: Ring[jax.Array]
     mesh: Mesh = flax.struct.field(pytree_node=False)
     num_classes: int = flax.struct.field(pytree_node=False)
 
@@ -103,11 +108,11 @@ def _empty_rings(num_classes, per_class, unconditional, shape, dtype, mesh):
     _require_positive(num_classes=num_classes, per_class=per_class, unconditional=unconditional)
     padded = -(-num_classes // mesh.size) * mesh.size
 
-    def empty(lead: tuple[int, ...], capacity: int) -> Ring:
+    def empty(lead: tuple[int, ...], capacity: int) -> Ring[jax.Array]:
         counter = jnp.zeros(lead, jnp.int32)
         return Ring(jnp.zeros((*lead, capacity, *shape), dtype), counter, counter)
 
-    def rings() -> tuple[Ring, Ring]:
+    def rings() -> tuple[Ring[jax.Array], Ring[jax.Array]]:
         return empty((padded,), per_class), empty((), unconditional)
 
     return rings, jax.tree.map(functools.partial(NamedSharding, mesh), _SPECS)
@@ -174,7 +179,12 @@ def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueu
         )
     labels = labels.astype(jnp.int32)
 
-    def on_device(by_class: Ring, of_any: Ring, images: jax.Array, labels: jax.Array):
+    def on_device(
+        by_class: Ring[jax.Array],
+        of_any: Ring[jax.Array],
+        images: jax.Array,
+        labels: jax.Array,
+    ) -> tuple[Ring[jax.Array], Ring[jax.Array]]:
         padded, local = by_class.filled.shape[0], by_class.images.shape[0]
         valid = (labels >= 0) & (labels < queue.num_classes)
         rows = jnp.where(valid, labels, padded)
@@ -193,7 +203,7 @@ def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueu
     by_class, of_any = jax.shard_map(
         on_device, mesh=queue.mesh, in_specs=(*_SPECS, P(), P()), out_specs=_SPECS
     )(queue.by_class, queue.unconditional, images, labels)
-    return queue.replace(by_class=by_class, unconditional=of_any)
+    return dataclasses.replace(queue, by_class=by_class, unconditional=of_any)
 
 
 def _slots(
@@ -265,7 +275,7 @@ def draw(
     num_blocks = math.prod(split)
 
     def on_device(
-        by_class: Ring, key: jax.Array, labels: jax.Array, numbers: jax.Array
+        by_class: Ring[jax.Array], key: jax.Array, labels: jax.Array, numbers: jax.Array
     ) -> jax.Array:
         local, capacity, *shape = by_class.images.shape
         slots = _slots(key, numbers, by_class.filled[labels], capacity, count)
@@ -322,7 +332,7 @@ def draw_unconditional(
     _require_positive(rows=c, count=count)
     spec, split = _layout(queue.mesh, c, count)
 
-    def on_device(ring: Ring, key: jax.Array, rows: jax.Array) -> jax.Array:
+    def on_device(ring: Ring[jax.Array], key: jax.Array, rows: jax.Array) -> jax.Array:
         capacity, *shape = ring.images.shape
         slots = _slots(key, rows, jnp.broadcast_to(ring.filled, (c,)), capacity, count)
         blocks = _blocks(slots, split)

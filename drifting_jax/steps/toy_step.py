@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import cast
 
 import flax.struct
 import jax
@@ -73,8 +74,9 @@ def toy_step(
     positive = batch["image"][None, :, None, :]  # [1, p, 1, 2]
 
     def loss_function(params):
-        points = model.apply({"params": params}, noise)[None, :, None, :]  # [1, g, 1, 2]
-        return losses.drifting_loss(points, positive, options=s.drift)
+        points = cast(jax.Array, model.apply({"params": params}, noise))
+        generated = points[None, :, None, :]  # [1, g, 1, 2]
+        return losses.drifting_loss(generated, positive, options=s.drift)
 
     (loss, statistics), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
     norm = optax.tree.norm(gradients)

@@ -53,10 +53,11 @@ def make_generator(config: ConfigDict, spec: DataSpec) -> nn.Module:
     kind = config.model.kind
     _check_choice("model.kind", kind, generators.GENERATORS)
     try:
+        height, width, channels = spec.image_shape
         return generators.make_generator(
             config.model,
             kind=kind,
-            image_shape=spec.image_shape,
+            image_shape=(height, width, channels),
             num_classes=spec.num_classes,
         )
     except ValueError as error:

@@ -124,14 +124,20 @@ def count_flops(config: ConfigDict, microbatches: int) -> float:
     one_by_one, times = config.copy_and_resolve_references(), 1
     on_one = meshes.make_mesh(1, 1, devices=jax.local_devices(backend="cpu")[:1])
     if config.task == "toy":
-        return program(one_by_one, on_one).lower().cost_analysis()["flops"]
+        return _flops(program(one_by_one, on_one).lower())
     if config.task == "generator":
         times = microbatches
     with one_by_one.unlocked():
         one_by_one.model.scan = False
         one_by_one.encoder.train.microbatches = 1
         one_by_one.train.microbatches = times
-    return times * program(one_by_one, on_one).lower().cost_analysis()["flops"]
+    return times * _flops(program(one_by_one, on_one).lower())
+
+
+def _flops(found: jax.stages.Lowered | jax.stages.Compiled) -> float:
+    costs = found.cost_analysis()
+    assert costs is not None  # a backend may not count; those of CPUs, GPUs and TPUs do
+    return costs["flops"]
 
 
 def devices_of(topology: str) -> Sequence[jax.Device]:
@@ -170,17 +176,17 @@ def _compiled(found: Program, mesh: Mesh) -> list[str]:
         used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm", str(error))
         reason = used[0] if used else str(error).partition("\n")[0]
         return [f"compiled for {kind}: does NOT fit ({reason})"]
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None  # likewise
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = held + memory.temp_size_in_bytes
-    listed = _listed(collectives(compiled.as_text(), devices))
+    listed = _listed(collectives(text, devices))
     note = " (by its compiler; others may need less in bfloat16)" if kind == "cpu" else ""
     lines = [
         f"compiled for {kind}, a device{note}:",
         f"  {'arguments and results':<24}{_gigabytes(held)}",
         f"  {'temporary':<24}{_gigabytes(memory.temp_size_in_bytes)}",
-        f"  {'floating-point work':<24}{compiled.cost_analysis()['flops'] / 1e12:10.3f} TFLOP "
-        "(loops counted once)",
+        f"  {'floating-point work':<24}{_flops(compiled) / 1e12:10.3f} TFLOP (loops counted once)",
         f"  collectives: {listed} (loops counted once)",
     ]
     if capacity:

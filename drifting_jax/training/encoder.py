@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict, load_config
-from drifting_jax.data.sources import Source, spec_of
+from drifting_jax.data.sources import DataSpec, Source, spec_of
 from drifting_jax.distributed.agreement import on_main_process
 from drifting_jax.errors import UserError
 from drifting_jax.steps.state import TrainState, ema_name
@@ -69,30 +69,30 @@ def encoder_params(
       UserError: config.encoder.path holds no trained encoder, or one of another size.
     """
     if config.encoder.path:
-        return _load(config, source, mesh, config.encoder.path, workdir)
+        return _load(config, spec_of(source), mesh, config.encoder.path, workdir)
     return _train(config, source, mesh, workdir, context)
 
 
-def _load(config: ConfigDict, source: Source, mesh: Mesh, trained: str, workdir: Path) -> PyTree:
+def _load(config: ConfigDict, spec: DataSpec, mesh: Mesh, trained: str, workdir: Path) -> PyTree:
     """Loads the encoder of another run and keeps a copy, so that a resume uses the same weights."""
-    templates = {"ema": _template(config, source, mesh).ema}
+    templates = {"ema": _template(config, spec, mesh).ema}
     with Checkpoints(encoder_checkpoints(workdir), keep=1) as copies:
         restored = copies.restore_latest(templates)
         if restored is None:
-            step, params = read_trained(config, source, mesh, trained)
+            step, params = read_trained(config, spec, mesh, trained)
             copies.save(step, {"ema": {ema_name(config.encoder.train.ema_decay): params}})
             return params
     return _average(config, restored[1]["ema"])
 
 
 def read_trained(
-    config: ConfigDict, source: Source, mesh: Mesh, trained: str | Path
+    config: ConfigDict, spec: DataSpec, mesh: Mesh, trained: str | Path
 ) -> tuple[int, PyTree]:
     """Returns the steps and the parameters of an encoder whose training is complete.
 
     Args:
       config: of the run that asks; its encoder section says what is expected.
-      source: of the run that asks.
+      spec: shape and classes of its samples.
       mesh: where the parameters go.
       trained: workdir of the run that trained it, or what `load_network` reads.
 
@@ -100,14 +100,14 @@ def read_trained(
       UserError: there is no encoder, its training is not complete, or it has other sizes.
     """
     if encoder_checkpoints(Path(trained)).is_dir():
-        return _of_run(config, {"ema": _template(config, source, mesh).ema}, Path(trained))
+        return _of_run(config, {"ema": _template(config, spec, mesh).ema}, Path(trained))
     if not str(trained).startswith("hf://") and not Path(trained).is_dir():
         raise UserError(
             "config.encoder.path must be the workdir of a run with a trained encoder, a folder "
             f"with an autoencoder's weights, or hf://owner/repo; {trained} is none of them"
         )
     network = load_network(trained, kind="autoencoder")
-    template = _template(config, source, mesh).params
+    template = _template(config, spec, mesh).params
     found = jax.tree.map(lambda x: (x.shape, x.dtype), network.variables["params"])
     groups = network.model.groups == config.encoder.groups  # in no shape, but in every feature
     if not groups or found != jax.tree.map(lambda x: (x.shape, x.dtype), template):
@@ -134,8 +134,8 @@ def _of_run(config: ConfigDict, templates: dict[str, PyTree], trained: Path) -> 
     return step, _average(config, restored[1]["ema"])
 
 
-def _template(config: ConfigDict, source: Source, mesh: Mesh) -> TrainState:
-    init = functools.partial(programs.init_encoder, config, spec_of(source))
+def _template(config: ConfigDict, spec: DataSpec, mesh: Mesh) -> TrainState:
+    init = functools.partial(programs.init_encoder, config, spec)
     return programs.state_template(config, mesh, init)
 
 

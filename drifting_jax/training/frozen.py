@@ -1,7 +1,7 @@
 """The frozen networks of a generator's run: the autoencoder, a second encoder, and the VAE."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -15,18 +15,19 @@ from drifting_jax.errors import UserError
 from drifting_jax.models.resnet_mae import feature_params
 from drifting_jax.models.vae import VAE
 from drifting_jax.training import build
-from drifting_jax.weights.networks import ENCODERS, NETWORKS, Network, load_network
+from drifting_jax.weights.networks import ENCODERS, NETWORKS, Network, load_network, load_vae
 from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedNetworks:
     """Networks that were trained elsewhere, on the host: a second encoder and the VAE, or None."""
 
-    extra: Network | None
-    vae: Network | None
+    extra: Network[nn.Module] | None
+    vae: Network[VAE] | None
 
 
 class FrozenNetworks(NamedTuple):
@@ -43,7 +44,7 @@ class FrozenNetworks(NamedTuple):
     variables: PyTree
     extra: nn.Module | None
     decoder: VAE | None
-    vae: Network | None
+    vae: Network[VAE] | None
 
 
 def load_pretrained(config: ConfigDict, spec: DataSpec) -> PretrainedNetworks:
@@ -58,7 +59,7 @@ def load_pretrained(config: ConfigDict, spec: DataSpec) -> PretrainedNetworks:
     wants_vae = config.data.latent and config.vae.path
     return PretrainedNetworks(
         extra=load_network(config.extra_encoder.path, kind=kind) if kind != "none" else None,
-        vae=load_network(config.vae.path, kind="vae") if wants_vae else None,
+        vae=load_vae(config.vae.path) if wants_vae else None,
     )
 
 
@@ -86,7 +87,7 @@ def place_networks(
     """
     dtype = jnp.dtype(config.encoder.dtype)
 
-    def placed(network: Network) -> Network:
+    def placed(network: Network[Model]) -> Network[Model]:
         tree = network.variables
         shardings = meshes.sharding_for_tree(tree, mesh, config.mesh.rules)
         return dataclasses.replace(network, variables=jax.device_put(tree, shardings))
@@ -135,7 +136,9 @@ def as_frozen(
     dtype = jnp.dtype(config.encoder.dtype)
     if extra is not None:
         side = ENCODERS[config.extra_encoder.kind].image_side
-        extra = extra.clone(dtype=dtype, **({"image_size": side} if side else {}))
+        extra = extra.clone(dtype=dtype)
+        if side:
+            extra = extra.clone(image_size=side)
     return extra, None if vae is None else vae.clone(dtype=dtype, remat=True)
 
 

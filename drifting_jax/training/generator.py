@@ -10,6 +10,7 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import Source, spec_of
 from drifting_jax.errors import UserError
+from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.sample_queue import SampleQueue
@@ -118,7 +119,7 @@ def _hooks(
     source: Source,
     mesh: Mesh,
     context: RunContext,
-    vae: Network | None,
+    vae: Network[VAE] | None,
     monitor: monitoring.Monitor | None,
 ) -> list[Hook]:
     """Returns the hooks that draw and measure the average that config.eval names."""

@@ -151,7 +151,7 @@ class SkippedSteps:
         if self._pending is not None and self._pending[0] == moment.step:
             return
         self.flush()
-        self._pending = moment.step, moment.report.replace(metrics=None)
+        self._pending = moment.step, dataclasses.replace(moment.report, metrics=None)
 
     def flush(self) -> None:
         """Looks at the step that is kept.

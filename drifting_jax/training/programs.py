@@ -7,7 +7,7 @@ is what a step changes, and its step is (carry, frozen, batch) -> (carry, report
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -62,6 +62,18 @@ class Report:
     culprit: jax.Array
 
 
+class Step(Protocol):
+    """A jitted step: it can be called, or only lowered for the shapes of its arguments."""
+
+    def __call__(
+        self, carry: Carry, frozen: PyTree, batch: Mapping[str, jax.Array], /
+    ) -> tuple[Carry, Report]: ...
+
+    def lower(
+        self, carry: Carry, frozen: PyTree, batch: Mapping[str, jax.ShapeDtypeStruct], /
+    ) -> jax.stages.Lowered: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A training step, ready to be run or lowered.
@@ -90,7 +102,7 @@ class Program:
     carry: Carry
     frozen: PyTree
     batch: Mapping[str, jax.ShapeDtypeStruct]
-    step: Callable[[Carry, PyTree, Mapping[str, jax.Array]], tuple[Carry, Report]]
+    step: Step
     to_scalars: Callable[[PyTree], dict[str, float]]
     culprit_name: Callable[[int], str]
     checkpoint_items: Callable[[Carry, int], dict[str, PyTree]]
@@ -100,7 +112,7 @@ class Program:
 
     def lower(self) -> jax.stages.Lowered:
         """Returns the step, lowered for its mesh: nothing is computed and no array is made."""
-        return self.step.lower(self.carry, self.frozen, self.batch)  # type: ignore[attr-defined]
+        return self.step.lower(self.carry, self.frozen, self.batch)
 
     def first_carry(self) -> Carry:
         """Returns the carry before the first step; each device makes its own part."""
@@ -113,7 +125,7 @@ def carry_of(items: Mapping[str, PyTree]) -> Carry:
     """Returns the carry in the trees of a checkpoint."""
     state = items["state"]
     if "ema" in items:
-        state = state.replace(ema=items["ema"])
+        state = dataclasses.replace(state, ema=items["ema"])
     return Carry(state, items.get("queue"))
 
 
@@ -153,6 +165,7 @@ def generator_program(
     )
 
     def carried(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
+        assert carry.queue is not None  # a generator's carry has one
         state, queue, metrics = step(carry.state, carry.queue, variables, batch)
         return Carry(state, queue), _report(state, metrics)
 
@@ -311,7 +324,7 @@ def _images(
     }
 
 
-def _jit(step: Callable, carry: Carry, mesh: Mesh) -> Callable:
+def _jit(step: Callable, carry: Carry, mesh: Mesh) -> Step:
     shardings = jax.tree.map(lambda x: x.sharding, carry)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
 
@@ -332,7 +345,7 @@ def _report(state: TrainState, metrics: PyTree) -> Report:
 
 def _state_and_ema(state: TrainState) -> dict[str, PyTree]:
     """The averages are an item of their own, because samplers read them alone."""
-    return {"state": state.replace(ema={}), "ema": state.ema}
+    return {"state": dataclasses.replace(state, ema={}), "ema": state.ema}
 
 
 def _generator_items(carry: Carry, batches_taken: int) -> dict[str, PyTree]:

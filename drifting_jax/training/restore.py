@@ -13,7 +13,7 @@ from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.state import ema_name
 from drifting_jax.training import build, data_identity, programs
-from drifting_jax.weights.networks import load_network
+from drifting_jax.weights.networks import load_network, load_vae
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.layout import generator_checkpoints
 
@@ -31,7 +31,7 @@ def load_generator(name: str, *, vae: str = "") -> Generator:
     network = load_network(name, kind="generator")
     model, params, decoder = network.model, network.variables["params"], None
     if vae:
-        found = load_network(vae, kind="vae")
+        found = load_vae(vae)
         decoder, params = found.model, {"generator": params, "vae": found.variables}
     out = model.out_channels
     if decoder is None and out not in (1, 3):
@@ -104,7 +104,7 @@ def load_run(
     if vae and not config.data.latent:
         raise UserError(f"--vae is for generators of latents; {workdir} makes pixels: leave it out")
     if config.data.latent and (vae or config.vae.path):
-        found = load_network(vae or config.vae.path, kind="vae")
+        found = load_vae(vae or config.vae.path)
         if found.model.latent_channels != source.image_shape[-1]:
             raise UserError(
                 f"{vae or config.vae.path} decodes latents of {found.model.latent_channels} "

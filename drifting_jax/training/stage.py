@@ -104,11 +104,12 @@ def train(
             stage=program.name,
         ) as batches:
             if stage.fill is not None and not start:
+                assert carry.queue is not None  # the program of a stage with `fill` has one
                 filled = stage.fill(carry.queue, batches)
                 if filled is None:
                     return None
                 queue, taken = filled
-                carry = carry.replace(queue=queue)
+                carry = dataclasses.replace(carry, queue=queue)
             if stage.begin is not None and not start:
                 stage.begin(carry)
             position = start, taken
@@ -214,7 +215,9 @@ def run_loop(
                 saver.save(error.step, error.carry)
                 saver.require_saved()
             if jax.process_count() > 1 or not context.interruption.requested:
-                raise error.__cause__ from None  # type: ignore[misc]
+                cause = error.__cause__
+                assert cause is not None  # `loop.run` raises every BatchError from one
+                raise cause from None
             return None
         skipped.flush()
         lines.flush()

@@ -8,7 +8,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,7 @@ from drifting_jax.weights.reading import read_json
 from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
+Model = TypeVar("Model", bound=nn.Module, covariant=True)
 
 _DESCRIPTION, _PARAMS = "network.json", "params.npz"
 _GENERATOR = "generator"
@@ -124,7 +125,7 @@ ENCODERS: dict[str, PixelEncoder] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class Network(Generic[Model]):
     """A network with its weights.
 
     Attributes:
@@ -136,7 +137,7 @@ class Network:
     """
 
     kind: str
-    model: nn.Module
+    model: Model
     variables: PyTree
     step: int = 0
     ema_decay: float = 0.0
@@ -149,7 +150,7 @@ def kind_of(model: nn.Module) -> str:
     return next(kind for kind, network in NETWORKS.items() if type(model) is network.module)
 
 
-def load_network(name: str | Path, *, kind: str = "") -> Network:
+def load_network(name: str | Path, *, kind: str = "") -> Network[nn.Module]:
     """Reads a network: its kind, its sizes and its weights.
 
     Args:
@@ -179,7 +180,12 @@ def load_network(name: str | Path, *, kind: str = "") -> Network:
     return found
 
 
-def _read(path: Path, kind: str) -> Network:
+def load_vae(name: str | Path) -> Network[VAE]:
+    """Reads a VAE; arguments and errors as in `load_network`."""
+    return cast(Network[VAE], load_network(name, kind="vae"))
+
+
+def _read(path: Path, kind: str) -> Network[nn.Module]:
     if release.is_artifact(path):
         return _from_artifact(path)
     if (path / _DESCRIPTION).is_file():
@@ -190,14 +196,15 @@ def _read(path: Path, kind: str) -> Network:
     return _from_others(path, kind)
 
 
-def _check_fields(network: Network, path: Path) -> None:
+def _check_fields(network: Network[nn.Module], path: Path) -> None:
     """Checks that the sizes are numbers: with a wrong one the network may still give an output."""
     for field in dataclasses.fields(network.model):
         value = getattr(network.model, field.name)
-        numbers = {"int": (int, np.integer), "float": (int, float)}.get(str(field.type))
-        if field.type in (int, float):
-            numbers = (int, float) if field.type is float else (int, np.integer)
-        if numbers is None:
+        if field.type in (int, "int"):
+            numbers: tuple[type[int | float | np.integer], ...] = (int, np.integer)
+        elif field.type in (float, "float"):
+            numbers = (int, float)
+        else:
             continue
         bad = isinstance(value, bool) or not isinstance(value, numbers) or not np.isfinite(value)
         if bad or value < 0 or (field.name == "scaling_factor" and value == 0):
@@ -206,7 +213,7 @@ def _check_fields(network: Network, path: Path) -> None:
         raise UserError(f"{path}: step must be a whole number; found {network.step!r}")
 
 
-def save_network(path: str | Path, network: Network) -> None:
+def save_network(path: str | Path, network: Network[nn.Module]) -> None:
     """Writes a folder that `load_network` reads: network.json and params.npz."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +236,7 @@ def _plain(name: str, value: Any) -> Any:
     return jnp.dtype(value).name if name.endswith("dtype") and value is not None else value
 
 
-def _from_ours(path: Path) -> Network:
+def _from_ours(path: Path) -> Network[nn.Module]:
     record = read_json(path / _DESCRIPTION)
     try:
         fields = {
@@ -257,7 +264,7 @@ def _module_of(record: Mapping[str, Any]) -> type[nn.Module]:
     return NETWORKS[record["network"]].module
 
 
-def _from_artifact(path: Path) -> Network:
+def _from_artifact(path: Path) -> Network[nn.Module]:
     artifact = release.read_artifact(path)
     step, decay = (artifact.metadata.get(name, 0) for name in ("step", "ema_decay"))
     return Network(
@@ -265,7 +272,7 @@ def _from_artifact(path: Path) -> Network:
     )
 
 
-def _from_others(path: Path, kind: str) -> Network:
+def _from_others(path: Path, kind: str) -> Network[nn.Module]:
     file, config = files.find_weights(path), files.read_config(path)
     tensors = files.read_tensors(file)
     kind = kind or _recognise(path, tensors, config)

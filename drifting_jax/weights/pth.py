@@ -87,7 +87,7 @@ def _open_zip(path: Path, data: mmap.mmap, verify: bool) -> tuple[Any, _StorageB
     )
     if order not in ("little", "big"):
         raise UserError(f"{path} is damaged: its byte order is {order!r}")
-    tree, _ = unpickle(io.BytesIO(member("data.pkl")), path)
+    tree, _ = unpickle(io.BytesIO(member("data.pkl").data), path)
 
     @functools.cache
     def storage_bytes(storage: Storage) -> np.ndarray:
@@ -113,7 +113,7 @@ def _member_bytes(path: Path, data: mmap.mmap, info: zipfile.ZipInfo, verify: bo
         if start + info.file_size <= len(data):
             raw = np.frombuffer(data, np.uint8, info.file_size, start)
     # A checksum of 0 means that torch was told to compute none.
-    if raw is None or (verify and info.CRC and zlib.crc32(raw) != info.CRC):
+    if raw is None or (verify and info.CRC and zlib.crc32(raw.data) != info.CRC):
         raise UserError(f"{path} is damaged at {info.filename}")
     return raw
 
@@ -155,12 +155,12 @@ def _tensor_array(tensor: PickledTensor, name: str, storage_bytes: _StorageBytes
     ):
         raise UserError(f"{name} is damaged: it is no tensor")
     end = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=False)) + 1
-    inside = len(shape) == len(strides) and storage.first + storage.count <= storage.numel
-    if not inside or (math.prod(shape) and end > storage.count):
+    inside = len(shape) == len(strides) and storage.first + storage.length <= storage.numel
+    if not inside or (math.prod(shape) and end > storage.length):
         raise UserError(f"{name} is damaged: it reaches beyond its storage")
-    if math.prod(shape) > max(storage.count, _MOST_REPEATED):
+    if math.prod(shape) > max(storage.length, _MOST_REPEATED):
         raise UserError(
-            f"{name} is damaged: it has {math.prod(shape)} entries of {storage.count} numbers"
+            f"{name} is damaged: it has {math.prod(shape)} entries of {storage.length} numbers"
         )
     raw, dtype = storage_bytes(storage), storage.dtype
     try:

@@ -92,7 +92,9 @@ def _name(path: str) -> str:
         return "/".join(["decoder", *(_DECODER.get(x, x) for x in layers), leaf])
     if layers[0] == "stem":
         return f"encoder/{_NORM_OR_CONV[layers[1]]}1/{leaf}"
-    stage, block = re.fullmatch(r"stage(\d+)_(?:block(\d+)|norm)", layers[0]).groups()
+    found = re.fullmatch(r"stage(\d+)_(?:block(\d+)|norm)", layers[0])
+    assert found is not None, f"{path} is no parameter of ResNetMAE"
+    stage, block = found.groups()
     if block is None:
         return f"encoder/layer{stage}_norm/{leaf}"
     kind = _NORM_OR_CONV[layers[2]]

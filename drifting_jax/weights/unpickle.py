@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -31,13 +32,13 @@ _STORAGE_DTYPES = {
 
 
 class Storage(NamedTuple):
-    """`count` numbers of the `numel` that are stored under `key`, from number `first` on."""
+    """`length` numbers of the `numel` that are stored under `key`, from number `first` on."""
 
     key: str
     kind: str
     numel: int
     first: int
-    count: int
+    length: int
 
     @property
     def dtype(self) -> np.dtype:
@@ -131,6 +132,10 @@ def _require_plain(key: Any) -> None:
         raise ValueError(f"a {type(key).__name__} is no name")
 
 
+# What runs each instruction of a pickle, by its code.
+_LOADERS: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
+
+
 class _Unpickler(pickle._Unpickler):
     """Reads a pickle that names nothing but `allowed_globals`.
 
@@ -140,9 +145,10 @@ class _Unpickler(pickle._Unpickler):
     plain are refused before they are hashed.
     """
 
-    dispatch: ClassVar = {
-        code: load for code, load in pickle._Unpickler.dispatch.items() if code not in _LEFT_OUT
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code: load for code, load in _LOADERS.items() if code not in _LEFT_OUT
     }
+    stack: list[Any]
 
     def __init__(self, file: Any, path: Path):
         super().__init__(file, encoding="utf-8")
@@ -156,15 +162,15 @@ class _Unpickler(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         self._check_keys(self.stack[-2:])
-        super().load_setitem()
+        _LOADERS[pickle.SETITEM[0]](self)
 
     def load_setitems(self) -> None:
         self._check_keys(self.stack)
-        super().load_setitems()
+        _LOADERS[pickle.SETITEMS[0]](self)
 
     def load_dict(self) -> None:
         self._check_keys(self.stack)
-        super().load_dict()
+        _LOADERS[pickle.DICT[0]](self)
 
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems

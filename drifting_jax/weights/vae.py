@@ -69,7 +69,7 @@ def table(model: VAE) -> dict[str, Tensor]:
     """{path under "params": its tensor in a file with the present names of diffusers}."""
     widths = model.block_out_channels
     last = len(widths) - 1
-    entries = {}
+    entries: dict[str, Tensor] = {}
     for name in ("quant_conv", "post_quant_conv"):
         entries |= _affine(name, name, "conv")
     for side in ("encoder", "decoder"):
@@ -151,7 +151,7 @@ def _norm(ours: str, theirs: str) -> dict[str, Tensor]:
 
 
 def _resnet(ours: str, theirs: str, projected: bool) -> dict[str, Tensor]:
-    entries = {}
+    entries: dict[str, Tensor] = {}
     for i in (1, 2):
         entries |= _norm(f"{ours}/norm{i}", f"{theirs}.norm{i}")
         entries |= _affine(f"{ours}/conv{i}", f"{theirs}.conv{i}", "conv")

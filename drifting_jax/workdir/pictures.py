@@ -78,7 +78,7 @@ def write_field(
     gives the length of the largest.
     """
     temperature = max(options.temperatures)
-    steps = sorted(frames)
+    real, steps = jnp.asarray(target), sorted(frames)
     chosen = [steps[0], steps[len(steps) // 3], steps[-1]]
     limits = _limits(target, frames)
     height = 4 * limits[1] / limits[0] + 0.4
@@ -87,20 +87,20 @@ def write_field(
     lines = (np.linspace(-limit, limit, n) for limit, n in zip(limits, counts, strict=True))
     grid = np.stack(np.meshgrid(*lines), axis=-1).reshape(-1, 2)
     for axes, step in zip(figure.subplots(1, 3), chosen, strict=True):
-        points = frames[step]
-        sets = losses.make_sets(points[None, :, None], target[None, :, None])
+        points = jnp.asarray(frames[step])
+        sets = losses.make_sets(points[None, :, None], real[None, :, None])
         scale = losses.distance_sums(losses.distances(sets), sets).distance_scale
         v = np.asarray(
             drifting_field(
                 jnp.asarray(grid, jnp.float32),
-                jnp.asarray(target),
-                jnp.asarray(points),
+                real,
+                points,
                 temperature=temperature * scale,
                 options=options,
             )
         )
         _scatter(axes, target, _REAL, "real", limits)
-        _scatter(axes, points, _GENERATED, "generated", limits)
+        _scatter(axes, frames[step], _GENERATED, "generated", limits)
         length = np.linalg.norm(v, axis=1, keepdims=True)
         longest = max(float(length.max()), 1e-12)
         # Square root of the length: the field spans decades, and its direction matters everywhere.

@@ -13,6 +13,7 @@ import real_step
 from drifting_jax.distributed import meshes
 
 ROOT = Path(__file__).parents[2]
+REAL_STEP = ROOT / "tests" / "helpers" / "real_step.py"
 STEPS = 50
 
 

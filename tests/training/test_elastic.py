@@ -10,10 +10,11 @@ from drifting_jax.workdir.metrics import read_metrics
 
 STEPS = 12  # of the generator: few, since rounding apart grows with them
 TOLERANCE = 1e-3  # of the norm of each array of parameters, averages and moments
+# A temperature of 0.05 makes of the rounding of a distance twenty times that, and then moments of
+# 1e-8, as the attention of a new generator has them, differ by whole per cents on some CPUs.
 FLAGS = (
     *faults.FLAGS,
     f"--config.train.num_steps={STEPS}",
-    # A temperature of 0.05 multiplies the rounding of a distance by 20, which some CPUs show.
     "--config.drift.temperatures=(0.2,1.0)",
 )
 EIGHT = {"devices": 8, "flags": (*FLAGS, "--config.mesh.fsdp=2")}

@@ -28,7 +28,7 @@ from tiny_run import (
 
 from drifting_jax import sample
 from drifting_jax.config import resolve
-from drifting_jax.data.sources import make_source
+from drifting_jax.data.sources import make_source, spec_of
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import small_runs
@@ -290,5 +290,5 @@ def test_an_encoder_by_itself_is_trained_and_serves(tmp_path, capsys):
     assert run.run(resolve(found), workdir=workdir) == 0
     assert "is complete" in capsys.readouterr().out
     source, mesh = make_source(found.data, "train"), build.make_mesh(config())
-    step, params = train_mae.read_trained(config(), source, mesh, workdir)
+    step, params = train_mae.read_trained(config(), spec_of(source), mesh, workdir)
     assert step == 12 and "classifier" in params
