@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launchers share: options, dry runs, errors of one line. Read by `source`.
+# Functions that all launchers share: options, dry runs, errors in one line. Read with `source`.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "error: expected bash 4.4 or newer, found $BASH_VERSION: install one (macOS: brew install bash)" >&2
@@ -11,24 +11,26 @@ main_flags=()
 variables=() # of --env
 dry_run=''
 
-# fail MESSAGE [STATUS]: one line on stderr; 2 is a mistake in the command, as main.py's.
+# fail MESSAGE [STATUS]: prints one line on stderr and ends. The default status, 2, means a mistake
+# in the command, as for main.py.
 fail() {
   printf 'error: %s\n' "$1" >&2
   exit "${2:-2}"
 }
 
-# note MESSAGE: what happens, for whoever watches.
+# note MESSAGE: tells on stderr what the script does.
 note() {
   printf '%s\n' "$1" >&2
 }
 
-# usage: the comment at the top of the script.
+# usage: prints the comment at the top of the script.
 usage() {
   sed -n '/^$/q; /^#!/d; s/^# \{0,1\}//p' "$0"
 }
 
-# parse_options VALUED SWITCHES ARGUMENT…: sets the variable of each option that is named in the
-# first two; what follows -- goes to main_flags, and each --env=NAME=VALUE to variables.
+# parse_options VALUED SWITCHES ARGUMENT…: sets a variable for each option that is given. VALUED
+# names the options with a value, SWITCHES those without. Flags after -- go to main_flags, and each
+# --env=NAME=VALUE goes to variables.
 parse_options() {
   local valued=" ${1//[[:space:]]/ } " switches=" $2 " option
   shift 2
@@ -66,7 +68,7 @@ unknown() {
   fail "unknown option '$1' (flags of main.py come after --); the options are ${known[*]/#/--}; $program --help tells more"
 }
 
-# require NAME…: these options were given.
+# require NAME…: fails unless these options were given.
 require() {
   local option
   for option; do
@@ -74,7 +76,8 @@ require() {
   done
 }
 
-# require_number LEAST NAME…: these options are whole numbers; a zero in front makes none octal.
+# require_number LEAST NAME…: fails unless these options are whole numbers of at least LEAST. 010 is
+# ten.
 require_number() {
   local least=$1 option
   for option in "${@:2}"; do
@@ -85,12 +88,12 @@ require_number() {
   done
 }
 
-# require_tool NAME HINT: a program is on the PATH; a dry run needs none.
+# require_tool NAME HINT: fails unless a program is on the PATH. A dry run needs no program.
 require_tool() {
   [[ $dry_run ]] || command -v "$1" >/dev/null || fail "expected $1 on the PATH, found none: $2"
 }
 
-# main_flag NAME: the value of a flag of main.py, empty where it is not given.
+# main_flag NAME: prints the value of a flag of main.py, or nothing if it is not given.
 main_flag() {
   local word
   for word in ${main_flags[@]+"${main_flags[@]}"}; do
@@ -98,7 +101,8 @@ main_flag() {
   done | tail -n 1
 }
 
-# require_config [PLACE]: there are flags of main.py, with a config; PLACE says where they belong.
+# require_config [PLACE]: fails unless there are flags of main.py with a config. PLACE says where
+# they belong.
 require_config() {
   local place=${1- after --} word
   for word in ${main_flags[@]+"${main_flags[@]}"}; do
@@ -108,8 +112,8 @@ require_config() {
     fail "expected flags of main.py with --config=FILE$place, found '${main_flags[*]-}'; $program --help tells more"
 }
 
-# require_shared_workdir MOUNT: --workdir lies there; where MOUNT is empty, it is at least a path
-# that is the same on every machine.
+# require_shared_workdir MOUNT: fails unless --workdir is below MOUNT. If MOUNT is empty, --workdir
+# must be an absolute path, which is the same on every machine.
 require_shared_workdir() {
   local workdir
   workdir=$(main_flag workdir)
@@ -118,20 +122,20 @@ require_shared_workdir() {
   [[ /$workdir/ != */../* ]] || fail "expected --workdir without .., found '$workdir'"
 }
 
-# keep_compiled [FOLDER]: unless the user chose a place, programs that were compiled once are kept
-# there, or else in the user's cache folder: the next start finds them.
+# keep_compiled [FOLDER]: keeps compiled programs in FOLDER (default: in the user's cache folder),
+# where the next start finds them. A JAX_COMPILATION_CACHE_DIR that the user set is not changed.
 keep_compiled() {
   local cache=${XDG_CACHE_HOME:-${HOME:+$HOME/.cache}}
   local folder=${1:-${cache:+$cache/drifting_jax/compiled}}
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR-$folder}"
 }
 
-# command_line: what a run is called with; equal for equal runs.
+# command_line: prints the command of a run. Equal runs have equal commands.
 command_line() {
   quoted ${variables[@]+"${variables[@]}"} main.py "${main_flags[@]}"
 }
 
-# quoted WORD…: a command as one would type it, in any locale the same.
+# quoted WORD…: prints a command as one would type it, the same in every locale.
 quoted() {
   local LC_ALL=C word line=()
   for word; do
@@ -141,13 +145,13 @@ quoted() {
   printf '%s\n' "${line[*]}"
 }
 
-# call COMMAND…: runs it, or prints it in a dry run.
+# call COMMAND…: runs a command, or prints it in a dry run.
 call() {
   if [[ $dry_run ]]; then quoted "$@"; else "$@"; fi
 }
 
-# wait_for PID: the exit status of a child, however often a trapped signal interrupts the waiting.
-# Of a child that was killed, bash would print the command.
+# wait_for PID: returns the exit status of a child, even if trapped signals interrupt the wait. If a
+# child was killed, bash would print its command: that goes to /dev/null.
 wait_for() {
   while kill -0 "$1" 2>/dev/null; do
     wait "$1" 2>/dev/null || true

@@ -3,29 +3,29 @@
 #
 # launch/gke.sh COMMAND --name=NAME [options] [-- flags of main.py]
 #
-#   apply    start the run: --image, --accelerator, --topology, --bucket or --claim, flags
+#   apply    start the run; needs --image, --accelerator, --topology, --bucket or --claim, and flags
 #   logs     follow the output of the pod of --worker=N (default 0), or of --worker=all
-#   status   of the run and its pods
-#   delete   end it; main.py has two minutes to save
+#   status   show the state of the run and its pods
+#   delete   end the run; main.py has two minutes to save
 #
-#   --image=IMAGE              made with launch/Dockerfile
+#   --image=IMAGE              built with launch/Dockerfile
 #   --accelerator=tpu-v6e-slice   the node label cloud.google.com/gke-tpu-accelerator
 #   --topology=4x4             the node label cloud.google.com/gke-tpu-topology
 #   --chips_per_host=N         of the machine type; default: 4, or all chips of a smaller slice
 #   --spot                     nodes that may be pre-empted
-#   --bucket=NAME              mounted by the Cloud Storage FUSE driver of the cluster, or
+#   --bucket=NAME              a bucket, which the cluster's Cloud Storage FUSE driver mounts, or
 #   --claim=NAME               a PersistentVolumeClaim that many pods can write (Filestore)
-#   --mount=DIRECTORY          where; default: /mnt/shared
-#   --service_account=NAME     of Kubernetes, with access to the bucket
-#   --max_restarts=N           after pre-emptions and crashes (default 100)
-#   --env=NAME=VALUE           of main.py's environment; as often as needed. Compiled programs are
-#                              kept in JAX_COMPILATION_CACHE_DIR; default: MOUNT/.jax_cache
+#   --mount=DIRECTORY          where to mount it; default: /mnt/shared
+#   --service_account=NAME     a Kubernetes service account with access to the bucket
+#   --max_restarts=N           restarts after pre-emptions and crashes (default 100)
+#   --env=NAME=VALUE           a variable for main.py; may be given several times. Compiled programs
+#                              are kept in JAX_COMPILATION_CACHE_DIR; default: MOUNT/.jax_cache
 #   --namespace=NAME --context=NAME   of kubectl; default: the current ones
 #   --dry_run                  print the manifest and the commands, run none
 #
-# main.py's --workdir must be on the mount. When a pod is pre-empted or fails, all are started
-# again, and the run goes on from its checkpoint; a mistake in the command or the data (status 2)
-# and SIGINT (130) end it.
+# The --workdir of main.py must be on the mount. When a pod is pre-empted or fails, all pods start
+# again, and the run continues from its checkpoint. A mistake in the command or the data (status 2)
+# and SIGINT (130) end the run.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -44,7 +44,7 @@ parse_options "name image accelerator topology chips_per_host bucket claim mount
   max_restarts env namespace context worker" "spot dry_run" "$@"
 require name
 [[ $worker =~ ^([0-9]+|all)$ ]] || fail "expected --worker to be a number or all, found '$worker'"
-# Hosts are named after it, and such names have at most 63 characters.
+# The names of hosts contain this name, and have at most 63 characters.
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
   fail "expected --name of at most 40 small letters, digits and hyphens, found '$name'"
 for option in namespace context; do
@@ -60,14 +60,14 @@ if [[ $context ]]; then kubectl+=("--context=$context"); fi
 if [[ $namespace ]]; then kubectl+=("--namespace=$namespace"); fi
 pods=jobset.sigs.k8s.io/jobset-name=$name
 
-# json WORD: as a string of JSON, which is one of YAML.
+# json WORD: prints the word as a JSON string, which is also a YAML string.
 json() {
   local text=${1//\\/\\\\}
   text=${text//\"/\\\"}
   printf '"%s"' "$text"
 }
 
-# literal WORD: as `json`, for args and env, in which Kubernetes replaces $(NAME), and $$ by $.
+# literal WORD: as `json`, for args and env. There Kubernetes replaces $(NAME), and $$ by $.
 literal() {
   json "${1//\$/\$\$}"
 }
@@ -100,7 +100,7 @@ check_apply() {
     fail "expected no control characters in an option or flag"
 }
 
-# lines INDENT LINE…: a part of the manifest.
+# lines INDENT LINE…: prints lines of the manifest.
 lines() {
   local line
   for line in "${@:2}"; do printf '%*s%s\n' "$1" '' "$line"; done
@@ -110,12 +110,12 @@ manifest() {
   local flag variable
   lines 0 "apiVersion: jobset.x-k8s.io/v1alpha2" "kind: JobSet" "metadata:"
   lines 2 "name: $name" "annotations:"
-  # One slice is one node pool.
+  # All pods go to one node pool, which is one slice.
   lines 4 "alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool"
   lines 0 "spec:"
   lines 2 "failurePolicy:"
-  # The pods of a run fail together, so each failure starts them all again: those that stopped with
-  # status 75, crashed or were pre-empted. Only what the podFailurePolicy below names does not.
+  # The pods of a run fail together, so each failure restarts all of them: status 75, a crash, a
+  # pre-emption. Only the statuses in the podFailurePolicy below end the run.
   lines 4 "maxRestarts: $max_restarts" "rules:"
   lines 6 "- action: FailJobSet" "  onJobFailureReasons: [PodFailurePolicy]"
   lines 2 "replicatedJobs:"
@@ -152,12 +152,12 @@ manifest() {
   lines 18 "volumeMounts:" "  - name: shared" "    mountPath: $(json "$mount")" \
     "  - name: memory" "    mountPath: /dev/shm"
   lines 14 "volumes:"
-  # Data workers hand their batches over there, and die where a pod's default of 64 MiB is full.
+  # Data workers hand over batches in /dev/shm, and die when a pod's default of 64 MiB is full.
   lines 16 "- name: memory" "  emptyDir:" "    medium: Memory"
   lines 16 "- name: shared"
   if [[ $bucket ]]; then
-    # Checkpoints are folders that are renamed, and each pod must see at once what the others wrote:
-    # limits and caches of gcsfuse stand in the way of both.
+    # Checkpoints are folders that are renamed, and each pod must see at once what the others wrote.
+    # gcsfuse's limit on renames and its caches would prevent both.
     lines 18 "csi:"
     lines 20 "driver: gcsfuse.csi.storage.gke.io" "volumeAttributes:"
     lines 22 "bucketName: $(json "$bucket")" \

@@ -4,20 +4,21 @@
 # launch/local.sh --devices=M [--processes=N] [options] -- --config=FILE [flags of main.py]
 # launch/local.sh [--processes=N] [options] -- --config=FILE [flags of main.py]
 #
-#   --processes=N   processes; default: one for each GPU, or 2 with --devices
-#   --devices=M     simulated CPU devices of each process; without it, each has a GPU of its own
-#   --port=P        of the coordinator; default: a free one
+#   --processes=N   number of processes; default: one for each GPU, or 2 with --devices
+#   --devices=M     simulated CPU devices of each process; without it, each process has its own GPU
+#   --port=P        port of the coordinator; default: a free one
 #   --python=FILE   default: python
-#   --grace=S       seconds from the first process that failed or stopped until the others are
-#                   killed (default 60)
+#   --grace=S       seconds after the first process failed or stopped until the others are killed
+#                   (default 60)
 #   --dry_run       print the commands, run none
 #
 # Compiled programs are kept in JAX_COMPILATION_CACHE_DIR; default: ~/.cache/drifting_jax/compiled.
 #
 # Each line of output begins with the number of its process. When a process fails, the others are
-# ended. Ctrl-C and SIGTERM are passed on: the run saves and stops; the same command goes on. The
-# exit status is that of the first process that failed or stopped: 0 done, 2 a mistake in the
-# command, 75 stopped by SIGTERM and 130 by Ctrl-C, both after a save (a second Ctrl-C does without).
+# ended. Ctrl-C and SIGTERM are passed on: the run saves and stops, and the same command continues
+# it. The exit status is that of the first process that failed or stopped: 0 done, 2 a mistake in
+# the command, 75 stopped by SIGTERM, 130 stopped by Ctrl-C. Both signals save; a second Ctrl-C does
+# not.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -51,7 +52,8 @@ require_number 1 processes
 [[ $devices ]] || ((processes <= ${#gpus[@]})) ||
   fail "expected at most --processes=${#gpus[@]}, one for each GPU, found $processes"
 
-# Below the ports that systems give to outgoing connections, so that none is taken meanwhile.
+# These ports are below those that systems give to outgoing connections, so that the port stays
+# free.
 while [[ -z $port ]]; do
   port=$((20000 + RANDOM % 10000))
   if (: <>"/dev/tcp/localhost/$port") 2>/dev/null; then port=''; fi
@@ -60,7 +62,7 @@ require_number 1 port
 ((10#$port <= 65535)) || fail "expected --port to be at most 65535, found $port"
 keep_compiled
 
-# process_command I: sets `command`.
+# process_command I: sets `command` to the command of process I.
 process_command() {
   if [[ $devices ]]; then
     local flags="--xla_force_host_platform_device_count=$devices"
@@ -98,7 +100,7 @@ pass_on() {
   done
 }
 
-# Each process leads a group of its own, which holds its data workers too.
+# kill_all: kills the group of each process, which contains its data workers too.
 kill_all() {
   local pid
   for pid in ${alive[@]+"${alive[@]}"}; do
@@ -106,20 +108,20 @@ kill_all() {
   done
 }
 
-# pause SECONDS: what sleep does, which Ctrl-C would end, and the script with it.
+# pause SECONDS: waits without `sleep`, which Ctrl-C would end, and the script with it.
 pause() {
   read -rt "$1" -u "$nothing" || true
 }
 
 for ((i = 0; i < processes; i++)); do
   process_command "$i"
-  # Opened here, since opening one end waits for the other, which may never come.
+  # Both ends are opened here: opening one end waits for the other, which might never be opened.
   mkfifo "$pipes/$i"
   exec {both}<>"$pipes/$i"
   exec {input}<"$pipes/$i"
   exec {output}>"$pipes/$i" {both}>&-
-  # In groups of their own, so that Ctrl-C in a terminal reaches this script alone, which passes it
-  # on once: main.py takes a second one as a wish to stop without saving.
+  # Each process has its own group (set -m), so that Ctrl-C in a terminal reaches only this script,
+  # which passes it on once. main.py takes a second Ctrl-C as a wish to stop without saving.
   set -m
   sed -u "s/^/[$i] /" <&"$input" {output}>&- &
   printers+=($!)
@@ -139,7 +141,7 @@ while ((${#alive[@]})); do
     if ((status == 0)) || [[ $first ]]; then continue; fi
     first=$status
     deadline=$((SECONDS + grace))
-    # The processes of a run agree on when to stop: only a failure leaves the others waiting.
+    # The processes of a run stop together. Only after a failure do the others have to be told.
     if ((status != 75 && status != 130)); then
       note "process $i ended with status $status"
       if ((asked == 0)); then pass_on TERM; fi
@@ -152,7 +154,7 @@ while ((${#alive[@]})); do
   pause 0.2
 done
 for pid in "${printers[@]}"; do
-  for ((i = 0; i < 50; i++)); do # the end of the output; something left behind may hold it open
+  for ((i = 0; i < 50; i++)); do # the end of the output, which a left-over process may hold open
     kill -0 "$pid" 2>/dev/null || break
     pause 0.1
   done

@@ -8,14 +8,16 @@
 #   --max_failures=N    failures in a row after which the job is queued again (default 3)
 #   --dry_run           print the commands, run none (main.py's own --dry_run comes after --)
 #
-# Call it in the repository. JAX gives to each task the GPU of its number on the node, so there are
-# as many tasks as GPUs, and each task sees all of its node's. Two minutes before the time limit the
-# tasks are told to save; the job is queued again and goes on from there. A job that is pre-empted
-# saves only where the cluster's administrators gave the partition or the QOS a GraceTime; SLURM's
-# default is 0, which leaves no time, and what came after the last save is lost. The job is queued
-# again after a failure too, but not after a mistake in the command or the data (status 2), SIGINT
-# (130), or scancel. The exit status is main.py's. Compiled programs are kept in
-# JAX_COMPILATION_CACHE_DIR; default: ~/.cache/drifting_jax/compiled.
+# Call it in the repository. JAX gives each task the GPU of its number on the node. So there must be
+# as many tasks as GPUs, and each task must see all GPUs of its node.
+#
+# Two minutes before the time limit the tasks are told to save. The job is then queued again and
+# continues from that save. A pre-empted job saves only if the partition or the QOS has a GraceTime.
+# SLURM's default is 0, which leaves no time: what came after the last save is lost. The job is
+# also queued again after a failure, but not after a mistake in the command or the data (status 2),
+# SIGINT (130) or scancel. The exit status is that of main.py.
+#
+# Compiled programs are kept in JAX_COMPILATION_CACHE_DIR; default: ~/.cache/drifting_jax/compiled.
 
 #SBATCH --job-name=drifting_jax
 #SBATCH --nodes=1
@@ -27,11 +29,11 @@
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
 
-# Without B: the signal of the line above goes to the tasks themselves. A shell could not forward
-# it: srun answers a SIGTERM by killing its tasks, unsaved.
+# Without "B:", the signal of the line above goes to the tasks themselves. A shell could not pass it
+# on: srun reacts to a SIGTERM by killing its tasks, unsaved.
 
 set -euo pipefail
-# SLURM runs a copy of this file, from a directory of its own.
+# SLURM runs a copy of this file from one of its own directories.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ ! -f $root/launch/common.sh ]]; then root=${SLURM_SUBMIT_DIR:-$root}; fi
 if [[ ! -f $root/launch/common.sh ]]; then
@@ -67,13 +69,13 @@ tasks=${SLURM_NTASKS_PER_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-}
 [[ -z $gpus || $gpus == "$tasks" ]] ||
   fail "expected a task for each GPU, found $tasks tasks and $gpus GPUs a node: sbatch --gpus-per-node=$gpus --ntasks-per-node=$gpus"
 
-# A run ends on all tasks together: where one has ended, the others do so soon, or never will.
+# All tasks of a run end together. If one has ended, the others end soon, or never by themselves.
 command=(srun --kill-on-bad-exit=0 --wait=60 --label)
-# srun takes it over from sbatch no more.
+# Newer versions of srun do not take this over from sbatch.
 if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK"); fi
 command+=("$python" -u "$root/main.py" "${main_flags[@]}")
 
-keep_compiled # srun passes it on
+keep_compiled # srun passes the variable on
 
 job=${SLURM_JOB_ID:-JOB}
 ask=(scontrol show job "$job" --oneliner)
@@ -81,17 +83,17 @@ requeue=(scontrol requeue "$job")
 if [[ $dry_run ]]; then
   quoted export "JAX_COMPILATION_CACHE_DIR=$JAX_COMPILATION_CACHE_DIR"
   quoted "${command[@]}"
-  echo "# where it ends with another status than 0, 2 and 130, and the job was not cancelled:"
+  echo "# if it ends with another status than 0, 2 and 130, and the job was not cancelled:"
   quoted "${ask[@]}"
   quoted "${requeue[@]}"
   exit 0
 fi
 
-trap : TERM # reaches the tasks by itself; this shell waits for what they answer
+trap : TERM # the tasks get the signal themselves; this shell waits until they end
 "${command[@]}" &
 status=0
 wait_for $! || status=$?
-# Outlives each start of the job: a line for each failure since the last that ended well.
+# This file outlives each start of the job. It has a line for each failure since the last good end.
 failures=${SLURM_SUBMIT_DIR:-$root}/drifting_jax-$job.failures
 ended="main.py ended with status $status"
 case $status in
@@ -105,7 +107,7 @@ case $status in
     ;;
 esac
 
-# again COMMAND…: until it goes well, for half a minute: a controller may be busy, or restart.
+# again COMMAND…: tries a command for half a minute, because a controller may be busy or restarting.
 again() {
   local pause
   for pause in 1 4 10 15; do
@@ -115,15 +117,15 @@ again() {
   "$@"
 }
 
-# scancel says SIGTERM too, and whoever cancels a job does not want it back. Where nobody can tell,
-# the run is worth more.
+# scancel sends SIGTERM too, and a user who cancels a job does not want it again. If the controller
+# does not answer, the job is queued again rather than lost.
 if answer=$(again "${ask[@]}") && [[ $answer != *JobState=RUNNING* ]]; then
   rm -f "$failures"
   note "$ended; cancelled or out of time, so it is not queued again"
   exit "$status"
 fi
-# Counted is also 143, a SIGTERM before main.py could take it: srun sends one to tasks that wait for
-# a task that has failed, and that may go on for ever.
+# Status 143, a SIGTERM before main.py could handle it, also counts as a failure: srun sends it to
+# tasks that wait for a failed one, and that could repeat for ever.
 if ((status != 75)); then
   count=0
   if [[ -f $failures ]]; then count=$(wc -l <"$failures"); fi

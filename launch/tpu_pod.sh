@@ -1,47 +1,46 @@
 #!/usr/bin/env bash
-# One run on a slice of Cloud TPUs, asked for as a queued resource through gcloud.
+# One run on a slice of Cloud TPUs, which gcloud requests as a queued resource.
 #
 # launch/tpu_pod.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of main.py]
 #
 #   create   ask for the slice and wait until it is there
-#   setup    on all workers: the code, its packages and the disk that they share
-#   run      start main.py on all workers; it goes on when this machine is switched off
-#   logs     follow the output of worker 0, or of --worker=N, or of --worker=all
-#   status   of the request, of the slice and of main.py on each worker
-#   resume   all of the above that is missing, and again after each pre-emption, until the run is
-#            done; the same flags as for create, setup and run
-#   stop     tell main.py to save, and wait until it has ended; the slice stays, and costs
-#   delete   stop what runs there, then give the slice back; nothing costs from then on but the
-#            bucket
+#   setup    install the code and its packages on all workers, and mount the shared disk
+#   run      start main.py on all workers; it continues when this machine is switched off
+#   logs     follow the output of worker 0, of --worker=N or of --worker=all
+#   status   show the state of the request, of the slice and of main.py on each worker
+#   resume   do all of the above that is missing, and again after each pre-emption, until the run is
+#            done; takes the flags of create, setup and run
+#   stop     tell main.py to save, and wait until it has ended; the slice stays, and costs money
+#   delete   stop the run, then delete the slice; from then on only the bucket costs money
 #
-#   --name=NAME --zone=ZONE        of the slice; always
-#   --project=PROJECT              default: that of gcloud's configuration
+#   --name=NAME --zone=ZONE        of the slice; required
+#   --project=PROJECT              default: the project of gcloud's configuration
 #   --accelerator_type=v5litepod-64   create, resume
 #   --runtime_version=VERSION      create, resume; default: the one for the accelerator type
 #   --spot                         create, resume: cheaper, and may be pre-empted at any time
 #   --gcloud_flags="FLAGS"         create, resume: more of gcloud's flags, such as --reserved
-#   --repo=URL --ref=COMMIT        setup, resume: code to clone; without --repo, the commit (default
-#                                  HEAD) of this repository is sent. run, where setup had them.
-#                                  resume wants the number of a commit with --repo: branches move
+#   --repo=URL --ref=COMMIT        setup, resume: code to clone; without --repo, a commit of this
+#                                  repository is sent (default HEAD). run: the same as for setup.
+#                                  With --repo, resume needs the number of a commit: branches move
 #   --bucket=NAME                  setup, resume: a bucket to mount, with gcsfuse
 #   --nfs=HOST:/SHARE              setup, resume: or a share of an NFS server (Filestore)
-#   --mount=DIRECTORY              where; default: /mnt/shared
-#   --env=NAME=VALUE               run, resume: of main.py's environment; as often as needed.
+#   --mount=DIRECTORY              where to mount it; default: /mnt/shared
+#   --env=NAME=VALUE               run, resume: a variable for main.py; may be given several times.
 #                                  Compiled programs are kept in JAX_COMPILATION_CACHE_DIR; default:
 #                                  .jax_cache on the shared disk
 #   --ssh_flags="FLAGS"            more flags of gcloud's ssh and scp, such as --internal-ip
 #   --poll=S                       seconds between two looks (default 60; stop, delete: 10)
-#   --wait=S                       stop, delete: seconds that main.py has to end (default 600)
+#   --wait=S                       stop, delete: seconds to wait until main.py ends (default 600)
 #   --now                          stop, delete: without a save
-#   --max_failures=N               resume: crashes, failed set-ups and slices that do not answer,
-#                                  after which it tries again (default 10); counted anew when the
-#                                  run was seen to run in 20 looks
-#   --delete_at_end                resume: give the slice back when the run is done or has failed
+#   --max_failures=N               resume: how often to try again after crashes, failed set-ups and
+#                                  slices that do not answer (default 10); the count begins again
+#                                  when the run was seen running in 20 looks
+#   --delete_at_end                resume: delete the slice when the run is done or has failed
 #   --dry_run                      print the commands, run none
 #
-# main.py's --workdir must be on the shared disk. Exit status: 0 done, 2 a mistake in the command or
-# (resume) in main.py's or the data, 130 (resume) after SIGINT to main.py, 1 what gcloud refused,
-# what failed too often, and (stop) a run that ended otherwise than done or saved.
+# The --workdir of main.py must be on the shared disk. Exit status: 0 done; 2 a mistake in this
+# command or, for resume, in main.py's command or data; 130 for resume, after SIGINT to main.py;
+# 1 gcloud refused, something failed too often or, for stop, the run ended neither done nor saved.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -109,10 +108,10 @@ read -ra more_of_create <<<"$gcloud_flags"
 read -ra more_of_ssh <<<"$ssh_flags"
 cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/drifting_jax
 worker_script="bash drifting_jax/launch/tpu_worker.sh"
-looks_in_vain=10 # at workers of a slice that is ready, after which resume takes them for lost
-looks_well=20    # at a run that runs, after which resume forgets its failures
+looks_in_vain=10 # after so many looks without an answer, resume takes the workers for lost
+looks_well=20    # after so many looks at a running run, resume forgets its failures
 
-# on_workers WHICH REMOTE_COMMAND
+# on_workers WHICH REMOTE_COMMAND: runs a command on worker WHICH, or on all.
 on_workers() {
   call gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" \
     ${more_of_ssh[@]+"${more_of_ssh[@]}"} "--command=$2"
@@ -130,8 +129,8 @@ delete_slice() {
   call gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
-# describe KIND FIELD IN_A_DRY_RUN: sets `answer`: the field, missing, or unknown where gcloud cannot
-# tell.
+# describe KIND FIELD IN_A_DRY_RUN: sets `answer` to the field, to missing, or to unknown if gcloud
+# cannot answer.
 describe() {
   local ask=(gcloud compute tpus "$1" describe "$name" "${where[@]}" "--format=value($2)") said
   if [[ $dry_run ]]; then
@@ -147,7 +146,7 @@ describe() {
   fi
 }
 
-# look_at_slice: sets `slice`: missing, waiting, ready, lost (pre-empted or failed) or unknown.
+# look_at_slice: sets `slice` to missing, waiting, ready, lost (pre-empted or failed) or unknown.
 look_at_slice() {
   describe queued-resources state.state ACTIVE
   case $answer in
@@ -170,13 +169,14 @@ look_at_slice() {
   fi
 }
 
-# ask_workers: what tpu_worker.sh says on each; a machine that was never set up has none.
+# ask_workers: prints the status of each worker, as tpu_worker.sh gives it, or none where nothing
+# was set up.
 ask_workers() {
   on_workers all "if [ -f drifting_jax/launch/tpu_worker.sh ]; then $worker_script status; else echo \"\$(hostname) none\"; fi"
 }
 
-# look_at_run: sets `run`: none, running, ending, done, stopped, lost, unknown, or the status of a
-# failure; and `commands`: those that run.
+# look_at_run: sets `run` to none, running, ending, done, stopped, lost, unknown or the status of a
+# failure, and `commands` to the commands that run.
 look_at_run() {
   local lines ended running statuses
   commands=''
@@ -211,8 +211,7 @@ look_at_run() {
   seen_run=$run
 }
 
-# stop_run: tells main.py to save, where it runs, and waits until it runs nowhere; `run` is then how
-# it ended.
+# stop_run: tells main.py to save and waits until it runs on no worker. `run` is then how it ended.
 stop_run() {
   local order=stop deadline=$((SECONDS + 10#$wait))
   if [[ $now ]]; then order="kill"; fi
@@ -245,12 +244,12 @@ stop_run() {
   esac
 }
 
-# repository_answers: whether this is a repository, and git can tell.
+# repository_answers: whether git finds a repository with a commit here.
 repository_answers() {
   git -C "$root" rev-parse --quiet --verify HEAD >/dev/null 2>&1
 }
 
-# check_ref: the commit that is sent exists, and has the config.
+# check_ref: fails unless the commit to send exists and has the config.
 check_ref() {
   local file
   git -C "$root" rev-parse --quiet --verify "${ref:-HEAD}^{commit}" >/dev/null 2>&1 ||
@@ -261,7 +260,7 @@ check_ref() {
     fail "expected --config to be a file of ${ref:-HEAD}, which the workers have, found no '$file' there: commit it, or give the --ref or --repo that has it"
 }
 
-# check_committed: nothing is left behind unseen.
+# check_committed: fails if files are changed or new: the workers would not have them.
 check_committed() {
   local changed names
   mapfile -t changed < <(git -C "$root" -c core.quotePath=false status --porcelain \
@@ -274,8 +273,8 @@ check_committed() {
   fail "expected all files to be committed, found $names: commit it, or give --ref=HEAD to run without"
 }
 
-# choose_commit: sets `commit`, once: a run that is set up again goes on with the code that it began
-# with.
+# choose_commit: sets `commit`. It is called once, so that a run that is set up again continues with
+# the code that it began with.
 choose_commit() {
   commit=${ref:-HEAD}
   [[ ! $repo ]] || return 0
@@ -289,7 +288,7 @@ choose_commit() {
   fi
 }
 
-# pack: the commit as a file, `tar`, that is whole or not there.
+# pack: writes the commit to the file `tar`, which is complete or missing.
 pack() {
   tar=$cache/$commit.tar.gz
   if [[ $dry_run ]]; then
@@ -329,7 +328,7 @@ wait_for_slice() {
   done
 }
 
-# end STATUS MESSAGE: of resume.
+# end STATUS MESSAGE: ends resume.
 end() {
   note "$2"
   if [[ $slice == missing ]]; then
@@ -344,15 +343,15 @@ end() {
   exit "$1"
 }
 
-# count_failure MESSAGE: tries again, or gives up.
+# count_failure MESSAGE: counts a failure, and ends resume if there were too many.
 count_failure() {
   ((failures < max_failures)) || end 1 "$1: giving up (--max_failures=$max_failures)"
   failures=$((failures + 1))
   note "$1: trying again ($failures of at most $max_failures times)"
 }
 
-# follow: from where this run itself is seen to run, what becomes of it counts. The state in which
-# another was left says nothing: that one may have had a mistake in its command, which this mends.
+# follow: begins to follow the run once it is seen running; only then its end counts. The end of an
+# earlier run does not count: its command may have had a mistake that this command corrects.
 follow() {
   local other
   case $run in
@@ -370,12 +369,12 @@ follow() {
   esac
 }
 
-# one_turn: a look, and the step that it asks for.
+# one_turn: looks at the slice and the run, and takes the next step.
 one_turn() {
   look_at_slice
   case $slice in
     missing)
-      # What runs on a slice that was asked for here is this run itself.
+      # Whatever runs on a slice that this command asked for is this run.
       if request_slice; then followed=1; else count_failure "the request was refused"; fi
       ;;
     lost) delete_slice || note "could not delete $name, trying again" ;;
@@ -394,8 +393,8 @@ one_turn() {
       return
       ;;
     unknown)
-      # One worker that is gone for good is enough for that, and gcloud may call the slice ready for
-      # ever: it costs, and the others wait.
+      # One lost worker is enough for that. gcloud may call such a slice ready for ever, while it
+      # costs money and the other workers wait.
       in_vain=$((in_vain + 1))
       ((in_vain >= looks_in_vain)) || return 0
       in_vain=0
@@ -409,7 +408,7 @@ one_turn() {
     2) end 2 "main.py found a mistake in its command or its data (status 2): $0 logs shows it" ;;
     130) end 130 "main.py was stopped by SIGINT (status 130)" ;;
     ending)
-      # Where some workers have ended, the others do so soon, or wait for them for ever.
+      # If some workers have ended, the others end soon, or wait for them for ever.
       endings=$((endings + 1))
       ((endings > 5)) || return 0
       on_workers all "$worker_script kill" || true

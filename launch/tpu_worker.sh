@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh does on each worker of a slice; nobody needs to call it.
+# The part of launch/tpu_pod.sh that runs on each worker of a slice. Users need not call it.
 #
 # tpu_worker.sh setup [--bucket=NAME | --nfs=HOST:/SHARE] [--mount=DIRECTORY]
 # tpu_worker.sh start [--mount=DIRECTORY] [--env=NAME=VALUE]… -- FLAGS
-#                                  main.py, detached, with its output in ~/drifting_run/log
-# tpu_worker.sh status             one line: "running: COMMAND", "exit STATUS", lost (ended without
-#                                  one), none
-# tpu_worker.sh logs               the end of the log, and what comes
-# tpu_worker.sh stop | kill        SIGTERM, which saves, however often it is called; SIGKILL, which
-#                                  does not
+#                                  start main.py in the background, with its output in
+#                                  ~/drifting_run/log
+# tpu_worker.sh status             print one line: "running: COMMAND", "exit STATUS", "lost" (it
+#                                  ended without a status) or "none"
+# tpu_worker.sh logs               print the end of the log, and follow it
+# tpu_worker.sh stop | kill        send SIGTERM, after which main.py saves, however often it comes;
+#                                  or SIGKILL, after which it does not save
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,22 +20,23 @@ environment=$HOME/drifting_env
 state=$HOME/drifting_run
 mkdir -p "$state"
 
-# The lock is held by the processes of a run and falls with the last of them, reboots included.
-# Shared, so that one who asks does not look like a run to another who does.
+# running: whether a run goes on. Its processes hold the lock, which is free again when the last of
+# them has ended, also after a reboot. Asking takes a shared lock, so that two processes that ask at
+# the same time do not take each other for a run.
 running() {
   ! flock --shared --nonblock "$state/lock" true
 }
 
 install_packages() {
-  # The images come with Python 3.10, which is too old; uv brings one.
+  # The images have Python 3.10, which is too old; uv installs a newer one.
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
   [[ -x $environment/bin/python ]] || uv venv --quiet --python 3.11 "$environment"
   uv pip install --quiet --python "$environment/bin/python" --editable "${root}[tpu]"
 }
 
-# A new machine updates itself, and holds apt's locks meanwhile: that of the lists too, for which
-# apt's own option does not wait.
+# apt ARGUMENT…: calls apt-get once its locks are free. A new machine updates itself and holds them
+# for a while, also the lock of the package lists, for which apt's own option does not wait.
 apt() {
   local said deadline=$((SECONDS + 600))
   until said=$(sudo apt-get -o DPkg::Lock::Timeout=600 --quiet --quiet "$@" 2>&1); do
@@ -56,7 +58,7 @@ install_gcsfuse() {
   apt install --yes gcsfuse
 }
 
-# mounted: what is mounted at the mount, if anything is.
+# mounted: prints what is mounted at $mount; fails if nothing is.
 mounted() {
   findmnt --noheadings --output SOURCE --mountpoint "$mount"
 }
@@ -65,7 +67,7 @@ mount_shared() {
   local source=${bucket:-$nfs} found probe
   found=$(mounted || true)
   if [[ $found == "$source" ]] && ! timeout 60 ls "$mount" >/dev/null; then
-    # Its gcsfuse, or the way to its server, is gone. Nothing runs here during a set-up.
+    # Its gcsfuse or its server is gone. Nothing runs here during a set-up, so it may be unmounted.
     note "$source at $mount does not answer: mounting it again"
     sudo umount --lazy "$mount"
     found=''
@@ -76,7 +78,7 @@ mount_shared() {
       install_gcsfuse
       sudo chown "$(id -un)" "$mount"
       # Checkpoints are folders that are renamed, and each worker must see at once what the others
-      # wrote: limits and caches of gcsfuse stand in the way of both.
+      # wrote. gcsfuse's limit on renames and its caches would prevent both.
       gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 \
         --metadata-cache-negative-ttl-secs=0 "$bucket" "$mount"
     else
@@ -93,17 +95,17 @@ mount_shared() {
   fi
 }
 
-# process_group: the number of the group of this script. /proc has it everywhere, ps is not everywhere.
+# process_group: prints the number of this script's process group. Not every machine has `ps`.
 process_group() {
   local fields
-  read -ra fields </proc/$$/stat # number (name) state parent group …; the name is bash here
+  read -ra fields </proc/$$/stat # number (bash) state parent group …
   echo "${fields[4]}"
 }
 
-# Runs main.py under the lock and keeps its exit status.
+# run_main FLAG…: runs main.py and writes its exit status to a file. The caller holds the lock.
 run_main() {
   local status=0
-  trap : TERM # a shutdown tells everyone, and the status is still to be written
+  trap : TERM # a shutdown signals all processes, and this one still has to write the status
   cd "$root"
   process_group >"$state/group"
   "$environment/bin/python" -u main.py "$@" &
@@ -160,7 +162,7 @@ case $worker_command in
     if ! running; then
       echo "$(hostname): nothing runs"
     elif [[ $worker_command == kill ]]; then
-      kill -KILL -- "-$(<"$state/group")" # the group that setsid made, data workers included
+      kill -KILL -- "-$(<"$state/group")" # the group that setsid made, with the data workers
     else
       kill -TERM "$(<"$state/pid")"
     fi
