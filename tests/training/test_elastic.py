@@ -20,6 +20,13 @@ FLAGS = (
 EIGHT = {"devices": 8, "flags": (*FLAGS, "--config.mesh.fsdp=2")}
 FOUR = {"devices": 4, "flags": (*FLAGS, "--config.mesh.fsdp=4")}
 TWO_TIMES_FOUR = {"devices": 4, "processes": 2, "flags": FLAGS}
+# The devices of each start, and the steps of the whole run after which it is killed.
+LAYOUTS = (
+    (EIGHT, 7),
+    (FOUR, faults.ENCODER + 4),
+    (TWO_TIMES_FOUR, faults.ENCODER + 8),
+    (EIGHT, None),
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +39,10 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "layouts",
-    [
-        [(7, EIGHT), (faults.ENCODER + 8, FOUR), (None, EIGHT)],
-        [(7, TWO_TIMES_FOUR), (faults.ENCODER + 8, EIGHT), (None, TWO_TIMES_FOUR)],
-    ],
-    ids=["8-4-8", "2x4-8-2x4"],
-)
-def test_a_run_moves_to_other_devices(layouts, whole, tmp_path):
+def test_a_run_moves_to_other_devices(whole, tmp_path):
+    """To fewer, to more as two processes, and from two processes to one."""
     workdir = tmp_path / "moved"
-    for killed_after, layout in layouts:
+    for layout, killed_after in LAYOUTS:
         with faults.Start(workdir, **layout) as start:
             if killed_after is None:
                 start.finish()
