@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from drifting_jax.data.facts import SourceFacts
 from drifting_jax.data.transforms import Augmentation, augment
 
 
-class DecodedSource:
+class DecodedSource(abc.ABC):
     """Base of sources whose samples need no decoding and no crop: `draw` augments `[index]`.
 
     A subclass sets `image_shape`, `num_classes`, `class_names` and `labels`, and defines `__len__`
@@ -22,8 +23,9 @@ class DecodedSource:
     labels_are_cheap = True
     facts = SourceFacts("memory")
 
+    @abc.abstractmethod
     def __getitem__(self, index: int) -> dict[str, Any]:
-        raise NotImplementedError
+        """A record as evaluation sees it."""
 
     def draw(
         self, index: int, rng: np.random.Generator, augmentation: Augmentation

@@ -12,7 +12,7 @@ from drifting_jax.data.sources import DataSpec, Source, spec_of
 from drifting_jax.distributed.agreement import on_main_process
 from drifting_jax.errors import UserError
 from drifting_jax.steps.state import TrainState, ema_name
-from drifting_jax.training import build, data_identity, programs, stage
+from drifting_jax.training import build, data_identity, initial_states, programs, stage
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.stage import Stage
 from drifting_jax.weights.networks import load_network
@@ -135,8 +135,8 @@ def _of_run(config: ConfigDict, templates: dict[str, PyTree], trained: Path) -> 
 
 
 def _template(config: ConfigDict, spec: DataSpec, mesh: Mesh) -> TrainState:
-    init = functools.partial(programs.init_encoder, config, spec)
-    return programs.state_template(config, mesh, init)
+    init = functools.partial(initial_states.init_encoder, config, spec)
+    return initial_states.state_template(config, mesh, init)
 
 
 def _average(config: ConfigDict, ema: dict[str, PyTree]) -> PyTree:

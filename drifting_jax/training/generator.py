@@ -90,7 +90,8 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
             f"config.queue.push_per_step must be a multiple of the {jax.process_count()} "
             f"processes; found {config.queue.push_per_step}"
         )
-    encoder.check_batch(config, mesh)
+    if not config.encoder.path:  # it is trained here
+        encoder.check_batch(config, mesh)
 
 
 def _fill(

@@ -20,7 +20,6 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
-from drifting_jax.models import generators
 from drifting_jax.models.mlp import MLP
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sample_queue
@@ -28,15 +27,11 @@ from drifting_jax.steps.culprit import culprit_name
 from drifting_jax.steps.encoder_step import encoder_step
 from drifting_jax.steps.generator_step import generator_step
 from drifting_jax.steps.sample_queue import SampleQueue
-from drifting_jax.steps.state import TrainState, create_state
+from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
-from drifting_jax.training import build, frozen, scalars
+from drifting_jax.training import build, frozen, initial_states, scalars
 
 PyTree = Any
-
-# Where q starts in a toy: its centre, and the factor on the last layer's kernel.
-_START_CENTRES = {"collapsed": (-1.5, 0.0), "between": (0.0, 0.0), "far": (5.0, 5.0)}
-_START_SPREAD = 0.1
 
 
 @flax.struct.dataclass
@@ -169,9 +164,9 @@ def generator_program(
         state, queue, metrics = step(carry.state, carry.queue, variables, batch)
         return Carry(state, queue), _report(state, metrics)
 
-    init = functools.partial(init_generator, config, spec)
+    init = functools.partial(initial_states.init_generator, config, spec)
     carry = Carry(
-        state_template(config, mesh, init),
+        initial_states.state_template(config, mesh, init),
         build.make_queue(config, spec, mesh, make=sample_queue.template),
     )
     return Program(
@@ -206,8 +201,8 @@ def encoder_program(config: ConfigDict, spec: DataSpec, mesh: Mesh) -> Program:
         optimizer=build.encoder_optimizer(config),
         settings=build.encoder_step_config(config),
     )
-    init = functools.partial(init_encoder, config, spec)
-    carry = Carry(state_template(config, mesh, init))
+    init = functools.partial(initial_states.init_encoder, config, spec)
+    carry = Carry(initial_states.state_template(config, mesh, init))
     return Program(
         name="encoder",
         mesh=mesh,
@@ -239,8 +234,8 @@ def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
         optimizer=build.generator_optimizer(config),
         settings=settings,
     )
-    init = functools.partial(init_toy, config)
-    carry = Carry(state_template(config, mesh, init))
+    init = functools.partial(initial_states.init_toy, config)
+    carry = Carry(initial_states.state_template(config, mesh, init))
     rows, points = meshes.batch_sharding(mesh), config.train.positives
     return Program(
         name="toy",
@@ -264,43 +259,6 @@ def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
         num_steps=config.train.num_steps,
         images_per_step=settings.generated,
     )
-
-
-def init_generator(config: ConfigDict, spec: DataSpec) -> TrainState:
-    """Returns a generator's state before the first step."""
-    model, key = build.make_generator(config, spec), stream_key(config, "generator_init")
-    params = generators.init_generator(key, model)
-    optimizer = build.generator_optimizer(config)
-    return create_state(params, optimizer, ema_decays=config.train.ema_decays)
-
-
-def init_encoder(config: ConfigDict, spec: DataSpec) -> TrainState:
-    """Returns a masked autoencoder's state before the first step."""
-    model, key = build.make_encoder(config, spec), stream_key(config, "encoder_init")
-    height, width = (side // model.input_patch_size for side in spec.image_shape[:2])
-    image, mask = jnp.zeros((1, *spec.image_shape)), jnp.zeros((1, height, width))
-    params = model.init(key, image, mask)["params"]
-    optimizer = build.encoder_optimizer(config)
-    return create_state(params, optimizer, ema_decays=(config.encoder.train.ema_decay,))
-
-
-def init_toy(config: ConfigDict) -> TrainState:
-    """Returns a toy's state before the first step, with q where config.start puts it."""
-    model, key = MLP(widths=tuple(config.model.widths)), stream_key(config, "toy_init")
-    params = model.init(key, jnp.zeros((1, config.model.noise_features)))["params"]
-    # The last layer's bias says where q starts, the scale of its kernel how wide q is.
-    params["output"] = {
-        "kernel": _START_SPREAD * params["output"]["kernel"],
-        "bias": jnp.asarray(_START_CENTRES[config.start], jnp.float32),
-    }
-    optimizer = build.generator_optimizer(config)
-    return create_state(params, optimizer, ema_decays=config.train.ema_decays)
-
-
-def state_template(config: ConfigDict, mesh: Mesh, init: Callable[[], TrainState]) -> TrainState:
-    """Returns the shapes and shardings of the state that `init` makes; nothing is computed."""
-    shardings = functools.partial(meshes.sharding_for_tree, mesh=mesh, rules=config.mesh.rules)
-    return meshes.template(init, shardings=shardings)
 
 
 def _template(config: ConfigDict, mesh: Mesh, shapes: PyTree) -> PyTree:

@@ -12,7 +12,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.state import ema_name
-from drifting_jax.training import build, data_identity, programs
+from drifting_jax.training import build, data_identity, initial_states
 from drifting_jax.weights.networks import load_network, load_vae
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.layout import generator_checkpoints
@@ -90,8 +90,8 @@ def load_run(
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
     source, class_names = data_identity.read_data_spec(workdir, config)
     mesh = meshes.make_mesh()
-    init = functools.partial(programs.init_generator, config, source)
-    wanted = {"ema": programs.state_template(config, mesh, init).ema}
+    init = functools.partial(initial_states.init_generator, config, source)
+    wanted = {"ema": initial_states.state_template(config, mesh, init).ema}
     with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
         if step is None:
             restored = checkpoints.restore_latest(wanted)

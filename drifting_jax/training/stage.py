@@ -1,5 +1,6 @@
 """One stage of a run: resumed or begun, looped, saved. Encoder, generator and toy share it."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -172,7 +173,7 @@ def run_loop(
       The carry, or None if a signal stopped the loop.
     """
     program, (start, taken) = stage.program, position
-    timed, most = TimedBatches(batches), config.train.max_skipped_in_a_row
+    timed = TimedBatches(batches)
     with progress_bar(
         program.num_steps,
         initial=start,
@@ -180,7 +181,11 @@ def run_loop(
         enabled=context.is_main_process,
     ) as bar:
         lines = MetricLines(program, context, timed, bar, start=start)
-        skipped = SkippedSteps(program, most_in_a_row=most, skipped=int(carry.state.skipped))
+        skipped = SkippedSteps(
+            program,
+            most_in_a_row=config.train.max_skipped_in_a_row,
+            skipped=int(carry.state.skipped),
+        )
         saver = Saver(
             program,
             checkpoints,
@@ -190,26 +195,10 @@ def run_loop(
             keep_every=config.train.keep_every,
             batches_before=taken - start,
         )
-
-        def stop(moment: Moment) -> None:
-            moment.stops = moment.stops or context.stops(moment.step)
-
-        def show_first_batch(moment: Moment) -> None:
-            if moment.step == 1:
-                write_first_batch(program.name, moment.batch, context)
-
-        hooks = (
-            Hook(1, lines.after_every_step),
-            Hook(1, show_first_batch, at_end=False),
-            Hook(config.log_every, skipped),
-            Hook(most, skipped, at_end=False),
-            Hook(config.log_every, lines),
-            *stage.hooks,
-            Hook(1, stop),
-            Hook(1, saver),
-        )
+        hooks = _hooks(stage, config, context, lines, skipped, saver)
         try:
             carry, complete = loop.run(program, carry, stage.frozen, timed, hooks, start=start)
+            skipped.flush()
         except BatchError as error:  # the steps that are done are not lost
             if jax.process_count() == 1 and error.step > start:
                 saver.save(error.step, error.carry)
@@ -219,7 +208,37 @@ def run_loop(
                 assert cause is not None  # `loop.run` raises every BatchError from one
                 raise cause from None
             return None
-        skipped.flush()
-        lines.flush()
+        finally:
+            with contextlib.suppress(Exception):  # of devices that failed: their own error counts
+                lines.flush()
         saver.require_saved()
     return carry if complete else None
+
+
+def _hooks(
+    stage: Stage,
+    config: ConfigDict,
+    context: RunContext,
+    lines: MetricLines,
+    skipped: SkippedSteps,
+    saver: Saver,
+) -> list[Hook]:
+    """Returns all hooks in their order: what a hook of the stage shows is saved after it."""
+
+    def show_first_batch(moment: Moment) -> None:
+        if moment.step == 1:
+            write_first_batch(stage.program.name, moment.batch, context)
+
+    def stop(moment: Moment) -> None:
+        moment.stops = moment.stops or context.stops(moment.step)
+
+    return [
+        Hook(1, lines.after_every_step),
+        Hook(1, show_first_batch, at_end=False),
+        Hook(config.log_every, skipped),
+        Hook(config.train.max_skipped_in_a_row, skipped, at_end=False),
+        Hook(config.log_every, lines),
+        *stage.hooks,
+        Hook(1, stop),
+        Hook(1, saver),
+    ]

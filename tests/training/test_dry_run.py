@@ -78,6 +78,12 @@ def test_the_report():
         dry_run.dry_run(config(**changes, encoder__train__batch_size=9))
 
 
+def test_the_batch_of_an_encoder_that_is_given_need_not_fit():
+    changes = {"mesh__data": 8, "train__generated_per_label": 8, "encoder__train__batch_size": 9}
+    found = config(**changes, encoder__path="runs/another")
+    assert dry_run.program(found, build.make_mesh(found)).name == "generator"
+
+
 def test_the_dry_run_lowers_the_very_program_that_training_runs(tmp_path, monkeypatch):
     """Lowered with the arrays of a training, and with the shapes of a dry run."""
     found, seen, real = config(encoder__train__num_steps=12), {}, loop.run

@@ -55,9 +55,9 @@ class Checkpoints:
         return list(self.saved)
 
 
-def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_every=0):
+def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_every=0, lines=None):
     """Runs the stage with batches numbered from 0; its state counts steps done and skipped."""
-    lines, interruption = [], SimpleNamespace(requested=False)
+    lines, interruption = [] if lines is None else lines, SimpleNamespace(requested=False)
     checkpoints, seen = Checkpoints(full=full), []
 
     def step(carry, frozen, batch):
@@ -167,6 +167,13 @@ def test_too_many_skipped_steps_in_a_row_end_the_run():
 def test_a_run_whose_end_could_not_be_saved_does_not_call_itself_done(stop_at):
     with pytest.raises(UserError, match=r"could not be saved .* goes on from step 0"):
         run(stop_at=stop_at, full=True)
+
+
+def test_a_run_that_fails_loses_no_line():
+    lines = []
+    with pytest.raises(UserError, match="were not finite"):
+        run(skipped={6, 7, 8, 9}, lines=lines)
+    assert [line[1] for line in lines] == [4, 8]
 
 
 def test_a_line_is_fetched_when_the_next_one_is_due_or_a_checkpoint_is_saved():
