@@ -109,6 +109,11 @@ _FEATURES = section(
     patch_sizes=Field(
         (2, 4), "means and stds over squares of these sides; empty = none", may_be_empty=True
     ),
+    partial_patches=Field(
+        False,
+        "also take whole patches of sizes that do not divide a map; the release leaves them out",
+        absent=True,
+    ),
     input_rms=Field(True, "also the root mean square of each channel of the encoder's input"),
     raw=Field(True, "also the sample itself, flattened"),
 )

@@ -19,13 +19,17 @@ FeatureFunction = Callable[[PyTree, jax.Array], dict[str, jax.Array]]
 
 
 def autoencoder_features(
-    model: ResNetMAE, *, patch_sizes: Sequence[int] = (2, 4), input_rms: bool = True
+    model: ResNetMAE,
+    *,
+    patch_sizes: Sequence[int] = (2, 4),
+    partial_patches: bool = False,
+    input_rms: bool = True,
 ) -> FeatureFunction:
     """Features of the masked autoencoder (A.5).
 
     Args:
       model: of images in [-1, 1] or of latents, as it was trained.
-      patch_sizes: sides of the patches whose means and stds are features.
+      patch_sizes, partial_patches: as in `features.multiscale_features`.
       input_rms: whether the per-channel root mean square of the patchified input is a feature.
     """
 
@@ -33,7 +37,9 @@ def autoencoder_features(
         maps = _feature_maps(model, variables, images)
         if not input_rms:
             del maps["input"]
-        return features.multiscale_features(maps, patch_sizes=patch_sizes)
+        return features.multiscale_features(
+            maps, patch_sizes=patch_sizes, partial_patches=partial_patches
+        )
 
     return feature_function
 
@@ -60,17 +66,21 @@ def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
     return feature_function
 
 
-def map_features(model: nn.Module, *, patch_sizes: Sequence[int] = (2, 4)) -> FeatureFunction:
+def map_features(
+    model: nn.Module, *, patch_sizes: Sequence[int] = (2, 4), partial_patches: bool = False
+) -> FeatureFunction:
     """Locations, means and stds of the maps that `feature_maps` of a network gives.
 
     Args:
       model: of images in [-1, 1].
-      patch_sizes: sides of the patches whose means and stds are features.
+      patch_sizes, partial_patches: as in `features.multiscale_features`.
     """
 
     def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         maps = _feature_maps(model, variables, images)
-        return features.multiscale_features(maps, patch_sizes=patch_sizes)
+        return features.multiscale_features(
+            maps, patch_sizes=patch_sizes, partial_patches=partial_patches
+        )
 
     return feature_function
 

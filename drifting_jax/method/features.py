@@ -23,7 +23,7 @@ def root_mean_square(feature_map: jax.Array) -> jax.Array:
 def patch_mean_and_std(feature_map: jax.Array, patch_size: int) -> tuple[jax.Array, jax.Array]:
     """Mean and population std of non-overlapping patches.
 
-    Rows and columns that do not fill a patch are ignored.
+    Rows and columns at the end that do not fill a patch are ignored.
 
     Args:
       feature_map: [b, h, w, d], patch_size <= h, w.
@@ -49,17 +49,22 @@ def global_mean_and_std(feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def multiscale_features(
-    maps: Mapping[str, jax.Array], *, patch_sizes: Sequence[int] = (2, 4)
+    maps: Mapping[str, jax.Array],
+    *,
+    patch_sizes: Sequence[int] = (2, 4),
+    partial_patches: bool = False,
 ) -> dict[str, jax.Array]:
     """All features of the maps of an encoder (A.5).
 
     A map `stage1` gives its locations as `stage1`, `stage1/mean`, `stage1/std`, and for each patch
-    size that fits the map `stage1/mean_2x2` and `stage1/std_2x2`. The map `input`, the patchified
-    input of the encoder, gives only `input/rms`. A map of one location has no std.
+    size that divides the map `stage1/mean_2x2` and `stage1/std_2x2`. The map `input`, the
+    patchified input of the encoder, gives only `input/rms`. A map of one location has no std.
 
     Args:
       maps: {name: [b, h, w, d]}.
       patch_sizes: sides of the square patches.
+      partial_patches: whether a patch size that does not divide the sides of a map gives features
+        of the whole patches in it. The released code leaves such features out.
 
     Returns:
       {name: [b, t, d]}; means and stds at least float32.
@@ -75,7 +80,9 @@ def multiscale_features(
         if features[name].shape[1] > 1:
             features[f"{name}/std"] = std
         for size in patch_sizes:
-            if size <= min(feature_map.shape[1:3]):
+            height, width = feature_map.shape[1:3]
+            divides = height % size == 0 and width % size == 0
+            if divides or (partial_patches and size <= min(height, width)):
                 mean, std = patch_mean_and_std(feature_map, size)
                 features[f"{name}/mean_{size}x{size}"] = mean
                 features[f"{name}/std_{size}x{size}"] = std

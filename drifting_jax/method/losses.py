@@ -144,9 +144,9 @@ def make_sets(
 def distances(sets: Sets) -> jax.Array:
     """Returns [c, t, g, n] distances of generated samples to all targets; own pairs are 1e-4."""
 
-    def one_set(x, y):
-        distance = pairwise_distance(x, y, squared_minimum=SQUARED_DISTANCE_MINIMUM)
-        own = own_pairs(*distance.shape)
+    def one_set(x: jax.Array, y: jax.Array) -> jax.Array:
+        own = own_pairs(x.shape[0], y.shape[0])
+        distance = pairwise_distance(x, y, squared_minimum=SQUARED_DISTANCE_MINIMUM, ignored=own)
         return jnp.where(own, jnp.asarray(SQUARED_DISTANCE_MINIMUM**0.5, x.dtype), distance)
 
     over_locations = jax.vmap(one_set, in_axes=1)

@@ -90,12 +90,13 @@ def rotary_angles(
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of 1-D rotary positions (RoPE), each [num_tokens, head_width / 2].
 
-    Positions, frequencies and angles are all computed in `dtype`. In bfloat16 positions above 256
-    are not all distinct. The paper's networks were trained so, and their weights need it.
+    Frequencies are computed in float32; then frequencies, positions and angles are rounded to
+    `dtype`. In bfloat16 positions above 256 are not all distinct. The paper's networks were trained
+    so, and their weights need it.
     """
-    positions = jnp.arange(num_tokens, dtype=dtype)
-    exponents = jnp.arange(0, head_width, 2, dtype=dtype) / head_width
-    angles = jnp.outer(positions, 1.0 / base**exponents)
+    exponents = jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width
+    frequencies = (1.0 / base**exponents).astype(dtype)
+    angles = jnp.outer(jnp.arange(num_tokens, dtype=dtype), frequencies)
     return jnp.cos(angles), jnp.sin(angles)
 
 

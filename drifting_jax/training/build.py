@@ -106,11 +106,14 @@ def make_feature_function(
     patch_sizes = tuple(f.patch_sizes)
     functions = {
         "": encoders.autoencoder_features(
-            make_encoder(config, spec), patch_sizes=patch_sizes, input_rms=f.input_rms
+            make_encoder(config, spec),
+            patch_sizes=patch_sizes,
+            partial_patches=f.partial_patches,
+            input_rms=f.input_rms,
         )
     }
     if extra is not None:
-        of_images = ENCODERS[kind].features(extra, patch_sizes)
+        of_images = ENCODERS[kind].features(extra, patch_sizes, f.partial_patches)
         functions[kind] = encoders.through_decoder(vae, of_images) if vae else of_images
     of_encoders = encoders.compose(functions)
 

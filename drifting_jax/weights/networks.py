@@ -44,11 +44,12 @@ class PixelEncoder:
     """How a network serves as config.extra_encoder, on images in [-1, 1].
 
     Attributes:
-      features: (module, patch_sizes) -> its feature function.
+      features: (module, patch_sizes, partial_patches) -> its feature function; see
+        `method.features.multiscale_features`.
       image_side: side in pixels of the images that it is shown; None for the module's own.
     """
 
-    features: Callable[[Any, Sequence[int]], FeatureFunction]
+    features: Callable[[Any, Sequence[int], bool], FeatureFunction]
     image_side: int | None = None
 
 
@@ -76,8 +77,8 @@ class NetworkType:
     encoder: PixelEncoder | None = None
 
 
-def _maps(model: nn.Module, patch_sizes: Sequence[int]) -> FeatureFunction:
-    return encoders.map_features(model, patch_sizes=patch_sizes)
+def _maps(model: nn.Module, patch_sizes: Sequence[int], partial_patches: bool) -> FeatureFunction:
+    return encoders.map_features(model, patch_sizes=patch_sizes, partial_patches=partial_patches)
 
 
 # All networks but generators, which `models.generators.GENERATORS` lists.
@@ -87,7 +88,7 @@ NETWORKS: dict[str, NetworkType] = {
         ConvNeXtV2,
         convnext.load,
         config_name="convnextv2",
-        encoder=PixelEncoder(lambda model, _: encoders.convnext_features(model)),
+        encoder=PixelEncoder(lambda model, *_: encoders.convnext_features(model)),
     ),
     "resnet": NetworkType(
         ResNet,

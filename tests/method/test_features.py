@@ -18,7 +18,9 @@ SUFFIXES = {
     "_std": "/std",
     **{f"_{what}_{k}": f"/{what}_{k}x{k}" for what in ("mean", "std") for k in (2, 4)},
 }
-multiscale = jax.jit(features.multiscale_features, static_argnames="patch_sizes")
+multiscale = jax.jit(
+    features.multiscale_features, static_argnames=("patch_sizes", "partial_patches")
+)
 
 
 def pooled(x: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +73,7 @@ def test_equals_the_release():
 
 def test_equals_float64_where_squares_do_not_fill_the_map():
     x = random_map(2, 5, 7, 3)
-    found = multiscale({"stem": x}, patch_sizes=(2, 3))
+    found = multiscale({"stem": x}, patch_sizes=(2, 3), partial_patches=True)
     assert found["stem/mean_2x2"].shape == (2, 6, 3)
     for side in (2, 3):
         for what, value in zip(("mean", "std"), pooled(x, side), strict=True):
@@ -86,8 +88,17 @@ def test_equals_float64_where_squares_do_not_fill_the_map():
     )
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 8), (8, 6), (5, 7), (1, 8)])
+def test_squares_that_do_not_divide_the_map_are_left_out(height, width):
+    found = multiscale({"stage": random_map(2, height, width, 2)}, patch_sizes=(2, 3, 4))
+    divide = [k for k in (2, 3, 4) if height % k == 0 and width % k == 0]
+    squares = {f"stage/{what}_{k}x{k}" for k in divide for what in ("mean", "std")}
+    assert set(found) == {"stage", "stage/mean", "stage/std"} | squares
+
+
 def test_squares_larger_than_the_map_are_left_out():
-    found = multiscale({"stage": random_map(2, 3, 8, 2)}, patch_sizes=(2, 4))
+    x = random_map(2, 3, 8, 2)
+    found = multiscale({"stage": x}, patch_sizes=(2, 4), partial_patches=True)
     assert set(found) == {"stage", *(f"stage/{w}" for w in ("mean", "std", "mean_2x2", "std_2x2"))}
     without = multiscale({"stage": random_map(2, 3, 8, 2)}, patch_sizes=())
     assert set(without) == {"stage", "stage/mean", "stage/std"}

@@ -117,6 +117,23 @@ def test_both_ways_to_a_distance_agree_with_float64():
         np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-5, 1e-3])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("d", [33, 64, 640])
+def test_distances_of_coinciding_samples_do_not_cancel(d, offset, apart):
+    """Sets that are equal, or nearly, near the origin or far from it; a target twice."""
+    rng = np.random.default_rng(d)
+    y = rng.normal(size=(24, d)) + offset
+    y[5] = y[7]
+    x = np.float32(y + apart * rng.normal(size=y.shape))
+    y = np.float32(y)
+    exact = np.linalg.norm(x.astype(np.float64)[:, None] - y.astype(np.float64)[None], axis=-1)
+    exact = np.maximum(exact, 1e-4)
+    found = jax.jit(lambda x, y: pairwise_distance(x, y, squared_minimum=1e-8))(x, y)
+    # Taking the mean off rounds each coordinate, by about 2e-7.
+    np.testing.assert_allclose(found, exact, rtol=2e-6, atol=2e-7 * d**0.5)
+
+
 @DRAWN
 @given(SEEDS)
 def test_swapping_positives_and_negatives_negates(seed):

@@ -130,6 +130,25 @@ def test_gradient_is_that_of_the_frozen_target_and_none_reaches_the_rest():
         np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-4])
+def test_samples_that_coincide_with_positives_drift_as_in_float64(apart):
+    """Of many channels, where the distances of coinciding samples cancel."""
+    gen, _, neg, weight = (np.float32(a) for a in draw(11, d=64))
+    pos = gen + np.float32(apart * np.random.default_rng(0).normal(size=gen.shape))
+
+    def loss(gen):
+        return drifting_loss(gen, pos, neg, unconditional_weight=weight)
+
+    (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(gen)
+    doubles = (a.astype(np.float64) for a in (gen, pos, neg))
+    expected, scale, squares, total = expected_loss(*doubles, w_neg=weight)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(statistics.drift_mean_square, squares, rtol=2e-5)
+    gradients = -2 * total / (scale / np.sqrt(gen.shape[-1]) * gen.size)
+    error = np.linalg.norm(gradient - gradients) / np.linalg.norm(gradients)
+    assert error < 2e-5
+
+
 def test_diversity_statistics():
     gen, pos, neg, _ = draw(2)
     with jax.enable_x64(True):

@@ -22,6 +22,34 @@ def test_rotary_equals_the_reference(dtype):
         np.testing.assert_allclose(ours, arrays[f"out/{dtype}_jit/{name}"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("width", [6, 24, 64, 128])
+def test_rotary_rounds_frequencies_as_the_reference_does(width):
+    """In bfloat16 bit for bit; in float32 up to the rounding of cosines of angles near 272."""
+    arrays = read_release.load("C_rope_widths.npz")
+    for dtype, tolerance in (("bfloat16", 0.0), ("float32", 5e-5)):
+
+        @jax.jit
+        def rotate(x, dtype=dtype):
+            angles = layers.rotary_angles(x.shape[1], width, dtype=jnp.dtype(dtype))
+            return layers.apply_rotary(x.astype(dtype), *angles).astype(jnp.float32)
+
+        for name in ("q", "k"):
+            expected = arrays[f"{width}/out/{dtype}_eager/{name}"]
+            ours = rotate(arrays[f"{width}/in/{name}"])
+            np.testing.assert_allclose(ours, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("width", [6, 8, 16, 24, 64, 128])
+def test_rotary_frequencies_are_those_of_float64_rounded_once(width):
+    cosines, sines = layers.rotary_angles(2, width, dtype=jnp.float32)
+    frequencies = np.arctan2(sines[1], cosines[1])
+    expected = 10000.0 ** -(np.arange(0, width, 2) / width)
+    np.testing.assert_allclose(frequencies, expected, rtol=1e-6)
+    angles = np.float32(jnp.asarray(expected, jnp.bfloat16))  # at position 1
+    _, sines = layers.rotary_angles(2, width, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(np.float32(sines[1]), np.float32(jnp.sin(jnp.bfloat16(angles))))
+
+
 def test_rotary_logits_depend_on_the_distance_of_tokens_alone():
     angles = layers.rotary_angles(9, 8, dtype=jnp.float32)
     q, k = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
