@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 import unicodedata
@@ -11,6 +12,7 @@ from drifting_jax.data.class_names import aliases, class_table, title
 from drifting_jax.errors import UserError
 
 _SHOWN = 10  # of all classes, in a message
+_MOST_READINGS = 1000  # that are looked at
 _MOST_NAMED = 40  # of the chosen classes, in a line
 
 
@@ -38,7 +40,7 @@ def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
         return readings[0]
     for entry in entries:  # raises for the first one that is wrong
         known.find(entry)
-    repeated = min(c for c in repeats if repeats.count(c) > 1)
+    repeated = min(c for c, count in collections.Counter(repeats).items() if count > 1)
     raise UserError(f"--classes names class {repeated} more than once: {text!r}")
 
 
@@ -88,12 +90,15 @@ def _readings(entries: Sequence[_Entry], known: _Classes) -> tuple[list[list[int
     readings: list[list[int]] = []
     repeats: list[int] = []
     pending: list[tuple[int, list[int]]] = [(0, [])] if leads[0] else []
-    while pending and len(readings) < 2:
+    left = _MOST_READINGS
+    while pending and len(readings) < 2 and left:
         at, before = pending.pop()
+        if at < len(entries):
+            pending.extend((end, before + found) for end, found in steps[at] if leads[end])
+            continue
+        left -= 1
         if len(set(before)) < len(before):
             repeats = before
-        elif at < len(entries):
-            pending.extend((end, before + found) for end, found in steps[at] if leads[end])
         elif before not in readings:
             readings.append(before)
     return readings, repeats
@@ -115,7 +120,7 @@ class _Classes:
             _Index.of(words, _similar),
         ]
         decimals = [(i, name) for i, name in own if name.isdecimal()]
-        self._values = _Index.of(decimals, lambda name: str(int(name)))
+        self._values = _Index.of(decimals, lambda name: str(_number(name)))
         self.most_parts = 1 + max((word.count(",") for _, word in words), default=0)
 
     def listed(self, numbers: Sequence[int]) -> str:
@@ -143,7 +148,7 @@ class _Classes:
         found = self._named(entry.text, self._exact) or self._named(text, self._exact)
         numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
         if not found and numbers and not entry.quoted:
-            return self._numbered(text, int(numbers[1]), int(numbers[2] or numbers[1]))
+            return self._numbered(text, _number(numbers[1]), _number(numbers[2] or numbers[1]))
         found = found or self._named(text, self._similar)
         if len(found) > 1:
             which = ", ".join(f"{i} ({', '.join(aliases(self._names[i]))})" for i in found)
@@ -200,6 +205,11 @@ class _Index:
     def get(self, name: str) -> list[int]:
         """The classes that are called so, or similarly."""
         return self.classes.get(self.form(name), [])
+
+
+def _number(digits: str) -> int:
+    """The number of some digits, cut to 18 of them: no data set has as many classes."""
+    return int(digits.lstrip("0")[:18] or 0)
 
 
 def _normal(name: str) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import time
-import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -24,6 +23,7 @@ from drifting_jax.files import write_npz
 UNLABELLED = "unlabelled"  # the one class of a flat folder
 _SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system
 _State = tuple[int, int, int, int, int]
+_STATES = 5  # numbers in a state
 _LARGEST = 2**63 - 1
 _THREADS = 16  # listing waits for the disk or the network
 
@@ -70,16 +70,29 @@ class FileList:
         try:
             with np.load(path) as file:
                 skipped = json.loads(file["skipped"].tobytes())
-                return cls(
-                    names=Names(file["names"], file["ends"]),
+                found = cls(
+                    names=Names.checked(file["names"], file["ends"]),
                     labels=file["labels"],
-                    class_names=Names(file["class_names"], file["class_ends"]),
-                    folders=Names(file["folders"], file["folder_ends"]),
+                    class_names=Names.checked(file["class_names"], file["class_ends"]),
+                    folders=Names.checked(file["folders"], file["folder_ends"]),
                     states=file["states"],
-                    skipped=tuple(Skipped(r, n, tuple(names)) for r, n, names in skipped),
+                    skipped=tuple(
+                        Skipped(str(r), int(n), tuple(map(str, x))) for r, n, x in skipped
+                    ),
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return found if found._is_whole() else None
+        except Exception:  # damaged bytes raise anything
             return None
+
+    def _is_whole(self) -> bool:
+        labels, states = self.labels, self.states
+        return bool(
+            (labels.shape, labels.dtype) == ((len(self.names),), np.int32)
+            and (states.shape, states.dtype) == ((len(self.folders), _STATES), np.int64)
+            and len(self.folders) > 0
+            and labels.min(initial=0) >= 0
+            and labels.max(initial=0) < len(self.class_names)
+        )
 
     def is_settled(self) -> bool:
         """Whether the times of the folders will reveal the next change.
@@ -144,6 +157,7 @@ def scan(root: Path, suffixes: Collection[str]) -> FileList:
     class_folders = sorted(top.folders)
     with ThreadPoolExecutor(_THREADS) as pool:
         trees = list(pool.map(lambda name: _walk(root, name, suffixes), class_folders))
+    listings = [top, *(listing for tree in trees for listing in tree)]
     by_class = {
         name: sorted(file for listing in tree for file in listing.files)
         for name, tree in zip(class_folders, trees, strict=True)
@@ -160,9 +174,8 @@ def scan(root: Path, suffixes: Collection[str]) -> FileList:
     if not by_class:
         raise UserError(
             f"no image files in {root} or below: expected .jpeg, .jpg, .png, .webp, … in a folder "
-            f"for each class; found {_found(root)}"
+            f"for each class; found {_found(root)}{_advice(listings)}"
         )
-    listings = [top, *(listing for tree in trees for listing in tree)]
     counts = [len(files) for files in by_class.values()]
     return FileList(
         names=Names.of(file for files in by_class.values() for file in files),
@@ -261,6 +274,13 @@ def _skipped(listings: list[_Listing], empty: list[str]) -> tuple[Skipped, ...]:
         by_reason["class folder without images"] = empty
     found = [Skipped.of(reason, names) for reason, names in by_reason.items()]
     return tuple(sorted(found, key=lambda entry: (-entry.count, entry.reason)))
+
+
+def _advice(listings: list[_Listing]) -> str:
+    """What would read files that the installed Pillow does not read."""
+    names = [path for listing in listings for path in listing.skipped]
+    endings = sorted({os.path.splitext(name)[1].lower() for name in names})
+    return "".join(f"; {end} needs: {advice_for(end)}" for end in endings if advice_for(end))
 
 
 def _found(root: Path) -> str:

@@ -26,6 +26,10 @@ _GREY_BITS = 16  # of integer images, if their file does not say otherwise
 _TIFF_BITS_PER_SAMPLE = 258
 
 
+class UnsupportedPixelsError(ValueError):
+    """The pixels of an image have no known range; the message says what they are."""
+
+
 @functools.cache
 def register_plugins() -> None:
     """Lets Pillow use the plugins for HEIC, AVIF and JPEG XL that are installed."""
@@ -62,11 +66,11 @@ def to_rgb(picture: PillowImage) -> PillowImage:
     of TIFF files of 12 bits become v // 16. Transparency is dropped, not composited.
 
     Raises:
-      ValueError: pixels are floating-point numbers, integers outside 0..65535, or so small that all
-        of them would become 0.
+      UnsupportedPixelsError: pixels are floating-point numbers, integers outside 0..65535, or so
+        small that all of them would become 0.
     """
     if picture.mode == "F":
-        raise ValueError(
+        raise UnsupportedPixelsError(
             "its pixels are floating-point numbers, which have no fixed range: save it with 8 or "
             "16 bits"
         )
@@ -85,9 +89,11 @@ def _eight_bits(picture: PillowImage) -> PillowImage:
     values = np.asarray(picture)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= 1 << bits:
-        raise ValueError(f"its pixels are integers from {low} to {high}; expected 0..65535")
+        raise UnsupportedPixelsError(
+            f"its pixels are integers from {low} to {high}; expected 0..65535"
+        )
     if 0 < high < 1 << (bits - 8):
-        raise ValueError(
+        raise UnsupportedPixelsError(
             f"its pixels have {bits} bits, but values up to {high} only: the image would be black, "
             "so save it with 8 bits"
         )

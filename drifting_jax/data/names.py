@@ -20,6 +20,16 @@ class Names(Sequence[str]):
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
+    @classmethod
+    def checked(cls, data: np.ndarray, ends: np.ndarray) -> Names:
+        """The names in two arrays of a file. Raises ValueError if they do not fit each other."""
+        kinds = np.asarray(data).dtype == np.uint8 and np.asarray(ends).dtype == np.int64
+        if not kinds or data.ndim != 1 or ends.ndim != 1:
+            raise ValueError("names must be bytes and their ends")
+        if np.any(np.diff(ends, prepend=0) < 0) or ends[-1:].sum() != len(data):
+            raise ValueError("the ends of names do not fit their bytes")
+        return cls(data, ends)
+
     def __len__(self) -> int:
         return len(self.ends)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drifting_jax.data.image_formats import register_plugins, to_rgb
+from drifting_jax.data.image_formats import UnsupportedPixelsError, register_plugins, to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -96,14 +96,14 @@ def decode(data: bytes) -> PillowImage:
     Raises:
       UnreadableImage: the bytes are no whole image, or of pixels that `to_rgb` refuses.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     register_plugins()
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return to_rgb(picture)
-    except UnidentifiedImageError:  # its message is the address of the bytes
-        raise UnreadableImage("no picture in a format that Pillow reads") from None
+    except UnsupportedPixelsError as error:
+        raise UnreadableImage(str(error)) from None
     # Damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error, …
     except Exception as error:
         raise UnreadableImage(str(error) or type(error).__name__) from None

@@ -44,6 +44,8 @@ def test_classes(text, expected):
         ("0,,1", "no class is called ''"),
         ("1,0-2", "names class 1 more than once"),
         ("cat,2", "names class 2 more than once"),
+        ("9" * 5000, "classes run from 0 to 4; found '9999"),
+        ("0-" + "9" * 30, "classes run from 0 to 4; found '0-9999"),
     ],
 )
 def test_classes_that_do_not_exist(text, message):

@@ -203,6 +203,12 @@ def test_images_of_every_format_are_read(root, kind):
         assert np.abs(load(records.read(i)[0], 16).astype(int) - [255, 0, 0]).max() < 10
 
 
+def test_a_folder_of_files_that_pillow_does_not_read_says_what_does(root):
+    fill(root, "a/1.jxl", "b/2.JXL")
+    with pytest.raises(UserError, match=r"found a, b; \.jxl needs: pip install pillow-jxl-plugin$"):
+        open_records(root, "train")
+
+
 def test_class_folders_of_any_ending_are_classes(root):
     fill(root, "cat/1.jfif", "dog/1.JPG", "fox/1.Avif", "owl/1.jpe", "bat/1.jp2", "emu/1.mpo")
     assert found(root)[1] == ["bat", "cat", "dog", "emu", "fox", "owl"]
