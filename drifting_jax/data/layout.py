@@ -101,6 +101,13 @@ class _Level:
         """The first folders with images, whatever they are called."""
         return list(itertools.islice(filter(self._is_full, self.folders), count))
 
+    def count(self, name: str) -> str:
+        """Words for the number of images in a folder."""
+        if self.is_prepared(self.path / name):
+            return "prepared"
+        count, are_all = _count_images(self.path / name, self.suffixes, most=_MOST_ENTRIES)
+        return f"{count} image{'s' * (count != 1)}{'' if are_all else ' or more'}"
+
     def below(self, name: str) -> _Level:
         """The level of a subfolder."""
         return _Level(self.path / name, self.suffixes, self.is_prepared)
@@ -165,7 +172,9 @@ def _chosen(level: _Level, split: str) -> SplitFolder:
             f"give the path of one of them, such as {level.path / names[0]}"
         )
     beside = {
-        "another split": [name for name in level.split_names() if name != names[0]],
+        "another split": [
+            f"{name} ({level.count(name)})" for name in level.split_names() if name != names[0]
+        ],
         "folder beside the splits": others,
         "image file beside the splits": level.files,
     }
@@ -253,18 +262,28 @@ def _entries(path: Path) -> tuple[list[str], list[str]]:
 
 def _holds_images(path: Path, suffixes: Collection[str]) -> bool:
     """Whether an image file is found in a folder or below it, among the first entries."""
-    pending, left = deque([path]), _MOST_ENTRIES
-    while pending and left > 0:
+    return _count_images(path, suffixes, most=1)[0] > 0
+
+
+def _count_images(path: Path, suffixes: Collection[str], *, most: int) -> tuple[int, bool]:
+    """How many image files are in a folder and below it, and whether these are all.
+
+    It stops at `most` of them, and after `_MOST_ENTRIES` entries.
+    """
+    count, left, pending = 0, _MOST_ENTRIES, deque([path])
+    while pending:
         try:
             with os.scandir(pending.popleft()) as entries:
-                for entry in itertools.islice(entries, left):
+                for entry in entries:
+                    if left == 0 or count == most:
+                        return count, False
                     left -= 1
                     if is_hidden(entry.name):
                         continue
                     if is_folder(entry):
                         pending.append(Path(entry.path))
                     elif has_suffix(entry.name, suffixes):
-                        return True
+                        count += 1
         except OSError:
             continue
-    return False
+    return count, True

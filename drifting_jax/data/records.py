@@ -16,7 +16,7 @@ from drifting_jax.data.tfds import TfdsRecords, tfds_folder
 from drifting_jax.errors import UserError
 
 _TFDS_SPLITS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
-# How folders were read up to version 0.1.0, for the runs that began so.
+# How earlier versions read folders, for the runs that began so.
 _EARLIER_FOLDERS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "imagenet")
 _EARLIER_SUFFIXES = (
     ".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -99,10 +99,10 @@ def open_records(path: Path, split: str) -> Records:
 
 
 def open_earlier_records(path: Path) -> FolderRecords:
-    """The training images of a folder as version 0.1.0 found them.
+    """The training images of a folder as earlier versions found them.
 
-    It knew fewer endings and spellings of splits, took a folder called train for the split whatever
-    lay beside it, and did not look into a single folder for class folders.
+    They knew fewer endings and spellings of splits, took a folder called train for the split
+    whatever lay beside it, and did not look for class folders in a single folder.
 
     Raises:
       UserError: there are no such images.

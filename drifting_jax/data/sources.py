@@ -214,10 +214,10 @@ def make_source(data: Any, split: str) -> Source:
 
 
 def make_earlier_source(data: Any) -> Source | None:
-    """The training images of a folder as version 0.1.0 read them; None for data of another kind.
+    """The training images of a folder as earlier versions read them; None for data of another kind.
 
     Raises:
-      UserError: it would have read none.
+      UserError: they would have read none.
     """
     if data.source not in ("images", "imagenet") or not Path(data.path).expanduser().is_dir():
         return None

@@ -199,7 +199,7 @@ def test_a_cached_list_of_an_earlier_version_is_made_again(images, tmp_path):
     (kept,) = (tmp_path / "cache").rglob("*.npz")
     with np.load(kept) as file:
         arrays = {name: file[name] for name in file.files}
-    # The layout of version 0.1.0 held the times of the folders alone.
+    # Earlier versions kept the times of the folders alone.
     earlier = {name: array for name, array in arrays.items() if name != "states"}
     np.savez(kept, **earlier, changed=arrays["states"][:, 0])
     again = open_folder(images / "train")

@@ -10,7 +10,7 @@ from imagenet_like import encoded, picture
 from PIL import Image
 from tfds_files import write_tfds
 
-from drifting_jax.data import file_list, image_formats
+from drifting_jax.data import file_list, image_formats, layout
 from drifting_jax.data.facts import Skipped
 from drifting_jax.data.folder import open_folder
 from drifting_jax.data.records import describe_records, open_earlier_records, open_records
@@ -152,10 +152,19 @@ def test_splits_of_the_same_classes_are_splits_whatever_lies_beside_them(root):
     assert found(root) == ("train", ["cat", "dog"], 4)
     assert describe_records(open_records(root, "train")) == [
         f"data: 4 images of 2 classes (cat, dog) in {root}/train, format folder",
-        "skipped 1 (another split): val",
+        "skipped 1 (another split): val (4 images)",
         "skipped 2 (folder beside the splits): extra, samples",
         "skipped 1 (image file beside the splits): preview.png",
     ]
+
+
+def test_other_splits_are_counted_up_to_a_limit(root, monkeypatch):
+    classes(root, "train/cat", "val/cat", "Test/cat", count=3)
+    (told,) = open_records(root, "train").skipped
+    assert told.names == ("Test (3 images)", "val (3 images)")
+    monkeypatch.setattr(layout, "_MOST_ENTRIES", 3)  # the folder, and two of its files
+    (told,) = open_records(root, "test").skipped
+    assert told.names == ("Test (2 images or more)", "train (2 images or more)")
 
 
 def test_the_path_of_a_split_holds_classes(root):
