@@ -26,7 +26,7 @@ from drifting_jax.commands.packing import (
     write_shards,
 )
 from drifting_jax.data import transforms
-from drifting_jax.data.records import Records, open_records
+from drifting_jax.data.records import Records, describe_records, open_records
 from drifting_jax.data.shards import ShardRecords, ShardWriter, read_info
 from drifting_jax.digests import fingerprint_variables
 from drifting_jax.distributed import processes
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     writer = ShardWriter(folder, records, plan=plan, records_per_shard=values.per_shard)
     is_main_process = jax.process_index() == 0
     if is_main_process:
-        print(f"{records.where}: {len(records)} images of {len(records.class_names)} classes")
+        print("\n".join(describe_records(records)), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with locked_by_main_process(folder):
         on_main_process(writer.open)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from absl import flags
 
+from drifting_jax.commands.class_choice import describe_classes, parse_classes
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.config import ConfigDict
-from drifting_jax.data.class_names import aliases, title
 from drifting_jax.errors import UserError
 from drifting_jax.steps.sampling import class_major
 from drifting_jax.training.restore import load_generator, load_run
@@ -39,40 +39,6 @@ def define_flags() -> None:
     flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")
 
 
-def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
-    """Class numbers of "0-9" (inclusive), "0,3,7-9" or names, in the order given; "" for all.
-
-    Raises:
-      UserError: an entry that is neither a class number in range nor a name.
-    """
-    if not text:
-        return list(range(len(class_names)))
-    found: list[int] = []
-    for entry in text.split(","):
-        entry = entry.strip()
-        first, dash, last = entry.partition("-")
-        if first.isdecimal() and (not dash or last.isdecimal()):
-            low, high = int(first), int(last or first)
-            if low > high:
-                raise UserError(f"--classes: {entry!r} runs backwards; write {high}-{low}")
-            if high >= len(class_names):
-                raise UserError(
-                    f"classes run from 0 to {len(class_names) - 1}; found {entry!r} in --classes"
-                )
-            found.extend(range(low, high + 1))
-        elif named := [i for i, name in enumerate(class_names) if entry in aliases(name)]:
-            if len(named) > 1:
-                raise UserError(f"several classes are called {entry!r}: {named}; give the number")
-            found.append(named[0])
-        else:
-            known = ", ".join(map(title, class_names[:10])) + ", …" * (len(class_names) > 10)
-            raise UserError(f"no class is called {entry!r}; the classes are {known}")
-    repeated = sorted({c for c in found if found.count(c) > 1})
-    if repeated:
-        raise UserError(f"--classes names class {repeated[0]} more than once: {text!r}")
-    return found
-
-
 def main(_: Sequence[str]) -> None:
     """Loads, samples, writes, and says how long it took."""
     values = flags.FLAGS
@@ -94,9 +60,9 @@ def main(_: Sequence[str]) -> None:
         generator = load_generator(values.weights, vae=values.vae)
     if generator.config is not None:
         _note_outside(generator.config.guidance, values.cfg_scale)
-    labels, indices = class_major(
-        parse_classes(values.classes, generator.class_names), values.per_class
-    )
+    classes = parse_classes(values.classes, generator.class_names)
+    print(describe_classes(classes, generator.class_names), flush=True)
+    labels, indices = class_major(classes, values.per_class)
     started = time.perf_counter()
     images = generator.sample(
         labels,

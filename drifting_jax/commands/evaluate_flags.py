@@ -6,9 +6,10 @@ from typing import Any
 
 from absl import flags
 
+from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.image_set import ImageSet
-from drifting_jax.evaluation.features.image_sets import open_images
+from drifting_jax.evaluation.features.image_sets import describe_images, open_images
 from drifting_jax.evaluation.image_evaluation import prepare_setup
 from drifting_jax.evaluation.metrics.catalogue import IMAGES, metrics_for
 from drifting_jax.evaluation.setup import (
@@ -129,8 +130,11 @@ def sample_sets_of(values: Any, generator: Generator | None) -> list[SampleSet]:
 
 
 def images_of(values: Any) -> ImageSet:
-    """The images of --images."""
-    return open_images(values.images, split=values.split, size=values.image_size)
+    """The images of --images. Prints what was found."""
+    images = open_images(values.images, split=values.split, size=values.image_size)
+    if processes.is_main_process():
+        print("\n".join(describe_images(images)), flush=True)
+    return images
 
 
 def scales_of(values: Any) -> list[float]:

@@ -17,7 +17,8 @@ def class_table() -> dict[str, str]:
 
 def title(class_name: str) -> str:
     """The first word for a class: "tench" for "n01440764". Other names stay as they are."""
-    return class_table().get(class_name, class_name).split(", ")[0]
+    words = class_table().get(class_name)
+    return words.split(", ")[0] if words else class_name
 
 
 def aliases(class_name: str) -> list[str]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+from drifting_jax.data.class_names import title
+
 _NAMES_KEPT = 3
+_TITLES_SHOWN = 5
+_REASONS_SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +50,22 @@ class SourceFacts:
     where: Path | None = None
     skipped: tuple[Skipped, ...] = ()
     crop: str | None = None
+
+
+def describe(
+    facts: SourceFacts, *, count: int, class_names: Sequence[str], noun: str = "image"
+) -> list[str]:
+    """Lines for a person: how many records and classes there are, where, and what was skipped."""
+    nouns = noun + "s" * (count != 1)
+    titles = ", ".join(title(name) for name in class_names[:_TITLES_SHOWN])
+    more = ", …" * (len(class_names) > _TITLES_SHOWN)
+    place = f" in {facts.where}" if facts.where else ""
+    classes = f"{len(class_names)} class{'es' * (len(class_names) != 1)}"
+    lines = [f"data: {count} {nouns} of {classes} ({titles}{more}){place}, format {facts.format}"]
+    for skipped in facts.skipped[:_REASONS_SHOWN]:
+        names = ", ".join(skipped.names) + ", …" * (skipped.count > len(skipped.names))
+        lines.append(f"skipped {skipped.count} ({skipped.reason}): {names}")
+    if others := facts.skipped[_REASONS_SHOWN:]:
+        reasons = ", ".join(skipped.reason for skipped in others)
+        lines.append(f"skipped {sum(skipped.count for skipped in others)} more ({reasons})")
+    return lines

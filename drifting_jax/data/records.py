@@ -7,14 +7,20 @@ from typing import Protocol
 
 import numpy as np
 
-from drifting_jax.data.facts import Skipped
-from drifting_jax.data.folder import open_folder
-from drifting_jax.data.shards import ShardRecords
+from drifting_jax.data.facts import Skipped, SourceFacts, describe
+from drifting_jax.data.folder import FolderRecords, open_folder
+from drifting_jax.data.image_formats import readable_suffixes
+from drifting_jax.data.layout import find_split
+from drifting_jax.data.shards import ShardRecords, is_prepared
 from drifting_jax.data.tfds import TfdsRecords, tfds_folder
 from drifting_jax.errors import UserError
 
-_SPLITS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
-_INNER = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "imagenet")  # where downloads put the splits
+_TFDS_SPLITS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
+# How earlier versions read folders, for the runs that began so.
+_EARLIER_FOLDERS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "imagenet")
+_EARLIER_SUFFIXES = (
+    ".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
 
 
 class Records(Protocol):
@@ -67,44 +73,55 @@ def open_records(path: Path, split: str) -> Records:
 
     Args:
       path: one of these:
-        * a folder with `train/` and perhaps `val/`, which hold class folders, also as ImageNet's
-          downloads have them (`ILSVRC/Data/CLS-LOC/`);
+        * a folder with `train/` and perhaps `val/`, which hold class folders, also as downloads
+          have them (`ILSVRC/Data/CLS-LOC/`, `images/train/`): see `layout`;
         * class folders or images themselves, which are a training split;
         * a data set of tensorflow-datasets in array_record;
         * the output of `drifting_jax.prepare`.
       split: "train", or "test" for `val`, `validation` or `test`.
 
     Raises:
-      UserError: the folder holds none of these. The message says what was looked for and found.
+      UserError: the folder holds none of these, or can be read in two ways. The message says what
+        was looked for and found.
     """
     path = path.expanduser()
     if not path.is_dir():
         raise UserError(f"no folder of images: {path} does not exist or is a file")
-    folder = _split_folder(path, split)
-    for candidate in (folder, path):
-        if candidate is not None and (candidate / "info.json").is_file():
-            return ShardRecords(candidate)
+    if is_prepared(path):
+        return ShardRecords(path)
     prepared = tfds_folder(path)
     if prepared is not None:
-        return TfdsRecords(prepared, _SPLITS[split])
-    if folder is None:
-        _require_train(path, split)
-        folder = path
-    return open_folder(folder)
+        return TfdsRecords(prepared, _TFDS_SPLITS[split])
+    found = find_split(path, split, suffixes=readable_suffixes(), is_prepared=is_prepared)
+    if is_prepared(found.path):
+        return ShardRecords(found.path)
+    return open_folder(found.path, beside=found.beside)
 
 
-def _split_folder(path: Path, split: str) -> Path | None:
-    for inner in _INNER:
-        for name in _SPLITS[split]:
-            if (path / inner / name).is_dir():
-                return path / inner / name
-    return None
+def open_earlier_records(path: Path) -> FolderRecords:
+    """The training images of a folder as earlier versions found them.
+
+    They knew fewer endings and spellings of splits, took a folder called train for the split
+    whatever lay beside it, and did not look for class folders in a single folder.
+
+    Raises:
+      UserError: there are no such images.
+    """
+    path = path.expanduser()
+    names = [Path(inner, name) for inner in _EARLIER_FOLDERS for name in ("train", "training")]
+    folder = next((path / name for name in names if (path / name).is_dir()), path)
+    return open_folder(folder, suffixes=_EARLIER_SUFFIXES)
 
 
-def _require_train(path: Path, split: str) -> None:
-    if split != "train":
-        raise UserError(
-            f"{path} has no {split} split: looked for {', '.join(_SPLITS[split])} in it"
-        )
-    if other := _split_folder(path, "test"):
-        raise UserError(f"{path} has no train split: looked for train in it, found {other.name}")
+def describe_records(records: Records, count: int | None = None) -> list[str]:
+    """Lines for a person: how many images and classes there are, where, and what was skipped.
+
+    Args:
+      records: what was found.
+      count: how many of them are used; None for all.
+    """
+    return describe(
+        SourceFacts(records.format, records.where, records.skipped),
+        count=len(records) if count is None else count,
+        class_names=records.class_names,
+    )

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from drifting_jax.data.facts import Skipped
-from drifting_jax.data.folder import Names
 from drifting_jax.data.journal import Journal
+from drifting_jax.data.names import Names
 from drifting_jax.data.transforms import UnreadableImage
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json, write_npz
@@ -127,6 +127,22 @@ class ShardRecords:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds a prepared split: its `info.json` says so, or is damaged.
+
+    An `info.json` of others says nothing of our formats, and has no records beside it.
+    """
+    try:
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        if isinstance(info, dict) and str(info.get("format")).startswith("drifting_jax."):
+            return True
+    except ValueError:
+        pass
+    except OSError:
+        return False
+    return any(True for _ in folder.glob("*.array_record"))
 
 
 def read_info(folder: Path) -> dict[str, Any]:

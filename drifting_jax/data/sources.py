@@ -16,9 +16,9 @@ import numpy as np
 from drifting_jax.data.class_names import NUM_CLASSES
 from drifting_jax.data.digits import DigitsSource
 from drifting_jax.data.facts import SourceFacts
-from drifting_jax.data.folder import UNLABELLED
+from drifting_jax.data.file_list import UNLABELLED
 from drifting_jax.data.images import ImageSource, LatentSource
-from drifting_jax.data.records import Records, open_records
+from drifting_jax.data.records import Records, open_earlier_records, open_records
 from drifting_jax.data.shards import LATENTS, ShardRecords
 from drifting_jax.data.tfds import TfdsSource
 from drifting_jax.data.transforms import Augmentation
@@ -211,6 +211,17 @@ def make_source(data: Any, split: str) -> Source:
       UserError: the source is unknown, or cannot be opened.
     """
     return _kind(data.source).open(data, split)
+
+
+def make_earlier_source(data: Any) -> Source | None:
+    """The training images of a folder as earlier versions read them; None for data of another kind.
+
+    Raises:
+      UserError: they would have read none.
+    """
+    if data.source not in ("images", "imagenet") or not Path(data.path).expanduser().is_dir():
+        return None
+    return _of_records(open_earlier_records(Path(data.path)), data)
 
 
 def as_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:

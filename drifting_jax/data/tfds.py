@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,13 +131,22 @@ class TfdsRecords:
 
 def tfds_folder(path: Path) -> Path | None:
     """`path` if it is a prepared version, else the newest one in it or in `imagenet2012` there."""
-    if (path / "dataset_info.json").is_file():
+    if _is_prepared_version(path):
         return path
     for inner in (path, path / "imagenet2012"):
-        versions = [p.parent for p in inner.glob("*/dataset_info.json")]
-        if versions:
+        found = [p.parent for p in inner.glob("*/dataset_info.json")]
+        if versions := [folder for folder in found if _is_prepared_version(folder)]:
             return max(versions, key=lambda p: [int(x) for x in p.name.split(".") if x.isdecimal()])
     return None
+
+
+def _is_prepared_version(folder: Path) -> bool:
+    """Whether `dataset_info.json` is of tensorflow-datasets; other libraries write one, too."""
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+        return "fileFormat" in info or any("shardLengths" in split for split in info["splits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _undecoded(builder: Any, split: str) -> Any:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from drifting_jax.data.image_formats import UnsupportedPixelsError, register_plugins, to_rgb
+
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
@@ -87,17 +89,21 @@ def load(
 def decode(data: bytes) -> PillowImage:
     """The Pillow image of a file's bytes, converted to RGB.
 
-    As the reference does, it drops transparency instead of compositing, ignores EXIF's rotation,
-    and clips 16-bit values at 255: convert such images to 8 bits first.
+    As the reference does, it drops transparency instead of compositing, and ignores EXIF's
+    rotation. Of several pictures in a file it takes the first. `to_rgb` says what becomes of 16-bit
+    values.
 
     Raises:
-      UnreadableImage: the bytes are no whole image.
+      UnreadableImage: the bytes are no whole image, or of pixels that `to_rgb` refuses.
     """
     from PIL import Image
 
+    register_plugins()
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            return picture.convert("RGB")
+            return to_rgb(picture)
+    except UnsupportedPixelsError as error:
+        raise UnreadableImage(str(error)) from None
     # Damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error, …
     except Exception as error:
         raise UnreadableImage(str(error) or type(error).__name__) from None

@@ -1,5 +1,6 @@
 """The data of a run: data.json identifies it and is compared at every start."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,12 @@ from typing import Any
 import jax
 
 from drifting_jax.config import ConfigDict
-from drifting_jax.data.class_names import title
-from drifting_jax.data.sources import DataSpec, Source, make_source
+from drifting_jax.data.facts import describe
+from drifting_jax.data.sources import DataSpec, Source, make_earlier_source, make_source
 from drifting_jax.digests import digest_bytes
 from drifting_jax.distributed.agreement import require_same
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
-
-_TITLES_SHOWN = 5
-_REASONS_SHOWN = 8
 
 
 def open_source(config: ConfigDict, workdir: Path) -> Source:
@@ -27,46 +25,65 @@ def open_source(config: ConfigDict, workdir: Path) -> Source:
       UserError: there is no such data, it is not what the run began with, or the processes of the
         run see different data.
     """
-    source = make_source(config.data, "train")
-    found = {
+    path = workdir / "data.json"
+    began = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    source = _open(config.data, began)
+    found = _record(source)
+    _require_same_everywhere(found)
+    if began is None:
+        if jax.process_index() == 0:
+            write_json(path, found)
+    elif not _is_same(began, found):
+        raise UserError(
+            f"the data in {config.data.path or config.data.source} is not what the run in "
+            f"{workdir} began with: {_words(began)} then, {_words(found)} now"
+        )
+    return source
+
+
+def _open(data: ConfigDict, began: dict[str, Any] | None) -> Source:
+    """The training split. A run that began with an earlier version gets the files it began with."""
+    source, refused = None, None
+    try:
+        source = make_source(data, "train")
+    except UserError as error:
+        refused = error
+    if began is not None and (source is None or not _is_same(began, _record(source))):
+        with contextlib.suppress(UserError):
+            earlier = make_earlier_source(data)
+            if earlier is not None and _is_same(began, _record(earlier)):
+                if jax.process_index() == 0:
+                    now = _words(_record(source)) if source else str(refused)
+                    print(f"note: this run goes on as it began; a new run would read: {now}")
+                return earlier
+    if refused is not None:
+        raise refused
+    assert source is not None
+    return source
+
+
+def _record(source: Source) -> dict[str, Any]:
+    """What data.json says of the data."""
+    return {
         "count": len(source),
         "fingerprint": source.fingerprint,
         "image_shape": list(source.image_shape),
         "class_names": list(source.class_names),
     }
-    _require_same_everywhere(found)
-    path = workdir / "data.json"
-    if path.is_file():
-        began = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in found.items():
-            if began.get(name) != value:
-                raise UserError(
-                    f"the data in {config.data.path or config.data.source} is not what the run in "
-                    f"{workdir} began with: {_words(began)} then, {_words(found)} now"
-                )
-    elif jax.process_index() == 0:
-        write_json(path, found)
-    return source
+
+
+def _is_same(began: dict[str, Any], found: dict[str, Any]) -> bool:
+    return all(began.get(name) == value for name, value in found.items())
 
 
 def describe_data(source: Source) -> list[str]:
     """Lines for a person: how many images and classes there are, where, and what was skipped."""
-    facts, classes = source.facts, source.class_names
-    noun = ("image" if len(source.image_shape) == 3 else "point") + "s" * (len(source) != 1)
-    titles = ", ".join(title(name) for name in classes[:_TITLES_SHOWN])
-    more = ", …" * (len(classes) > _TITLES_SHOWN)
-    place = f" in {facts.where}" if facts.where else ""
-    lines = [
-        f"data: {len(source)} {noun} of {len(classes)} class{'es' * (len(classes) != 1)} "
-        f"({titles}{more}){place}, format {facts.format}"
-    ]
-    for skipped in facts.skipped[:_REASONS_SHOWN]:
-        names = ", ".join(skipped.names) + ", …" * (skipped.count > len(skipped.names))
-        lines.append(f"skipped {skipped.count} ({skipped.reason}): {names}")
-    if others := facts.skipped[_REASONS_SHOWN:]:
-        reasons = ", ".join(skipped.reason for skipped in others)
-        lines.append(f"skipped {sum(skipped.count for skipped in others)} more ({reasons})")
-    return lines
+    return describe(
+        source.facts,
+        count=len(source),
+        class_names=source.class_names,
+        noun="image" if len(source.image_shape) == 3 else "point",
+    )
 
 
 def read_data_spec(workdir: Path, config: ConfigDict) -> tuple[DataSpec, list[str]]:

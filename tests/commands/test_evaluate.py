@@ -61,11 +61,14 @@ def command(monkeypatch, tmp_path):
 
 def test_images_against_a_reference(command, tmp_path, capsys):
     assert command("reference", "--images=data", "--out=ref.npz", "--keep=40") == 0
-    assert "inception weights: sha256 0000" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "inception weights: sha256 0000" in printed
+    assert printed.startswith("data: 60 images of 3 classes (a, b, c) in ")
     assert not (tmp_path / "ref.parts").exists()
     given = ("--images=samples.npz", "--reference=ref.npz", "--out=out", "--figures=fid,recall")
     assert command(*given) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("data: 50 images of samples.npz")
     assert "those of the reference" not in printed
     assert "FID ↓" in printed and "Recall ↑" in printed and "report: out/report.html" in printed
     page = (tmp_path / "out" / "report.html").read_text()

@@ -1,10 +1,14 @@
 """The sampling program's arguments and files."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from drifting_jax import sample
+from drifting_jax.commands import class_choice
+from drifting_jax.data.class_names import class_table
 from drifting_jax.errors import UserError
 from drifting_jax.workdir import sample_files
 
@@ -40,11 +44,83 @@ def test_classes(text, expected):
         ("0,,1", "no class is called ''"),
         ("1,0-2", "names class 1 more than once"),
         ("cat,2", "names class 2 more than once"),
+        ("9" * 5000, "classes run from 0 to 4; found '9999"),
+        ("0-" + "9" * 30, "classes run from 0 to 4; found '0-9999"),
     ],
 )
 def test_classes_that_do_not_exist(text, message):
     with pytest.raises(UserError, match=message):
         sample.parse_classes(text, NAMES)
+
+
+TWELVE = sorted(map(str, range(1, 13)))  # 1, 10, 11, 12, 2, …
+SPICES = ["salt", "pepper", "salt, pepper", "Crème fraîche", "1-2", " x "]
+
+
+@pytest.mark.parametrize(
+    "text, names, expected",
+    [
+        ("8", NAMES, [3]),  # a class of that name, not a number out of range
+        ("5", TWELVE, [7]),
+        ("12,1", TWELVE, [3, 0]),
+        ("0", TWELVE, [0]),  # no class is called so
+        ("10-12", TWELVE, [1, 2, 3]),  # only names go so far
+        ("18-24", ["18-24", "25-34"], [0]),
+        ("0-1", ["18-24", "25-34"], [0, 1]),
+        ("001", ["001", "002"], [0]),
+        ("0-9", list("0123456789"), list(range(10))),
+        ("1-2", SPICES, [4]),
+        ('"1-2",0', SPICES, [4, 0]),
+        ('"salt, pepper"', SPICES, [2]),
+        (' "salt" , "pepper" ', SPICES, [0, 1]),
+        ("salt,pepper,pepper", SPICES, [2, 1]),  # else pepper would be there twice
+        ("SALT", SPICES, [0]),
+        ("crème FRAÎCHE", SPICES, [3]),
+        (unicodedata.normalize("NFD", "Crème fraîche"), SPICES, [3]),
+        (" x ", SPICES, [5]),
+        ("X", SPICES, [5]),
+        ("cat", ["cat", "Cat"], [0]),
+        ("b, a,c", ["a,b", "b, a", "c"], [1, 2]),
+        ("é", ["e\u0301", "é"], [1]),
+        ("e\u0301", ["e\u0301", "é"], [0]),
+        ("É", ["e\u0301"], [0]),
+    ],
+)
+def test_names_before_numbers(text, names, expected):
+    assert sample.parse_classes(text, names) == expected
+
+
+@pytest.mark.parametrize(
+    "text, names, shown",
+    [
+        ("3-5", TWELVE, ["by number as 3 (12), 4 (2), 5 (3)", "by name as 5 (3), 6 (4), 7 (5)"]),
+        ("05", TWELVE, ["by number as 5 (3)", "by name as 7 (5)"]),
+        ("1", ["001", "002"], ["by number as 1 (002)", "by name as 0 (001)"]),
+        ("salt, pepper", SPICES, ["as 2 (salt, pepper) or as 0 (salt), 1 (pepper)", "quotes"]),
+        ("1,2", ["1,2", "x", "y"], ["as 0 (1,2) or as 1 (x), 2 (y)"]),
+        ("CAT", ["cat", "Cat"], ["several classes are called 'CAT': 0 (cat), 1 (Cat)"]),
+        ("crane", list(class_table()), ["134 (n02012849, crane), 517 (n03126707, crane)"]),
+    ],
+)
+def test_both_readings_of_an_ambiguous_class_are_shown(text, names, shown):
+    with pytest.raises(UserError) as error:
+        sample.parse_classes(text, names)
+    assert all(words in str(error.value) for words in shown), error.value
+
+
+def test_imagenets_words_for_a_class():
+    names = list(class_table())
+    for text in ("tench", "Tinca tinca", "tench, Tinca tinca", "TENCH", "n01440764", "N01440764"):
+        assert sample.parse_classes(text, names) == [0]
+    text = "Golden Retriever, tench, n03126707,1"
+    assert sample.parse_classes(text, names) == [207, 0, 517, 1]
+    assert sample.parse_classes(",".join(names), names) == list(range(1000))
+    assert (
+        class_choice.describe_classes([0, 207], names)
+        == "classes: 0 (tench), 207 (golden retriever)"
+    )
+    assert class_choice.describe_classes(range(1000), names).endswith(" and 960 more")
+    assert class_choice.describe_classes([2], SPICES) == "classes: 2 (salt, pepper)"
 
 
 def numbered(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Crops against the reference's pixels, random boxes, and damaged and unusual files."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from drifting_jax.data import transforms
 from drifting_jax.data.transforms import Augmentation, UnreadableImage, load, random_resized_box
 
 CROPS = np.load(Path(__file__).parents[1] / "fixtures" / "torch" / "image_crop" / "io.npz")
-CASES = [name for name in CROPS.files if name.rpartition("/")[2].startswith("crop")]
+# The reference makes 16-bit files white; we scale them.
+READ_ALIKE = [name for name in CROPS.files if not name.startswith("i16_png")]
+CASES = [name for name in READ_ALIKE if name.rpartition("/")[2].startswith("crop")]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -21,10 +24,82 @@ def test_centre_crop_equals_the_reference_pixel_for_pixel(case):
     np.testing.assert_array_equal(load(CROPS[f"{name}/file"].tobytes(), int(size)), CROPS[case])
 
 
-@pytest.mark.parametrize("case", [n for n in CROPS.files if n.endswith("decoded_rgb")])
+@pytest.mark.parametrize("case", [n for n in READ_ALIKE if n.endswith("decoded_rgb")])
 def test_decoding_ignores_rotation_and_drops_transparency(case):
     data = CROPS[case.replace("decoded_rgb", "file")].tobytes()
     np.testing.assert_array_equal(np.asarray(transforms.decode(data)), CROPS[case])
+
+
+def test_sixteen_bits_are_scaled_to_eight():
+    data = CROPS["i16_png/file"].tobytes()
+    values = np.asarray(Image.open(io.BytesIO(data)))
+    assert values.dtype == np.uint16 and values.max() > 60000
+    eight = np.uint8(values.astype(int) // 256)
+    np.testing.assert_array_equal(np.asarray(transforms.decode(data)), np.stack([eight] * 3, -1))
+    as_eight = as_file(Image.fromarray(eight), "PNG")
+    for decoder in transforms.DECODERS:
+        np.testing.assert_array_equal(load(data, 64, decoder=decoder), load(as_eight, 64))
+
+
+RAMP = np.tile(np.linspace(1000, 65535, 48), (40, 1)).round()
+
+
+@pytest.mark.parametrize(
+    "kind, dtype",
+    [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2"), ("TIFF", "<i4"), ("PPM", "<u2"),
+     ("JPEG2000", "<u2")],
+)  # fmt: skip
+def test_integers_of_many_bits_in_any_format(kind, dtype):
+    pixels = np.asarray(transforms.decode(encoded(Image.fromarray(RAMP.astype(dtype)), kind)))
+    np.testing.assert_array_equal(pixels, np.repeat(RAMP[..., None] // 256, 3, -1))
+
+
+def test_colours_of_sixteen_bits_are_scaled_alike():
+    import cv2
+
+    colours = np.stack([RAMP, RAMP[:, ::-1], RAMP], -1).astype(np.uint16)
+    data = cv2.imencode(".png", colours[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(np.asarray(transforms.decode(data)), colours // 256)
+
+
+def test_twelve_bits_of_a_tiff():
+    values = np.arange(0, 4096, 64, dtype=np.uint16).reshape(8, 8)
+    packed = np.stack([values[:, ::2] >> 4, (values[:, ::2] & 15) << 4 | values[:, 1::2] >> 8,
+                       values[:, 1::2] & 255], -1).astype(np.uint8).tobytes()  # fmt: skip
+    tags = [(256, 3, 8), (257, 3, 8), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8),
+            (277, 3, 1), (278, 3, 8), (279, 4, len(packed))]  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    header = b"II*\0" + struct.pack("<I", 8 + len(packed))
+    data = header + packed + struct.pack("<H", len(tags)) + directory + bytes(4)
+    np.testing.assert_array_equal(np.asarray(transforms.decode(data))[..., 0], values >> 4)
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        ((RAMP / 65535).astype(np.float32), "floating-point numbers, which have no fixed range"),
+        (RAMP.astype(np.float32), "save it with 8 or 16 bits"),
+        (RAMP.astype(np.int32) - 2000, "integers from -1000 to 63535; expected 0..65535"),
+        (RAMP.astype(np.int32) * 9, "integers from 9000 to 589815; expected 0..65535"),
+        ((RAMP // 300).astype(np.uint16), "16 bits, but values up to 218 only: the image would be"),
+    ],
+)
+def test_pixels_without_a_known_range_are_unreadable(values, told):
+    with pytest.raises(UnreadableImage, match=told):
+        transforms.decode(encoded(Image.fromarray(values), "TIFF"))
+
+
+def test_a_black_image_of_sixteen_bits_is_black():
+    data = encoded(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG")
+    assert not np.asarray(transforms.decode(data)).any()
+
+
+def test_the_first_of_several_pictures_is_read():
+    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    for kind in ("GIF", "TIFF", "PNG", "WEBP"):
+        data = encoded(red, kind, save_all=True, append_images=[blue])
+        pixels = np.asarray(transforms.decode(data)).astype(int)
+        assert np.abs(pixels - [255, 0, 0]).max() < 10, kind
 
 
 def test_opencv_reads_photographs_nearly_as_pillow():

@@ -20,8 +20,10 @@ from imagenet_like import CLASSES, write_imagenet_like
 from drifting_jax.commands import packing
 from drifting_jax.config import resolve
 from drifting_jax.data import pipeline
+from drifting_jax.data.folder import FolderRecords
 from drifting_jax.data.images import ImageSource
 from drifting_jax.data.in_memory import ArraySource
+from drifting_jax.data.names import Names
 from drifting_jax.data.points import PointsSource
 from drifting_jax.data.records import open_records
 from drifting_jax.data.shards import ShardWriter
@@ -30,6 +32,7 @@ from drifting_jax.data.transforms import Augmentation, UnreadableImage
 from drifting_jax.distributed import transfer
 from drifting_jax.distributed.meshes import make_mesh
 from drifting_jax.errors import UserError
+from drifting_jax.files import write_json
 from drifting_jax.training import data_identity, device_batches, restore, run
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +162,36 @@ def test_the_data_must_stay_what_it_was(config, images, tmp_path):
     data_identity.open_source(config, tmp_path)
     config.data.path = str(images / "train" / CLASSES[0])
     with pytest.raises(UserError, match=r"is not what the run .* began with: 47 records of 3"):
+        data_identity.open_source(config, tmp_path)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_what_it_began_with(config, tmp_path, capsys):
+    def fill(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+
+    fill("d/train/1.jpg", "d/train/2.png", "d/train/3.jfif", "d/bus/1.jpg")
+    began = {
+        "count": 2,
+        "fingerprint": FolderRecords(
+            tmp_path, ["unlabelled"], np.zeros(2, np.int32), Names.of(["1.jpg", "2.png"])
+        ).fingerprint,
+        "image_shape": list(make_source(config.data, "train").image_shape),
+        "class_names": ["unlabelled"],
+    }
+    config.data.path = str(tmp_path / "d")
+    with pytest.raises(UserError, match="can be read in two ways"):
+        data_identity.open_source(config, tmp_path)
+    write_json(tmp_path / "data.json", began)
+    source = data_identity.open_source(config, tmp_path)
+    assert [source.name(i).split()[0] for i in range(2)] == ["1.jpg", "2.png"]
+    assert "note: this run goes on as it began; a new run would read: " in capsys.readouterr().out
+    config.data.path = str(tmp_path / "d" / "train")  # two names more are known now
+    assert len(data_identity.open_source(config, tmp_path)) == 2
+    assert "a new run would read: 3 records of 1 classes" in capsys.readouterr().out
+    fill("d/train/4.jpg")
+    with pytest.raises(UserError, match=r"began with: 2 records .* 4 records"):
         data_identity.open_source(config, tmp_path)
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from drifting_jax.data import transforms
 from drifting_jax.data.class_names import title
-from drifting_jax.data.records import Records, open_records
+from drifting_jax.data.records import Records, describe_records, open_records
 from drifting_jax.data.transforms import FailedRead, UnreadableImage
 from drifting_jax.digests import digest_values
 from drifting_jax.distributed import transfer
@@ -55,6 +55,11 @@ def open_images(path: str | Path, *, split: str = "train", size: int = 0) -> Ima
     return RecordImages(records, size=size)
 
 
+def describe_images(images: ImageSet) -> list[str]:
+    """Lines for a person: what was found, and the files that were skipped."""
+    return images.description if isinstance(images, RecordImages) else [f"data: {images.words}"]
+
+
 class RecordImages:
     """Encoded images, decoded with Pillow.
 
@@ -62,11 +67,15 @@ class RecordImages:
       records: see `open_records`.
       size: side of ADM's centre crop; 0 takes images as they are, all of the first one's size.
       indices: records that belong to the set, in this order; None for all.
+
+    Attributes:
+      description: lines that say what was found and skipped.
     """
 
     def __init__(self, records: Records, *, size: int = 0, indices: np.ndarray | None = None):
         self._records, self._size = records, size
         self._indices = np.arange(len(records)) if indices is None else np.asarray(indices)
+        self.description = describe_records(records, len(self._indices))
         named = list(records.class_names)
         self.labels = records.labels[self._indices] if len(named) > 1 else None
         self.class_names = [title(name) for name in named]
