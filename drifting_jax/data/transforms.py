@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from drifting_jax.data.unreadable import reason_of, without_png_text
+
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
@@ -91,7 +93,7 @@ def decode(data: bytes) -> PillowImage:
     and clips 16-bit values at 255: convert such images to 8 bits first.
 
     Raises:
-      UnreadableImage: the bytes are no whole image.
+      UnreadableImage: the bytes are no whole image; the message says why.
     """
     from PIL import Image
 
@@ -100,7 +102,11 @@ def decode(data: bytes) -> PillowImage:
             return picture.convert("RGB")
     # Damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error, …
     except Exception as error:
-        raise UnreadableImage(str(error) or type(error).__name__) from None
+        if "MAX_TEXT" in str(error):  # Pillow's limit of a PNG's text, which the pixels do not need
+            plain = without_png_text(data)
+            if len(plain) < len(data):
+                return decode(plain)
+        raise UnreadableImage(reason_of(error, data)) from None
 
 
 def center_crop(picture: PillowImage, size: int) -> np.ndarray:
