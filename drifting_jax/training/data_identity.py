@@ -10,9 +10,10 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.data.class_names import title
 from drifting_jax.data.sources import DataSpec, Source, make_source
 from drifting_jax.digests import digest_bytes
-from drifting_jax.distributed.agreement import require_same
+from drifting_jax.distributed.agreement import on_main_process, require_same
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
+from drifting_jax.workdir.opening import has_checkpoints
 
 _TITLES_SHOWN = 5
 _REASONS_SHOWN = 8
@@ -21,7 +22,8 @@ _REASONS_SHOWN = 8
 def open_source(config: ConfigDict, workdir: Path) -> Source:
     """Opens the training split, and checks that it is the data that the run began with.
 
-    The first start of a run writes <workdir>/data.json, which identifies the data.
+    <workdir>/data.json identifies the data. It is written at the first start, and anew if the data
+    has changed before anything was saved.
 
     Raises:
       UserError: there is no such data, it is not what the run began with, or the processes of the
@@ -35,18 +37,24 @@ def open_source(config: ConfigDict, workdir: Path) -> Source:
         "class_names": list(source.class_names),
     }
     _require_same_everywhere(found)
-    path = workdir / "data.json"
-    if path.is_file():
-        began = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in found.items():
-            if began.get(name) != value:
-                raise UserError(
-                    f"the data in {config.data.path or config.data.source} is not what the run in "
-                    f"{workdir} began with: {_words(began)} then, {_words(found)} now"
-                )
-    elif jax.process_index() == 0:
-        write_json(path, found)
+    on_main_process(_compare_or_write, config, workdir, found)
     return source
+
+
+def _compare_or_write(config: ConfigDict, workdir: Path, found: dict[str, Any]) -> None:
+    """Compares the data with data.json, or writes that file if nothing was saved yet."""
+    path = workdir / "data.json"
+    began = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if all(began.get(name) == value for name, value in found.items()):
+        return
+    if began and has_checkpoints(workdir):
+        raise UserError(
+            f"the data in {config.data.path or config.data.source} is not what the run in "
+            f"{workdir} began with: {_words(began)} then, {_words(found)} now"
+        )
+    for log in workdir.glob("unreadable_*.jsonl"):  # their indices are those of other data
+        log.unlink()
+    write_json(path, found)
 
 
 def describe_data(source: Source) -> list[str]:

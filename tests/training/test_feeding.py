@@ -158,6 +158,7 @@ def test_the_data_must_stay_what_it_was(config, images, tmp_path):
     config.data.path = str(packed)  # the same images elsewhere
     data_identity.open_source(config, tmp_path)
     config.data.path = str(images / "train" / CLASSES[0])
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(UserError, match=r"is not what the run .* began with: 47 records of 3"):
         data_identity.open_source(config, tmp_path)
 
