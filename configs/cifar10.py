@@ -1,20 +1,24 @@
-"""CIFAR-10: class-conditional colour images of 32x32, in ten classes.
+"""CIFAR-10 and CIFAR-100: class-conditional colour images of 32x32, in ten or a hundred classes.
 
-    pip install tensorflow && tfds build cifar10 --file_format=array_record   # once
-    python main.py --config=configs/cifar10.py
+    python main.py --config=configs/cifar10.py --config.data.path=FOLDER
+    python main.py --config=configs/cifar10.py:100 --config.data.path=FOLDER
 
-Made for one GPU. The settings are not tuned: they have run for a few steps on mock data of the same
-format. Only the preparation of the data set needs TensorFlow. `--config.data.path=DIR` reads a
-data set that was prepared with `--data_dir=DIR`.
+FOLDER holds `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz` or the folder that one of them
+unpacks to (`cifar-100-…` for the other), or is torchvision's folder, or was prepared by
+tensorflow-datasets in array_record. Nothing here needs TensorFlow.
+Made for one GPU. The settings are not tuned: they have run for a few steps.
 """
 
-from drifting_jax.config import base_config
+from drifting_jax.config import base_config, check_variant
+
+VARIANTS = {"10": "cifar10", "100": "cifar100"}
 
 
-def get_config():
+def get_config(variant: str = "10"):
     """Returns the config; `drifting_jax.config.fields` lists every field."""
+    check_variant(__file__, variant, tuple(VARIANTS))
     config = base_config("generator")
-    config.data.source = "cifar10"
+    config.data.source = VARIANTS[variant]
     config.data.num_workers = 2
     config.data.flip = True
 

@@ -1,20 +1,24 @@
-"""MNIST: class-conditional handwritten digits of 28x28.
+"""MNIST and Fashion-MNIST: class-conditional grey images of 28x28, in ten classes.
 
-    pip install tensorflow && tfds build mnist --file_format=array_record   # once
-    python main.py --config=configs/mnist.py
+    python main.py --config=configs/mnist.py --config.data.path=FOLDER
+    python main.py --config=configs/mnist.py:fashion --config.data.path=FOLDER
 
-Made for one GPU. The settings are not tuned: they have run for a few steps on mock data of the same
-format. Only the preparation of the data set needs TensorFlow. `--config.data.path=DIR` reads a
-data set that was prepared with `--data_dir=DIR`.
+FOLDER holds the four IDX files, gzipped or not (`train-images-idx3-ubyte.gz`, …), or is
+torchvision's folder, or was prepared by tensorflow-datasets in array_record. Debian's package
+dataset-fashion-mnist is /usr/share/datasets/fashion-mnist. Nothing here needs TensorFlow.
+Made for one GPU. The settings are not tuned: they have run for a few steps.
 """
 
-from drifting_jax.config import base_config
+from drifting_jax.config import base_config, check_variant
+
+VARIANTS = {"mnist": "mnist", "fashion": "fashion_mnist"}
 
 
-def get_config():
+def get_config(variant: str = "mnist"):
     """Returns the config; `drifting_jax.config.fields` lists every field."""
+    check_variant(__file__, variant, tuple(VARIANTS))
     config = base_config("generator")
-    config.data.source = "mnist"
+    config.data.source = VARIANTS[variant]
     config.data.num_workers = 2
 
     config.encoder.width = 64

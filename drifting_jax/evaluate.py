@@ -5,7 +5,7 @@
     … --weights=FOLDER --vae=hf://… --reference=ref.npz
     … --images=samples.npz --reference=ref.npz
 
-Runs of small images (digits, MNIST, CIFAR-10) are compared with their test split, with a small
+Runs of small images (digits, MNIST, CIFAR) are compared with their test split, with a small
 classifier and without any downloaded weights. Everything else is measured with the usual metrics:
 FID, sFID, Inception Score, KID, precision, recall, density, coverage, and the Fréchet distance of
 DINOv2 features. The same command continues after a stop.

@@ -27,7 +27,8 @@ from drifting_jax.commands.packing import (
 )
 from drifting_jax.data import transforms
 from drifting_jax.data.records import Records, describe_records, open_records
-from drifting_jax.data.shards import ShardRecords, ShardWriter, read_info
+from drifting_jax.data.shards import REASONS, ShardRecords, ShardWriter, read_info
+from drifting_jax.data.unreadable import read_reasons
 from drifting_jax.digests import fingerprint_variables
 from drifting_jax.distributed import processes
 from drifting_jax.distributed.agreement import on_main_process, wait_for_all
@@ -154,8 +155,10 @@ def _summary(writer: ShardWriter) -> str:
     )
     if info["unreadable"]:
         records = ShardRecords(writer.folder)
-        empty = records.unreadable_indices
-        listed = ", ".join(records.name(int(i)) for i in empty[:20]) + ", …" * (len(empty) > 20)
+        empty = records.unreadable_indices.tolist()
+        reasons = read_reasons(writer.folder / REASONS)
+        words = [f"{records.name(i)} ({reasons.get(i) or 'reason not known'})" for i in empty[:20]]
+        listed = ", ".join(words) + ", …" * (len(empty) > 20)
         text += f"; unreadable, others will take their place in training: {len(empty)}, {listed}"
     return text
 

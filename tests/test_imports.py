@@ -12,6 +12,7 @@ PACKAGE = "drifting_jax"
 # From the ground up: a folder imports from itself and from the lines before its own.
 LAYERS = (
     {"errors", "files", "digests"},
+    {"unpickle"},
     {"config", "models", "data"},
     {"method"},
     {"weights"},

@@ -16,6 +16,7 @@ from drifting_jax.data import transforms
 from drifting_jax.data.records import Records
 from drifting_jax.data.shards import UNREADABLE, ShardWriter
 from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage
+from drifting_jax.data.unreadable import most_unreadable
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.models.vae import VAE
@@ -81,7 +82,7 @@ class Views:
 
 def write_shards(
     writer: ShardWriter,
-    records: Callable[[Sequence[int]], Iterator[bytes]],
+    records: Callable[[Sequence[int]], Iterator[bytes | UnreadableImage]],
     *,
     report: Callable[[int], None],
     max_unreadable: float = 0.1,
@@ -90,29 +91,33 @@ def write_shards(
 
     Args:
       writer: after `open`.
-      records: indices -> an iterator of their records, in order.
+      records: indices -> an iterator of their records, in order; an error for an unreadable one.
       report: called with the number of records that were just done.
       max_unreadable: largest share of all records that may be unreadable.
 
     Raises:
       UserError: more records are unreadable, or a disk fails.
     """
-    unreadable, allowed = 0, max_unreadable * writer.count / jax.process_count()
+    allowed = most_unreadable(max_unreadable, writer.count)
     for shard in range(jax.process_index(), writer.num_shards, jax.process_count()):
         indices = writer.range(shard)
         if writer.is_done(shard):
             report(len(indices))
             continue
         journal = writer.journal(shard)
-        report(len(journal))
-        for data in records(indices[len(journal) :]):
-            unreadable += data == UNREADABLE
-            if unreadable > allowed:
-                raise UserError(
-                    f"{unreadable} images could not be read, more than --max_unreadable="
-                    f"{max_unreadable:g} of all: look at the source, then delete {writer.folder} "
-                    "and begin anew, or allow more"
-                )
+        start = len(journal)
+        report(start)
+        for index, data in zip(indices[start:], records(indices[start:]), strict=True):
+            if isinstance(data, UnreadableImage):
+                reasons = writer.note_unreadable(shard, index, str(data))
+                if len(reasons) > allowed:
+                    raise UserError(
+                        f"{len(reasons)} images could not be read, more than the {allowed} that "
+                        f"--max_unreadable={max_unreadable:g} allows of {writer.count}; the last "
+                        f"was {writer.name(index)}: {data}. Look at the source, then delete "
+                        f"{writer.folder} and begin anew, or allow more"
+                    )
+                data = UNREADABLE
             journal.append(data)
             report(1)
         writer.finish(shard, journal)
@@ -132,15 +137,15 @@ def ahead(function: Callable[[int], Any], indices: Iterable[int], *, threads: in
 
 def shard_records(
     records: Records, *, size: int, jpeg_quality: int, threads: int
-) -> Callable[[Sequence[int]], Iterator[bytes]]:
+) -> Callable[[Sequence[int]], Iterator[bytes | UnreadableImage]]:
     """The records of `shards`, for `write_shards`: see `cut_record`."""
 
-    def one(index: int) -> bytes:
+    def one(index: int) -> bytes | UnreadableImage:
         try:
             return cut_record(records, index, size=size, jpeg_quality=jpeg_quality)
         except UnreadableImage as error:
             _require_disk(records, index, error)
-            return UNREADABLE
+            return error
 
     return functools.partial(ahead, one, threads=threads)
 
@@ -156,7 +161,7 @@ def _require_disk(records: Records, index: int, error: UnreadableImage) -> None:
 
 def latent_records(
     records: Records, views: Views, network: Any, *, batch_size: int, threads: int
-) -> Callable[[Sequence[int]], Iterator[bytes]]:
+) -> Callable[[Sequence[int]], Iterator[bytes | UnreadableImage]]:
     """The records of `latents`, for `write_shards`: [views, 2, h, w, 4] float16 of each image."""
     mesh = meshes.make_mesh(devices=jax.local_devices())
     rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
@@ -171,25 +176,28 @@ def latent_records(
         moments = jnp.stack([mean, jnp.exp(log_variance / 2)], 1).astype(jnp.float16)
         return moments.reshape(b, v, *moments.shape[1:])
 
-    def one(index: int) -> np.ndarray | None:
+    def one(index: int) -> np.ndarray | UnreadableImage:
         try:
             return views.of(records, index)
         except UnreadableImage as error:
             _require_disk(records, index, error)
-            return None
+            return error
 
-    def encoded(found: list[np.ndarray | None]) -> Iterator[bytes]:
+    def encoded(found: list[np.ndarray | UnreadableImage]) -> Iterator[bytes | UnreadableImage]:
         blank = np.zeros((views.count, views.size, views.size, 3), np.uint8)
-        padded = [blank if x is None else x for x in found]
+        padded = [blank if isinstance(x, UnreadableImage) else x for x in found]
         padded += [blank] * (batch_size - len(found))
         moments = np.asarray(encode(variables, jax.device_put(np.stack(padded), rows)))
         for image, moment in zip(found, moments, strict=False):
-            if image is not None and not np.isfinite(moment).all():
+            if isinstance(image, UnreadableImage):
+                yield image
+                continue
+            if not np.isfinite(moment).all():
                 raise UserError("the VAE gave values that are not finite: are these its weights?")
-            yield UNREADABLE if image is None else moment.tobytes()
+            yield moment.tobytes()
 
-    def produce(indices: Sequence[int]) -> Iterator[bytes]:
-        waiting: list[np.ndarray | None] = []
+    def produce(indices: Sequence[int]) -> Iterator[bytes | UnreadableImage]:
+        waiting: list[np.ndarray | UnreadableImage] = []
         for image in ahead(one, indices, threads=threads):
             waiting.append(image)
             if len(waiting) == batch_size:

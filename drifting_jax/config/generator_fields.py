@@ -12,13 +12,13 @@ _IMAGE_DATA = section(
     source=Field(
         "digits",
         'the data set; "images" is a folder of your own images',
-        choices=("digits", "mnist", "cifar10", "imagenet", "images"),
+        choices=("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet", "images"),
     ),
     image_size=Field(256, "side of the crops of imagenet and images; the others have a fixed size"),
     latent=Field(False, "train on the VAE's latents of the images, with an eighth of the side"),
     path=Field(
         "",
-        "folder of the images, shards or latents, or of tfds data sets; digits need none",
+        "folder of the images, shards or latents, or of the files of MNIST or CIFAR",
         on_resume="may change",
     ),
     num_workers=NUM_WORKERS,
@@ -185,7 +185,7 @@ _EVAL = section(
         (1.0, 1.5, 2.0), "guidance scales α that samples are measured at", on_resume="may change"
     ),
     samples_per_class=Field(
-        50, "for images up to CIFAR-10's size: samples of each class", on_resume="may change"
+        50, "for images up to CIFAR's size: samples of each class", on_resume="may change"
     ),
     ema_decay=Field(
         0.999,

@@ -38,9 +38,9 @@ class SourceFacts:
     """Facts about the records of a source, besides their shape and classes.
 
     Attributes:
-      format: how the records are stored: "memory", "folder", "tfds", "drifting_jax.images" or
-        "drifting_jax.latents".
-      where: the folder of the records; None for records without a folder.
+      format: how the records are stored: "memory", "folder", "tfds", "idx", "cifar python",
+        "cifar binary", "drifting_jax.images" or "drifting_jax.latents".
+      where: the folder or archive of the records; None for records without one.
       skipped: what the folder holds besides usable records.
       crop: the crop that latents were made of, "center" or "random_resized"; None for images, which
         are cropped when they are drawn.

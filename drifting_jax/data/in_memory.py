@@ -9,6 +9,7 @@ import numpy as np
 
 from drifting_jax.data.facts import SourceFacts
 from drifting_jax.data.transforms import Augmentation, augment
+from drifting_jax.digests import digest_values
 
 
 class DecodedSource(abc.ABC):
@@ -61,3 +62,21 @@ class ArraySource(DecodedSource):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self._images[index], "label": self.labels[index]}
+
+
+class FileSource(ArraySource):
+    """A source of arrays that were read from files.
+
+    Its fingerprint is that of the images and labels, whatever the format of the files.
+
+    Args:
+      images, labels, class_names: as of `ArraySource`.
+      facts: where the files lie, and their format.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, class_names: list[str], facts: SourceFacts
+    ):
+        super().__init__(images, labels, class_names)
+        self.facts = facts
+        self.fingerprint = digest_values(images, self.labels)

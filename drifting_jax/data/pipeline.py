@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -20,6 +16,7 @@ import grain
 import numpy as np
 from absl import logging
 
+from drifting_jax.data import workers
 from drifting_jax.data.sources import Source
 from drifting_jax.data.transforms import Augmentation, UnreadableImage
 from drifting_jax.errors import UserError
@@ -34,8 +31,9 @@ class Unreadable:
 
     Args:
       allowed: how many there may be.
+      rule: what allows them, for the error, such as "config.data.max_unreadable=0.1 of 90 records".
       known: indices of those that an earlier start of the run has met.
-      on_new: called with the index and the name of each new one.
+      on_new: called with the index, the name and the reason of each new one.
 
     Attributes:
       indices: all of them so far.
@@ -45,24 +43,27 @@ class Unreadable:
         self,
         allowed: float,
         *,
+        rule: str = "config.data.max_unreadable",
         known: Iterable[int] = (),
-        on_new: Callable[[int, str], None] = lambda index, name: None,
+        on_new: Callable[[int, str, str], None] = lambda index, name, reason: None,
     ):
         self.indices = set(known)
-        self._allowed, self._on_new = allowed, on_new
+        self._allowed, self._rule, self._on_new = allowed, rule, on_new
 
-    def note(self, index: int, name: str) -> None:
+    def note(self, index: int, name: str, reason: str) -> None:
         """Counts a record. Raises UserError if there are now too many."""
         if index in self.indices:
             return
         self.indices.add(index)
         count = len(self.indices)
-        self._on_new(index, name)
-        logging.warning("unreadable, another takes its place: %s (%d so far)", name, count)
+        self._on_new(index, name, reason)
+        logging.warning(
+            "unreadable, another takes its place: %s: %s (%d so far)", name, reason, count
+        )
         if count > self._allowed:
             raise UserError(
-                f"{count} records could not be read, more than config.data.max_unreadable allows; "
-                f"the last was {name}"
+                f"{count} records could not be read, more than the {int(self._allowed)} that "
+                f"{self._rule} allows; the last was {name}: {reason}"
             )
 
 
@@ -75,27 +76,46 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """
 
     def __init__(
-        self, iterator: Any, source: Source, *, chunks_per_batch: int, unreadable: Unreadable
+        self,
+        iterator: Any,
+        source: Source,
+        *,
+        chunks_per_batch: int,
+        unreadable: Unreadable,
+        num_workers: int = 0,
     ):
         self._iterator, self._source = iterator, source
         self.chunks_per_batch, self.unreadable = chunks_per_batch, unreadable
+        self._num_workers, self._chunks_taken = num_workers, 0
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             raise ValueError("these batches were closed; call batches(...) again")
         # A worker's chunk lies in shared memory that the worker reuses, so the batch is a copy.
-        chunks = [next(self._iterator) for _ in range(self.chunks_per_batch)]
+        chunks = [self._next_chunk() for _ in range(self.chunks_per_batch)]
+        reasons = [reason for chunk in chunks for reason in chunk.pop("reasons")]
         batch = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         replaced = batch["index"] != batch["read"]
-        for index in batch["index"][replaced | (batch["read"] < 0)]:
-            self.unreadable.note(int(index), self._source.name(int(index)))
-        lost = batch["index"][batch.pop("read") < 0]
-        if lost.size:
+        lost = batch.pop("read") < 0
+        for i in np.flatnonzero(replaced | lost):
+            index = int(batch["index"][i])
+            self.unreadable.note(index, self._source.name(index), reasons[i])
+        if lost.any():
+            first = int(np.flatnonzero(lost)[0])
             raise UserError(
                 f"{_REPLACEMENTS} records in a row could not be read, the first of them "
-                f"{self._source.name(int(lost[0]))}: is the disk there?"
+                f"{self._source.name(int(batch['index'][first]))}: {reasons[first]}; is the disk "
+                "there?"
             )
         return batch
+
+    def _next_chunk(self) -> dict[str, Any]:
+        self._chunks_taken += 1
+        if self._chunks_taken > self._num_workers:  # all workers have started
+            with workers.explained(self._num_workers):
+                return next(self._iterator)
+        with workers.explained(self._num_workers), workers.main_module_hidden():
+            return next(self._iterator)
 
     def close(self) -> None:
         """Stops the threads and the workers. Harmless if called twice."""
@@ -137,8 +157,7 @@ def batches(
       start: number of batches already taken, so that the first batch is that of step `start`.
       augmentation: random changes of the images; see `transforms`.
       unreadable: counts the records that cannot be read; None for no limit.
-      num_workers: processes that read and decode; 0 reads in threads of this process. Workers need
-        absl's flags to be parsed (`absl.app.run`, or `flags.FLAGS.mark_as_parsed()`).
+      num_workers: processes that read and decode; 0 reads in threads of this process.
       process_index: number of this process.
       process_count: processes that share each batch.
       chunk_bytes: most bytes that a worker reads at once. Small chunks share a large batch among
@@ -150,6 +169,7 @@ def batches(
 
     Raises:
       ValueError: the source is empty, or the sizes do not fit.
+      TransientError: the workers cannot share memory.
     """
     _check(source, batch_size, start, num_workers, process_index, process_count)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
@@ -166,10 +186,14 @@ def batches(
     iterable = grain.MapDataset.source(chunks).to_iter_dataset(reading)
     if num_workers:
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        iterable = iterable.mp_prefetch(options, worker_init_fn=_start_worker)
+        iterable = iterable.mp_prefetch(options, worker_init_fn=workers.start)
+        workers.require_parsed_flags()
+    with workers.explained(num_workers):
+        iterator = iter(iterable)
     return Batches(
-        iter(iterable),
+        iterator,
         source,
+        num_workers=num_workers,
         chunks_per_batch=local // chunks.size,
         unreadable=unreadable or Unreadable(math.inf),
     )
@@ -180,28 +204,30 @@ class _Load:
     """From an index in the sequence to its record, or to one that replaces it.
 
     A record also has "index", the index that was asked for, and "read", the index that was read: -1
-    if that record and all its replacements are unreadable.
+    if that record and all its replacements are unreadable. "reason" says why the first of them is
+    unreadable; "" if it is not.
     """
 
     source: Source
     augmentation: Augmentation
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        index = int(index)
+        index, reason = int(index), ""
         for at in (index, *self._replacements(index)):
             try:
                 record = self.source.draw(at, rng, self.augmentation)
-            except UnreadableImage:
+            except UnreadableImage as error:
+                reason = reason or str(error) or type(error).__name__
                 continue
             except UserError:
                 raise
             except Exception as error:  # perhaps of a type that a worker cannot send
                 text = f"record {at}: {type(error).__name__}: {error}"
                 raise RuntimeError(text) from None
-            return {**record, "index": np.int64(index), "read": np.int64(at)}
+            return {**record, "index": np.int64(index), "read": np.int64(at), "reason": reason}
         blank = np.zeros(self.source.image_shape, self.source.image_dtype)
         record = {"image": blank, "label": np.int32(0)}
-        return {**record, "index": np.int64(index), "read": np.int64(-1)}
+        return {**record, "index": np.int64(index), "read": np.int64(-1), "reason": reason}
 
     def _replacements(self, index: int) -> Iterator[int]:
         """Records that may replace an unreadable one, the same ones every time."""
@@ -230,36 +256,18 @@ class _Chunks:
     def __len__(self) -> int:
         return (len(self.records) - self.first) // self.stride * (self.local // self.size)
 
-    def __getitem__(self, chunk: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, chunk: int) -> dict[str, Any]:
         batch, part = divmod(chunk, self.local // self.size)
         start = self.first + batch * self.stride + part * self.size
         records = [self.records[start + i] for i in range(self.size)]
-        return {name: np.stack([record[name] for record in records]) for name in records[0]}
+        reasons = tuple(record.pop("reason") for record in records)
+        stacked = {name: np.stack([record[name] for record in records]) for name in records[0]}
+        return {**stacked, "reasons": reasons}
 
 
 def _chunk_size(count: int, most: int) -> int:
     """The largest divisor of `count` that is at most `most`."""
     return max(size for size in range(1, min(count, most) + 1) if count % size == 0)
-
-
-def _start_worker(worker: int, workers: int) -> None:
-    """Makes a worker ignore signals, and end when the training process ends.
-
-    Terminals and job systems send signals to the whole process group, but the training process
-    needs more batches before it can save. Workers of a killed process would stay for ever, with
-    their shared memory.
-    """
-    del worker, workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this runs in a worker process"
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _check(

@@ -1,13 +1,15 @@
 """Records packed into ArrayRecord files. A kill while they are written loses no whole record.
 
 A prepared split is a folder with the files `00003-of-00064.array_record` of equal numbers of
-records, `index.npz` (labels, names, checksums) and `info.json`, which is written last. The records
+records, `index.npz` (labels, names, checksums), `unreadable.jsonl` (why some images could not be
+read) if there are such, and `info.json`, which is written last. The records
 of an unfinished file stand in a journal, `00003.journal`. Each is appended with its checksum, so
 that the next start finds every whole record.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -23,11 +25,13 @@ from drifting_jax.data.facts import Skipped
 from drifting_jax.data.journal import Journal
 from drifting_jax.data.names import Names
 from drifting_jax.data.transforms import UnreadableImage
+from drifting_jax.data.unreadable import read_reasons
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_json, write_npz
+from drifting_jax.files import write_bytes, write_json, write_npz
 
 IMAGES, LATENTS = FORMATS = ("drifting_jax.images", "drifting_jax.latents")
 UNREADABLE = b""  # the record of an image that could not be read when it was packed
+REASONS = "unreadable.jsonl"
 _NEEDED = ("class_names", "fingerprint", "image_size", "count", "records_per_shard", "checksum")
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # records are read one by one; JPEGs do not shrink
 
@@ -103,7 +107,8 @@ class ShardRecords:
         except (RuntimeError, IndexError, ValueError) as error:
             raise UnreadableImage(f"in {self._paths[shard]}: {error}") from None
         if not data:
-            raise UnreadableImage("it was unreadable when it was packed")
+            why = read_reasons(self.where / REASONS).get(index, "its reason is not known")
+            raise UnreadableImage(f"it was unreadable when it was packed ({why})")
         if zlib.crc32(data) != self.checksums[index]:
             raise UnreadableImage(f"damaged in {self._paths[shard]}")
         return data, int(self.labels[index])
@@ -262,6 +267,22 @@ class ShardWriter:
         """Opens the journal of a shard that is not done."""
         return Journal(self._journal(shard))
 
+    def name(self, index: int) -> str:
+        """What a record of the source is called."""
+        return self._source.name(index)
+
+    def note_unreadable(self, shard: int, index: int, reason: str) -> dict[int, str]:
+        """Writes down why an image of a shard cannot be read.
+
+        Returns:
+          {index: reason} of all that are written down so far, by earlier starts too.
+        """
+        line = json.dumps({"index": index, "name": self.name(index), "reason": reason})
+        with self._reasons_file(shard).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self._reasons[index] = reason
+        return self._reasons
+
     def finish(self, shard: int, journal: Journal) -> None:
         """Writes the shard from its full journal, and reads it back.
 
@@ -299,9 +320,15 @@ class ShardWriter:
             {"labels": np.asarray(self._source.labels, np.int32), "checksums": checksums,
              "names": names.data, "ends": names.ends},
         )  # fmt: skip
+        unreadable = np.flatnonzero(checksums == zlib.crc32(UNREADABLE)).tolist()
+        if unreadable:
+            self.__dict__.pop("_reasons", None)  # other processes have written theirs
+            reasons = [(i, self.name(i), self._reasons.get(i, "")) for i in unreadable]
+            lines = [json.dumps({"index": i, "name": n, "reason": r}) + "\n" for i, n, r in reasons]
+            write_bytes(self.folder / REASONS, "".join(lines).encode())
         record = {
             **self._plan,
-            "unreadable": int(np.sum(checksums == zlib.crc32(UNREADABLE))),
+            "unreadable": len(unreadable),
             "checksum": f"{zlib.crc32(checksums.tobytes()):08x}",
             "class_names": list(self._source.class_names),
         }
@@ -309,6 +336,7 @@ class ShardWriter:
         for shard in range(self.num_shards):
             self._sums(shard).unlink(missing_ok=True)
             self._journal(shard).unlink(missing_ok=True)
+            self._reasons_file(shard).unlink(missing_ok=True)
         (self.folder / "plan.json").unlink(missing_ok=True)
         return record
 
@@ -317,6 +345,16 @@ class ShardWriter:
 
     def _journal(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.journal"
+
+    def _reasons_file(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.unreadable"
+
+    @functools.cached_property
+    def _reasons(self) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for path in sorted(self.folder.glob("*.unreadable")):
+            found |= read_reasons(path)
+        return found
 
     def _sums(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.checksums.npz"

@@ -13,14 +13,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from drifting_jax.data.cifar import cifar_expected, open_cifar
 from drifting_jax.data.class_names import NUM_CLASSES
 from drifting_jax.data.digits import DigitsSource
 from drifting_jax.data.facts import SourceFacts
 from drifting_jax.data.file_list import UNLABELLED
+from drifting_jax.data.idx import IDX_DATASETS, IDX_EXPECTED, open_idx
 from drifting_jax.data.images import ImageSource, LatentSource
 from drifting_jax.data.records import Records, open_earlier_records, open_records
 from drifting_jax.data.shards import LATENTS, ShardRecords
-from drifting_jax.data.tfds import TfdsSource
+from drifting_jax.data.tfds import NotPreparedError, TfdsSource
 from drifting_jax.data.transforms import Augmentation
 from drifting_jax.errors import UserError
 
@@ -120,8 +122,27 @@ def _open_digits(data: Any, split: str) -> Source:
     return DigitsSource(split)
 
 
-def _open_tfds(data: Any, split: str) -> Source:
-    return TfdsSource(data.source, split, data.path or None)
+def _open_small(data: Any, split: str) -> Source:
+    """MNIST or CIFAR in whatever format its folder holds."""
+    name = data.source
+    expected = IDX_EXPECTED if name in IDX_DATASETS else cifar_expected(name)
+    if data.path:
+        path = Path(data.path).expanduser()
+        if not path.exists():
+            raise UserError(f"config.data.path={data.path} does not exist; expected {expected}")
+        if not any(path.glob(f"{name}/*/dataset_info.json")):
+            opened = open_idx if name in IDX_DATASETS else open_cifar
+            if found := opened(path, name, split):
+                return found
+    try:
+        return TfdsSource(name, split, data.path or None)
+    except NotPreparedError as error:
+        place = "config.data.path is empty"
+        if data.path:
+            names = sorted(p.name for p in path.iterdir()) if path.is_dir() else ["a file"]
+            listed = ", ".join(names[:8]) + ", …" * (len(names) > 8) or "nothing"
+            place = f"no {name} in {data.path}, found {listed}"
+        raise UserError(f"{place}; expected a folder with {expected}. Else: {error}") from None
 
 
 def _open_images(data: Any, split: str) -> Source:
@@ -164,8 +185,10 @@ def _of_records(records: Records, data: Any) -> Source:
 # config.data.source takes these names; drifting_jax/config repeats them.
 SOURCES = {
     "digits": SourceKind(_open_digits, (8, 8, 1), num_classes=10, is_small=True),
-    "mnist": SourceKind(_open_tfds, (28, 28, 1), num_classes=10, is_small=True),
-    "cifar10": SourceKind(_open_tfds, (32, 32, 3), num_classes=10, is_small=True),
+    "mnist": SourceKind(_open_small, (28, 28, 1), num_classes=10, is_small=True),
+    "fashion_mnist": SourceKind(_open_small, (28, 28, 1), num_classes=10, is_small=True),
+    "cifar10": SourceKind(_open_small, (32, 32, 3), num_classes=10, is_small=True),
+    "cifar100": SourceKind(_open_small, (32, 32, 3), num_classes=100, is_small=True),
     "imagenet": SourceKind(_open_imagenet, num_classes=NUM_CLASSES),
     "images": SourceKind(_open_images),
 }
@@ -203,8 +226,8 @@ def make_source(data: Any, split: str) -> Source:
 
     Args:
       data: the section, with fields `source` (a name in SOURCES) and `path` (the folder of a data
-        set; for MNIST and CIFAR-10 that of tensorflow-datasets, empty for its default), and for
-        images in folders `image_size`, `latent` and `decoder`.
+        set; for MNIST and CIFAR that of their files or of tensorflow-datasets, empty for the
+        default of the latter), and for images in folders `image_size`, `latent` and `decoder`.
       split: "train" or "test".
 
     Raises:

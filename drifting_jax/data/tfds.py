@@ -18,6 +18,10 @@ from drifting_jax.errors import UserError
 _BUILD = "tfds build {name} --file_format=array_record --data_dir="
 
 
+class NotPreparedError(UserError):
+    """tensorflow-datasets knows the data set, and has not prepared it."""
+
+
 class TfdsSource(DecodedSource):
     """One split of an image-classification data set whose images have one size.
 
@@ -30,7 +34,8 @@ class TfdsSource(DecodedSource):
         ~/tensorflow_datasets.
 
     Raises:
-      UserError: the data set is unknown, not prepared, prepared in a format without random access,
+      NotPreparedError: the data set is not prepared.
+      UserError: the data set is unknown, prepared in a format without random access,
         has no such split, or has images of several sizes. On reading: a label lies outside
         0..num_classes-1 (some test splits hold -1).
     """
@@ -200,7 +205,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
         raise UserError(f"tensorflow-datasets knows no data set named {name!r}") from None
     if not builder.is_prepared():
         folder = data_dir or "~/tensorflow_datasets"
-        raise UserError(
+        raise NotPreparedError(
             f"{name} is not prepared in {builder.data_dir}: run `{_BUILD.format(name=name)}"
             f"{folder}` once (only this preparation needs tensorflow installed)"
         )

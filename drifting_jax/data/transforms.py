@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drifting_jax.data.image_formats import UnsupportedPixelsError, register_plugins, to_rgb
+from drifting_jax.data.unreadable import reason_of, without_png_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -94,7 +95,8 @@ def decode(data: bytes) -> PillowImage:
     values.
 
     Raises:
-      UnreadableImage: the bytes are no whole image, or of pixels that `to_rgb` refuses.
+      UnreadableImage: the bytes are no whole image, or of pixels that `to_rgb` refuses; the message
+        says why.
     """
     from PIL import Image
 
@@ -106,7 +108,11 @@ def decode(data: bytes) -> PillowImage:
         raise UnreadableImage(str(error)) from None
     # Damaged files make decoders raise nearly anything: OSError, SyntaxError, struct.error, …
     except Exception as error:
-        raise UnreadableImage(str(error) or type(error).__name__) from None
+        if "MAX_TEXT" in str(error):  # Pillow's limit of a PNG's text, which the pixels do not need
+            plain = without_png_text(data)
+            if len(plain) < len(data):
+                return decode(plain)
+        raise UnreadableImage(reason_of(error, data)) from None
 
 
 def center_crop(picture: PillowImage, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Metrics of a trained run of small images: digits, MNIST, CIFAR-10.
+"""Metrics of a trained run of small images: digits, MNIST, CIFAR.
 
 Samples the run at every α and seed and compares each set with the test split, on pixels and in the
 features of a classifier that is trained on the training split alone. Each metric has a baseline of

@@ -1,6 +1,5 @@
 """Logs of a run's batches: the unreadable records, and the records of every batch."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,30 +9,41 @@ import numpy as np
 from absl import logging
 
 from drifting_jax.data import pipeline
+from drifting_jax.data.unreadable import most_unreadable, read_reasons
 from drifting_jax.digests import digest_bytes
 from drifting_jax.files import write_bytes
 
 
-def unreadable_records(folder: Path | None, allowed: float) -> pipeline.Unreadable:
+def unreadable_records(folder: Path | None, share: float, count: int) -> pipeline.Unreadable:
     """Counts unreadable records. unreadable_<process>.jsonl keeps them for the next resume.
 
     Args:
       folder: of the file; None for no file.
-      allowed: more unreadable records of this process stop the run.
+      share: config.data.max_unreadable; the run stops when more of the data set is unreadable.
+      count: records of the data set. Each process meets all of them in time, so each holds the
+        whole limit against what it has met.
     """
+    allowed = most_unreadable(share, count)
+    rule = f"config.data.max_unreadable={share:g} of {count} records"
     if folder is None:
-        return pipeline.Unreadable(allowed)
+        return pipeline.Unreadable(allowed, rule=rule)
     path = folder / f"unreadable_{jax.process_index()}.jsonl"
-    known = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError):  # a kill cut the line short
-                known.append(json.loads(line)["index"])
 
-    def append(index: int, name: str) -> None:
-        _append_line(path, {"index": index, "name": name})
+    def append(index: int, name: str, reason: str) -> None:
+        _append_line(path, {"index": index, "name": name, "reason": reason})
 
-    return pipeline.Unreadable(allowed, known=known, on_new=append)
+    return pipeline.Unreadable(allowed, rule=rule, known=read_reasons(path), on_new=append)
+
+
+def known_unreadable(folder: Path) -> dict[int, str]:
+    """{index: reason} of the unreadable records that any process of the run has met so far.
+
+    Reasons are empty in files of older versions.
+    """
+    found: dict[int, str] = {}
+    for path in sorted(folder.glob("unreadable_*.jsonl")):
+        found |= read_reasons(path)
+    return found
 
 
 def _append_line(path: Path, record: dict[str, Any]) -> None:

@@ -11,15 +11,17 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.data.facts import describe
 from drifting_jax.data.sources import DataSpec, Source, make_earlier_source, make_source
 from drifting_jax.digests import digest_bytes
-from drifting_jax.distributed.agreement import require_same
+from drifting_jax.distributed.agreement import on_main_process, require_same
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
+from drifting_jax.workdir.opening import has_checkpoints
 
 
 def open_source(config: ConfigDict, workdir: Path) -> Source:
     """Opens the training split, and checks that it is the data that the run began with.
 
-    The first start of a run writes <workdir>/data.json, which identifies the data.
+    <workdir>/data.json identifies the data. It is written at the first start, and anew if the data
+    has changed before anything was saved.
 
     Raises:
       UserError: there is no such data, it is not what the run began with, or the processes of the
@@ -30,14 +32,7 @@ def open_source(config: ConfigDict, workdir: Path) -> Source:
     source = _open(config.data, began)
     found = _record(source)
     _require_same_everywhere(found)
-    if began is None:
-        if jax.process_index() == 0:
-            write_json(path, found)
-    elif not _is_same(began, found):
-        raise UserError(
-            f"the data in {config.data.path or config.data.source} is not what the run in "
-            f"{workdir} began with: {_words(began)} then, {_words(found)} now"
-        )
+    on_main_process(_compare_or_write, config, workdir, found)
     return source
 
 
@@ -74,6 +69,22 @@ def _record(source: Source) -> dict[str, Any]:
 
 def _is_same(began: dict[str, Any], found: dict[str, Any]) -> bool:
     return all(began.get(name) == value for name, value in found.items())
+
+
+def _compare_or_write(config: ConfigDict, workdir: Path, found: dict[str, Any]) -> None:
+    """Compares the data with data.json, or writes that file if nothing was saved yet."""
+    path = workdir / "data.json"
+    began = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if _is_same(began, found):
+        return
+    if began and has_checkpoints(workdir):
+        raise UserError(
+            f"the data in {config.data.path or config.data.source} is not what the run in "
+            f"{workdir} began with: {_words(began)} then, {_words(found)} now"
+        )
+    for log in workdir.glob("unreadable_*.jsonl"):  # their indices are those of other data
+        log.unlink()
+    write_json(path, found)
 
 
 def describe_data(source: Source) -> list[str]:

@@ -50,8 +50,7 @@ def make_batches(
     augmentation, unreadable = Augmentation(), None
     if config.task != "toy":  # whose data section has no such fields
         augmentation = Augmentation(crop=crop, min_area=d.crop_min_area, flip=d.flip)
-        allowed = d.max_unreadable * len(source) / jax.process_count()
-        unreadable = unreadable_records(log, allowed)
+        unreadable = unreadable_records(log, d.max_unreadable, len(source))
     local = pipeline.batches(
         source,
         batch_size=batch_size,

@@ -1,17 +1,26 @@
 """Fills the sample queue before the first step, and checks that every class has enough samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from absl import logging
 
 from drifting_jax.config import ConfigDict
+from drifting_jax.data.images import RecordSource
+from drifting_jax.data.probing import Probe, probe, seconds_for, still_unreadable
 from drifting_jax.data.sources import Source
+from drifting_jax.distributed.agreement import on_main_process
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.training import device_batches
+from drifting_jax.training.batch_log import known_unreadable
+from drifting_jax.workdir.layout import generator_checkpoints
+from drifting_jax.workdir.opening import has_checkpoints
 from drifting_jax.workdir.progress import progress_bar
+
+_LISTED = 10  # classes in a message
 
 
 def fill(
@@ -56,18 +65,33 @@ def fill(
     return queue, taken + 1
 
 
-def check_source(config: ConfigDict, source: Source) -> None:
+def check_source(config: ConfigDict, source: Source, workdir: Path | None = None) -> None:
     """Checks, before anything is trained, that the data holds enough samples of every class.
 
-    If the labels need a pass over all records, only `check_queue` checks.
+    Records are counted, and some of every class are read, since a whole class of error pages counts
+    as images by their names. If the labels need a pass over all records, or the generator has
+    begun, only `check_queue` checks.
+
+    Args:
+      config: of the run.
+      source: the data.
+      workdir: of the run; its logs name records that an earlier start could not read.
 
     Raises:
-      UserError: some classes hold too few samples; the message names them.
+      UserError: some classes hold too few samples; the message names them. Raised on all processes.
     """
-    if not source.labels_are_cheap:
-        return
-    counts = np.bincount(source.labels, minlength=source.num_classes)
-    _require_enough(config, counts, len(source), source.class_names, place="the data")
+    if source.labels_are_cheap:
+        on_main_process(_check_source, config, source, workdir)
+
+
+def check_after_encoder(config: ConfigDict, source: Source, workdir: Path) -> None:
+    """Checks the data once more, with what the encoder's batches could not read.
+
+    Raises:
+      UserError: as `check_source`.
+    """
+    if source.labels_are_cheap:
+        on_main_process(_check_known, config, source, workdir)
 
 
 def check_queue(config: ConfigDict, queue: SampleQueue, class_names: Sequence[str]) -> None:
@@ -78,27 +102,149 @@ def check_queue(config: ConfigDict, queue: SampleQueue, class_names: Sequence[st
     """
     filled = np.asarray(queue.by_class.filled)[: queue.num_classes]
     found = int(queue.unconditional.filled)
-    _require_enough(config, filled, found, class_names, place="the queue")
+    listed = [f"{name} ({count})" for name, count in zip(class_names, filled, strict=True)]
+    _require_enough(config, filled, found, listed, place="the queue", begun=True)
+
+
+def _check_source(config: ConfigDict, source: Source, workdir: Path | None) -> None:
+    counts = np.bincount(source.labels, minlength=source.num_classes)
+    begun = workdir is not None and has_checkpoints(workdir)
+    _require_readable(config, source, counts, {}, begun=begun)
+    if workdir is not None and any(generator_checkpoints(workdir).glob("[0-9]*")):
+        return
+    if not isinstance(source, RecordSource):
+        return
+    if workdir is not None:
+        _check_known(config, source, workdir)
+    found = probe(source, least=_least(config, "positives_per_label"), seconds=seconds_for(source))
+    _warn(source, counts, found)
+    _require_readable(config, source, counts, found.unreadable, begun=begun)
+
+
+def _check_known(config: ConfigDict, source: Source, workdir: Path) -> None:
+    """Checks with the records that a log of the run names, if these still cannot be read."""
+    known = [i for i in known_unreadable(workdir) if 0 <= i < len(source)]
+    counts = np.bincount(source.labels, minlength=source.num_classes)
+    left = counts - np.bincount(source.labels[known], minlength=source.num_classes)
+    short = left < _least(config, "positives_per_label")
+    again = [i for i in known if short[source.labels[i]]]
+    if again:
+        unreadable = still_unreadable(source, again, seconds=seconds_for(source))
+        begun = has_checkpoints(workdir)
+        _require_readable(config, source, counts, unreadable, begun=begun)
+
+
+def _warn(source: Source, counts: np.ndarray, found: Probe) -> None:
+    """Logs how many of the probed records are unreadable, and classes without a readable one."""
+    if not found.unreadable:
+        return
+    index, reason = min(found.unreadable.items())
+    logging.warning(
+        "%d of the %d images that were tried before the training cannot be read, such as %s: %s",
+        len(found.unreadable),
+        found.tried.sum(),
+        source.name(index),
+        reason,
+    )
+    for label in np.flatnonzero((found.tried > 0) & (found.readable == 0))[:_LISTED]:
+        logging.warning(
+            "class %s: none of the %d images that were tried can be read; it has %d",
+            source.class_names[label],
+            found.tried[label],
+            counts[label],
+        )
+
+
+def _require_readable(
+    config: ConfigDict,
+    source: Source,
+    counts: np.ndarray,
+    unreadable: Mapping[int, str],
+    *,
+    begun: bool,
+) -> None:
+    """Raises UserError if a class has too few records besides the unreadable ones."""
+    labels = np.array([source.labels[i] for i in unreadable], np.int64)
+    lost = np.bincount(labels, minlength=source.num_classes)
+    example = {int(label): index for label, index in zip(labels, unreadable, strict=True)}
+    listed = []
+    for label, name in enumerate(source.class_names):
+        words = f"{counts[label]}"
+        if lost[label]:
+            index = example[label]
+            words = (
+                f"{counts[label] - lost[label]} of {counts[label]}, the others cannot be read, "
+                f"such as {source.name(index)}: {unreadable[index]}"
+            )
+        listed.append(f"{name} ({words})")
+    left = counts - lost
+    _require_enough(config, left, int(left.sum()), listed, place="the data", begun=begun)
+
+
+def _least(config: ConfigDict, field: str) -> int:
+    """How many samples a draw needs."""
+    drawn = config.train[field]
+    return min(drawn, 1) if config.queue.allow_repeats else drawn
 
 
 def _require_enough(
-    config: ConfigDict, counts: np.ndarray, total: int, class_names: Sequence[str], *, place: str
+    config: ConfigDict,
+    counts: np.ndarray,
+    total: int,
+    listed: Sequence[str],
+    *,
+    place: str,
+    begun: bool,
 ) -> None:
-    t, repeats = config.train, config.queue.allow_repeats
-    least = min(t.positives_per_label, 1) if repeats else t.positives_per_label
+    """Raises UserError if a class has too few samples, or all classes together.
+
+    Args:
+      config: says how many are drawn.
+      counts: [classes] samples of each class.
+      total: samples of all classes that unconditional draws are made of.
+      listed: what the message says of each class.
+      place: where the samples are.
+      begun: whether checkpoints exist, so that the config and the list of files must stay.
+    """
+    least = _least(config, "positives_per_label")
     short = np.flatnonzero(counts < least)
     if short.size:
-        listed = ", ".join(f"{class_names[label]} ({counts[label]})" for label in short[:10])
+        words = ", ".join(listed[label] for label in short[:_LISTED])
+        few = counts[short][counts[short] > 0]
+        remedies = [_remedy_for_none(begun=begun)] if len(few) < short.size else []
+        if few.size:
+            remedies.append(_remedy_for_few("positives_per_label", few.min(), begun=begun))
         raise UserError(
             f"expected at least {least} samples of each class in {place}, found fewer of "
-            f"{short.size} classes: {listed}{', …' * (short.size > 10)}; draw fewer "
-            "(--config.train.positives_per_label) or let draws repeat "
-            "(--config.queue.allow_repeats=True)"
+            f"{short.size} classes: {words}{', …' * (short.size > _LISTED)}; " + "; ".join(remedies)
         )
-    least = min(t.unconditional_per_label, 1) if repeats else t.unconditional_per_label
+    least = _least(config, "unconditional_per_label")
     if total < least:
         raise UserError(
-            f"expected at least {least} samples of any class in {place}, found {total}; draw fewer "
-            "(--config.train.unconditional_per_label) or let draws repeat "
-            "(--config.queue.allow_repeats=True)"
+            f"expected at least {least} samples of any class in {place}, found {total}; "
+            + _remedy_for_few("unconditional_per_label", total, begun=begun)
         )
+
+
+def _remedy_for_none(*, begun: bool) -> str:
+    """What to do about a class without samples: fewer draws or repeats do not help."""
+    if begun:
+        return (
+            "put readable files in place of the unreadable ones, under the same names, or begin "
+            "another --workdir with data without the class"
+        )
+    return "add readable files to a class that has none, or remove it from the data"
+
+
+def _remedy_for_few(field: str, most: int, *, begun: bool) -> str:
+    """What to do about too few samples."""
+    if begun:
+        return (
+            f"begin another --workdir that draws fewer (--config.train.{field}={most}) or lets "
+            "draws repeat (--config.queue.allow_repeats=True); --config.encoder.path=<this "
+            "workdir> keeps the encoder"
+        )
+    return (
+        f"draw fewer (--config.train.{field}={most}) or let draws repeat "
+        "(--config.queue.allow_repeats=True)"
+    )

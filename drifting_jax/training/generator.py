@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
-from drifting_jax.data.sources import Source, spec_of
+from drifting_jax.data.sources import SMALL_SOURCES, Source, make_source, spec_of
+from drifting_jax.distributed.agreement import on_main_process
 from drifting_jax.errors import UserError
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sampling
@@ -53,7 +54,9 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     source = data_identity.open_source(config, workdir)
     encoder.print_data(source, context)
     build.check_models(config, spec_of(source))
-    filling.check_source(config, source)
+    filling.check_source(config, source, workdir)
+    if config.data.source in SMALL_SOURCES:  # the evaluation at the end needs it
+        on_main_process(_require_test_split, config)
     pretrained = frozen.load_pretrained(config, spec_of(source))
     monitor = monitoring.make_monitor(config, workdir=workdir, stops=context.stops)
     params = encoder.encoder_params(config, source, mesh, workdir=workdir, context=context)
@@ -72,7 +75,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
             frozen=variables,
             hooks=_hooks(config, source, mesh, context, vae, monitor),
             names=(monitoring.STAGE,),
-            fill=functools.partial(_fill, config, source, context),
+            fill=functools.partial(_fill, config, source, workdir, context),
         ),
         config,
         source,
@@ -80,6 +83,11 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         context=context,
     )
     return trained is not None
+
+
+def _require_test_split(config: ConfigDict) -> None:
+    """Raises UserError if the test split of small images cannot be opened."""
+    make_source(config.data, "test")
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -97,11 +105,13 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 def _fill(
     config: ConfigDict,
     source: Source,
+    workdir: Path,
     context: RunContext,
     queue: SampleQueue,
     batches: GlobalBatches,
 ) -> tuple[SampleQueue, int] | None:
     """Fills the queue and checks it; None if a signal stopped it."""
+    filling.check_after_encoder(config, source, workdir)
     filled = filling.fill(
         queue,
         batches,

@@ -12,7 +12,6 @@ import math
 import mmap
 import os
 import pickle
-import re
 import struct
 import sys
 import zipfile
@@ -24,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from drifting_jax.errors import UserError
+from drifting_jax.unpickle import PickledArray, PickledTensor, Storage, numpy_array, unpickle
 from drifting_jax.weights.reading import flatten, map_file, zip_members
-from drifting_jax.weights.unpickle import PickledArray, PickledTensor, Storage, unpickle
 
 _MAGIC_NUMBER, _PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _MOST_REPEATED = 2**20  # most entries of a tensor that repeats fewer numbers, as of `expand`
@@ -61,7 +60,7 @@ def read_pth(path: str | os.PathLike, *, verify: bool = True) -> dict[str, np.nd
     if not leaves or "" in leaves:
         raise UserError(f"{path} holds no mapping from names to tensors")
     return {
-        name: _numpy_array(leaf, f"{name} of {path}")
+        name: numpy_array(leaf, f"{name} of {path}")
         if isinstance(leaf, PickledArray)
         else _tensor_array(leaf, f"{name} of {path}", storage_bytes)
         for name, leaf in leaves.items()
@@ -168,15 +167,3 @@ def _tensor_array(tensor: PickledTensor, name: str, storage_bytes: _StorageBytes
         return np.ndarray(shape, dtype, raw, start, [step * dtype.itemsize for step in strides])
     except (ValueError, OverflowError) as error:
         raise UserError(f"{name} is damaged: {error}") from None
-
-
-def _numpy_array(array: PickledArray, name: str) -> np.ndarray:
-    try:
-        _, shape, dtype, fortran, data = array.state
-        code = dtype.state[1] + dtype.args[0]
-        if not re.fullmatch("[<>|][biufc][0-9]+", code):
-            raise ValueError(f"of the dtype {code!r}")
-        found = np.frombuffer(data, code).reshape(shape, order="F" if fortran else "C")
-        return found.astype(found.dtype.newbyteorder("="))
-    except Exception as error:  # the pickle may say anything
-        raise UserError(f"{name} is damaged: it is no array ({error!r})") from None

@@ -53,6 +53,12 @@ def mark_complete(workdir: Path, step: int) -> None:
     write_json(workdir / layout.COMPLETE, {"step": step})
 
 
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether anything was saved; if not, the run may still change its config and its data."""
+    folders = layout.generator_checkpoints(workdir), layout.encoder_checkpoints(workdir)
+    return any(step.name.isdecimal() for folder in folders for step in folder.glob("*"))
+
+
 def _make_folder(workdir: Path) -> None:
     """Makes the workdir, unless it is there and holds a run or nothing."""
     if ":/" in str(workdir):  # pathlib has made one slash of two
@@ -70,15 +76,9 @@ def _make_folder(workdir: Path) -> None:
 
 def _write_config(config: ConfigDict, workdir: Path) -> None:
     """Writes config.json, after comparing it with the config that the run began with."""
-    if (workdir / "config.json").exists() and _has_checkpoints(workdir):
+    if (workdir / "config.json").exists() and has_checkpoints(workdir):
         check_resume(load_config(workdir), config)
     save_config(workdir, config)
-
-
-def _has_checkpoints(workdir: Path) -> bool:
-    """Whether anything was saved; if not, the run may still change its config."""
-    folders = layout.generator_checkpoints(workdir), layout.encoder_checkpoints(workdir)
-    return any(step.name.isdecimal() for folder in folders for step in folder.glob("*"))
 
 
 def _wait_for_config(workdir: Path) -> None:

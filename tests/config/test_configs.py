@@ -64,9 +64,11 @@ def test_every_config_resolves_and_gives_its_command(path):
     {
         "imagenet_latent": ("B", "L", "ablation"),
         "imagenet_pixel": ("B", "L"),
+        "cifar10": ("10", "100"),
         "images": ("64", "small"),
         "mae_latent": ("256", "640"),
         "mae_pixel": ("256", "640"),
+        "mnist": ("mnist", "fashion"),
         "toy2d": ("far", "between,two_moons", "checkerboard,attraction_only"),
     }.items(),
 )

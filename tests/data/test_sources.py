@@ -133,8 +133,10 @@ def test_the_configs_choices_are_the_sources(task, field, known):
 
 
 def test_the_table_describes_the_sources(prepared, images, latents):
-    assert SMALL_SOURCES == ("digits", "mnist", "cifar10")
-    for name in SMALL_SOURCES:
+    assert SMALL_SOURCES == ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
+    assert data_spec(section("fashion_mnist")) == DataSpec((28, 28, 1), 10)
+    assert data_spec(section("cifar100")) == DataSpec((32, 32, 3), 100)
+    for name in ("digits", "mnist", "cifar10"):
         source = make_source(section(name, prepared), "train")
         expected = DataSpec(source.image_shape, source.num_classes)
         assert data_spec(section(name)) == expected
@@ -246,7 +248,7 @@ def test_unknown_names_are_refused(prepared):
         TfdsSource("mnist", "validation", prepared)
     with pytest.raises(UserError, match="no data set named 'no_such_thing'"):
         TfdsSource("no_such_thing", "train", prepared)
-    with pytest.raises(UserError, match="cifar10, imagenet, images; found 'imagenot'"):
+    with pytest.raises(UserError, match="cifar100, imagenet, images; found 'imagenot'"):
         make_source(SimpleNamespace(source="imagenot", path=None), "train")
 
 

@@ -26,8 +26,9 @@ from torch_files import (
     write_zip,
 )
 
+from drifting_jax import unpickle
 from drifting_jax.errors import UserError
-from drifting_jax.weights import pth, unpickle
+from drifting_jax.weights import pth
 
 
 def numbers(dtype, n, seed=0):

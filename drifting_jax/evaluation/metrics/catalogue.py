@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 _DIRECTIONS = ("lower", "higher", "near 1", "near real")
 # What a metric can measure: images of any size, with published networks; the small images of a run
-# (digits, MNIST, CIFAR-10), with a classifier of their own; the points of a toy.
+# (digits, MNIST, CIFAR), with a classifier of their own; the points of a toy.
 IMAGES, SMALL_IMAGES, TOYS = "images", "small images", "toys"
 
 

@@ -1,4 +1,4 @@
-"""Reads pickles of weights without running any code that they name.
+"""Reads pickles of weights and of data sets without running any code that they name.
 
 A pickle may name any Python function and have it called. Here a short list of names stands for
 functions that only record their arguments; any other name is an error.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -150,10 +151,10 @@ class _Unpickler(pickle._Unpickler):
     }
     stack: list[Any]
 
-    def __init__(self, file: Any, path: Path):
-        super().__init__(file, encoding="utf-8")
+    def __init__(self, file: Any, path: Path, *, size: int, encoding: str):
+        super().__init__(file, encoding=encoding)
         self._path = path
-        self._globals = allowed_globals(path.stat().st_size + 2**20)
+        self._globals = allowed_globals(size + 2**20)
         self.storages: dict[str, Storage] = {}
 
     def _check_keys(self, pairs: list[Any]) -> None:
@@ -179,8 +180,9 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._globals:
             raise UserError(
-                f"{self._path} asks for {f'{module}.{name}'!r}, which weights do not need and "
-                "nothing here runs: save the state_dict alone, or take a .safetensors file"
+                f"{self._path} asks for {f'{module}.{name}'!r}, which arrays do not need and "
+                "nothing here runs: of weights, save the state_dict alone, or take a .safetensors "
+                "file"
             )
         return self._globals[module, name]
 
@@ -200,17 +202,22 @@ class _Unpickler(pickle._Unpickler):
         return storage
 
 
-def unpickle(file: Any, path: Path) -> tuple[Any, dict[str, Storage]]:
-    """The content of a pickle of torch, and {key: storage} of its tensors.
+def unpickle(
+    file: Any, path: Path, *, size: int | None = None, encoding: str = "utf-8"
+) -> tuple[Any, dict[str, Storage]]:
+    """The content of a pickle of torch or NumPy, and {key: storage} of torch's tensors.
 
     Args:
       file: opened for reading, at the first byte of the pickle; left after its last.
-      path: of the file, for its size and for errors.
+      path: of the file, for errors.
+      size: bytes that the pickle may ask for; None for those of the file at `path`.
+      encoding: of the strings of Python 2; "bytes" leaves them as they are.
 
     Raises:
-      UserError: the pickle is damaged, or names something that weights do not need.
+      UserError: the pickle is damaged, or names something that arrays do not need.
     """
-    unpickler = _Unpickler(file, path)
+    size = path.stat().st_size if size is None else size
+    unpickler = _Unpickler(file, path, size=size, encoding=encoding)
     try:
         return unpickler.load(), unpickler.storages
     except UserError:
@@ -223,3 +230,24 @@ def _words(error: Exception) -> str:
     """The text of an exception without its other arguments, which may be too large to print."""
     text = error.args[0] if error.args and isinstance(error.args[0], str) else ""
     return f"{type(error).__name__}: {text:.200}"
+
+
+def numpy_array(array: PickledArray, name: str) -> np.ndarray:
+    """The NumPy array that a pickle describes.
+
+    Raises:
+      UserError: its parts do not fit together; the message begins with `name`.
+    """
+    try:
+        _, shape, dtype, fortran, data = array.state
+        code = _text(dtype.state[1]) + _text(dtype.args[0])
+        if not re.fullmatch("[<>|][biufc][0-9]+", code):
+            raise ValueError(f"of the dtype {code!r}")
+        found = np.frombuffer(data, code).reshape(shape, order="F" if fortran else "C")
+        return found.astype(found.dtype.newbyteorder("="))
+    except Exception as error:  # the pickle may say anything
+        raise UserError(f"{name} is damaged: it is no array ({error!r})") from None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("ascii") if isinstance(value, bytes) else value
