@@ -88,9 +88,12 @@ if [[ $dry_run ]]; then
 fi
 
 trap : TERM # reaches the tasks by itself; this shell waits for what they answer
+trap 'kill -USR1 "$srun" 2>/dev/null || true' USR1 # of sbatch --signal=B:USR1@…; srun passes it on
+srun=''
 "${command[@]}" &
+srun=$!
 status=0
-wait_for $! || status=$?
+wait_for "$srun" || status=$?
 # Outlives each start of the job: a line for each failure since the last that ended well.
 failures=${SLURM_SUBMIT_DIR:-$root}/drifting_jax-$job.failures
 ended="main.py ended with status $status"

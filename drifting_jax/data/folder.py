@@ -25,7 +25,7 @@ from drifting_jax.data.facts import Skipped
 from drifting_jax.data.transforms import FailedRead, UnreadableImage
 from drifting_jax.digests import SHORT, digest_bytes
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_npz
+from drifting_jax.files import cache_folder, write_npz
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 UNLABELLED = "unlabelled"  # the one class of a flat folder
@@ -200,7 +200,7 @@ def open_folder(root: Path, *, cache: Path | None = None) -> FolderRecords:
     """
     root = Path(os.path.realpath(root))
     name = digest_bytes(os.fsencode(root), digits=SHORT)
-    cache = cache or default_cache()
+    cache = cache or cache_folder()
     kept = cache and cache / f"{name}-{_LAYOUT}.npz"
     found = FileList.read(kept) if kept else None
     if found is None or not found.is_current(root):
@@ -212,14 +212,6 @@ def open_folder(root: Path, *, cache: Path | None = None) -> FolderRecords:
     return FolderRecords(
         root, list(found.class_names), found.labels, found.names, skipped=found.skipped
     )
-
-
-def default_cache() -> Path | None:
-    """The cache folder of file lists, in XDG_CACHE_HOME or ~/.cache; None without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drifting_jax"
-    except RuntimeError:
-        return None
 
 
 def scan(root: Path) -> FileList:

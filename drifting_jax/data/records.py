@@ -12,6 +12,7 @@ from drifting_jax.data.folder import open_folder
 from drifting_jax.data.shards import ShardRecords
 from drifting_jax.data.tfds import TfdsRecords, tfds_folder
 from drifting_jax.errors import UserError
+from drifting_jax.files import expanded
 
 _SPLITS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
 _INNER = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "imagenet")  # where downloads put the splits
@@ -77,7 +78,7 @@ def open_records(path: Path, split: str) -> Records:
     Raises:
       UserError: the folder holds none of these. The message says what was looked for and found.
     """
-    path = path.expanduser()
+    path = Path(expanded(str(path)))
     if not path.is_dir():
         raise UserError(f"no folder of images: {path} does not exist or is a file")
     folder = _split_folder(path, split)
