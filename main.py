@@ -2,8 +2,8 @@
 
 --config.section.field=value changes a field of the config, --workdir the directory of the run.
 Exit status: 0 the run is complete; 1 a failure after which the same command may succeed; 2 a
-mistake in the command or the data; 75 stopped by SIGTERM and 130 by Ctrl-C, both after a save (a
-second Ctrl-C stops without one).
+mistake in the command or the data; 75 stopped by SIGTERM, SIGHUP or SIGUSR1 and 130 by Ctrl-C, all
+after a save (a second Ctrl-C stops without one).
 """
 
 import sys
@@ -11,18 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from drifting_jax.commands.command_line import exit_status, parse_flags
+from drifting_jax.commands.command_line import (
+    define_path,
+    exit_status,
+    given_fields,
+    parse_flags,
+    run_main,
+)
 from drifting_jax.config import default_workdir, resolve
 from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
+from drifting_jax.surroundings import check_devices
 from drifting_jax.training import dry_run, run
 from drifting_jax.workdir.orbax_settings import quiet_orbax
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file: PATH.py[:VARIANT].")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; default: runs/<config>.")
+_WORKDIR = define_path("workdir", "", "Directory of the run; default: runs/<config>.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, if several.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, if several.")
@@ -57,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
             process_id=_PROCESS_ID.value,
             heartbeat_timeout_seconds=_HEARTBEAT.value,
         )
+        check_devices()
         if _DRY_RUN.value:
             report = dry_run.dry_run(config)
             if jax.process_index() == 0:
@@ -64,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(path)
-        return run.run(config, workdir=workdir)
+        return run.run(config, workdir=workdir, given=given_fields(sys.argv))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = exit_status(error)
@@ -76,4 +84,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run_main(main, flags_parser=parse_flags)

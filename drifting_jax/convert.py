@@ -12,10 +12,11 @@ from pathlib import Path
 
 from absl import flags
 
-from drifting_jax.commands.command_line import run_program
+from drifting_jax.commands.command_line import define_path, run_program
 from drifting_jax.config import load_config
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
+from drifting_jax.surroundings import check_devices
 from drifting_jax.training import build, data_identity
 from drifting_jax.training import encoder as train_mae
 from drifting_jax.training.restore import load_run
@@ -25,9 +26,9 @@ from drifting_jax.weights.networks import KINDS, Network, load_network, save_net
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE_string("list", "", "File or folder whose tensors are listed.")
-    flags.DEFINE_string("source", "", "Where the network is read from.")
-    flags.DEFINE_string("out", "", "Folder that is written, which must not exist.")
+    define_path("list", "", "File or folder whose tensors are listed.")
+    define_path("source", "", "Where the network is read from.")
+    define_path("out", "", "Folder that is written, which must not exist.")
     flags.DEFINE_enum("to", "plain", ("plain", "release"), "Format that is written.")
     flags.DEFINE_string("kind", "", f"What the source is, if unclear: {', '.join(KINDS)}.")
     flags.DEFINE_enum("part", "generator", ("generator", "encoder"), "Of a run's workdir.")
@@ -108,6 +109,7 @@ def main(_: Sequence[str]) -> None:
     if values.list:
         print(files.list_tensors(files.fetch(values.list)))
         return
+    check_devices()
     network = read_source(
         values.source, kind=values.kind, part=values.part, ema_decay=values.ema_decay
     )

@@ -37,6 +37,7 @@ from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import image_evaluation, small_runs
 from drifting_jax.steps.generator import Generator
+from drifting_jax.surroundings import check_devices
 from drifting_jax.training.restore import load_generator, load_run
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.stopping import StopAgreement
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         process_id=values.process_id,
     )
     try:
+        check_devices()
         with Interruption(
             soon="keeping what is done and stopping after this batch"
         ) as interruption:

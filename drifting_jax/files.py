@@ -1,13 +1,16 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all, and reads the paths that users give."""
 
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from drifting_jax.errors import UserError
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -35,3 +38,37 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
     named: dict[str, Any] = dict(arrays)
     np.savez(buffer, **named)
     write_bytes(path, buffer.getvalue())
+
+
+def expanded(path: str) -> str:
+    """Returns a path that a user gave, with the home folder for a `~` in front.
+
+    Other text comes back unchanged, `hf://owner/repo` among it.
+
+    Raises:
+      UserError: there is no such home folder, or no path can hold the text.
+    """
+    if "\0" in path:
+        raise UserError(f"expected a path, found {path!r}, which holds a zero character")
+    if not path.startswith("~"):
+        return path
+    found = path if os.environ.get("HOME") == "" else os.path.expanduser(path)
+    if found.startswith("~"):
+        raise UserError(f"expected a home folder for {path}, found none: write the whole path")
+    return found
+
+
+def cache_folder() -> Path | None:
+    """Returns the user's folder for what can be made again; None where there is no home folder.
+
+    It is `drifting_jax` in XDG_CACHE_HOME, or in ~/.cache.
+    """
+    try:
+        return Path(expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "drifting_jax"
+    except UserError:
+        return None
+
+
+def shown(text: str) -> str:
+    """Returns text that any UTF-8 file can hold, with � for bytes of a name that are not UTF-8."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from drifting_jax.commands.command_line import run_program
+from drifting_jax.commands.command_line import define_path, run_program
 from drifting_jax.commands.packing import (
     Views,
     latent_records,
@@ -33,6 +33,7 @@ from drifting_jax.digests import fingerprint_variables
 from drifting_jax.distributed import processes
 from drifting_jax.distributed.agreement import on_main_process, wait_for_all
 from drifting_jax.errors import UserError
+from drifting_jax.surroundings import check_devices
 from drifting_jax.weights.networks import load_vae
 from drifting_jax.workdir.lock import locked_by_main_process
 from drifting_jax.workdir.progress import progress_bar
@@ -40,8 +41,8 @@ from drifting_jax.workdir.progress import progress_bar
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE_string("source", None, "Folder of the images, as config.data.path.", required=True)
-    flags.DEFINE_string("out", None, "Folder that gets train/ or val/.", required=True)
+    define_path("source", None, "Folder of the images, as config.data.path.", required=True)
+    define_path("out", None, "Folder that gets train/ or val/.", required=True)
     flags.DEFINE_enum(
         "split", "train", ("train", "test"), "Split of the source; test is written as val."
     )
@@ -53,14 +54,16 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "jpeg_quality", 0, "shards, with --size: 0 keeps the pixels exactly (PNG)."
     )
-    flags.DEFINE_string("vae", "", "latents: weights, folder, file or hf://owner/repo.")
+    define_path("vae", "", "latents: weights, folder, file or hf://owner/repo.")
     flags.DEFINE_enum("crop", "center", transforms.CROPS, "latents: views of each image.")
     flags.DEFINE_integer("views", 2, "latents: random crops of each image.", lower_bound=1)
     flags.DEFINE_float("min_area", 0.2, "latents: least share of the image in a crop.")
     flags.DEFINE_integer(
         "batch_size", 32, "latents: images encoded at once, per device.", lower_bound=1
     )
-    flags.DEFINE_integer("seed", 0, "latents: seed of the random crops.")
+    flags.DEFINE_integer(
+        "seed", 0, "latents: seed of the random crops.", lower_bound=0, upper_bound=2**32 - 1
+    )
     flags.DEFINE_float("max_unreadable", 0.1, "Largest share of unreadable images.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, for several processes.")
     flags.DEFINE_integer("num_processes", None, "Number of processes of the job.")
@@ -78,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
         num_processes=values.num_processes,
         process_id=values.process_id,
     )
+    check_devices()
     records = open_records(Path(values.source), values.split)
     if records.format == "drifting_jax.latents":
         raise UserError(f"{records.where} holds latents already; --source takes images")

@@ -14,21 +14,22 @@ from pathlib import Path
 from absl import flags
 
 from drifting_jax.commands.class_choice import describe_classes, parse_classes
-from drifting_jax.commands.command_line import run_program
+from drifting_jax.commands.command_line import define_path, run_program
 from drifting_jax.config import ConfigDict
 from drifting_jax.errors import UserError
 from drifting_jax.steps.sampling import class_major
+from drifting_jax.surroundings import check_devices
 from drifting_jax.training.restore import load_generator, load_run
 from drifting_jax.workdir.sample_files import check_out, write_samples
 
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE_string("workdir", "", "Directory of the run.")
-    flags.DEFINE_string(
+    define_path("workdir", "", "Directory of the run.")
+    define_path(
         "weights", "", "Instead of a run: an artifact of the paper's release, or hf://owner/repo."
     )
-    flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
+    define_path("vae", "", "What decodes latents: folder or hf://….")
     flags.DEFINE_string("classes", "", "Such as 0-9, or 0,3,7-9, or names; empty for all.")
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
@@ -36,7 +37,7 @@ def define_flags() -> None:
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
     flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 64, "Samples made at once.", lower_bound=1)
-    flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")
+    define_path("out", "samples.npz", "File to write: .npz or .png.")
 
 
 def main(_: Sequence[str]) -> None:
@@ -52,6 +53,7 @@ def main(_: Sequence[str]) -> None:
         raise UserError("--step goes with --workdir: weights by themselves are of one step")
     if bool(values.workdir) == bool(values.weights):
         raise UserError("expected one of --workdir and --weights")
+    check_devices()
     if values.workdir:
         generator = load_run(
             Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae, step=values.step

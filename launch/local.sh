@@ -89,7 +89,7 @@ mkfifo "$pipes/nothing"
 exec {nothing}<>"$pipes/nothing"
 trap 'kill_all; kill ${printers[@]+"${printers[@]}"} 2>/dev/null || true; rm -rf "$pipes"' EXIT
 trap 'pass_on INT' INT
-trap 'pass_on TERM' TERM HUP
+trap 'pass_on TERM' TERM HUP USR1
 
 pass_on() {
   local pid

@@ -90,9 +90,12 @@ if [[ $dry_run ]]; then
 fi
 
 trap : TERM # the tasks get the signal themselves; this shell waits until they end
+trap 'kill -USR1 "$srun" 2>/dev/null || true' USR1 # of sbatch --signal=B:USR1@…; srun passes it on
+srun=''
 "${command[@]}" &
+srun=$!
 status=0
-wait_for $! || status=$?
+wait_for "$srun" || status=$?
 # This file outlives each start of the job. It has a line for each failure since the last good end.
 failures=${SLURM_SUBMIT_DIR:-$root}/drifting_jax-$job.failures
 ended="main.py ended with status $status"

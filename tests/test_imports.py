@@ -11,8 +11,10 @@ PACKAGE = "drifting_jax"
 
 # From the ground up: a folder imports from itself and from the lines before its own.
 LAYERS = (
-    {"errors", "files", "digests"},
+    {"errors"},
+    {"files", "digests"},
     {"unpickle"},
+    {"surroundings", "drawing"},
     {"config", "models", "data"},
     {"method"},
     {"weights"},

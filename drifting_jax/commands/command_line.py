@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -13,11 +13,59 @@ from ml_collections import ConfigDict, config_flags
 from drifting_jax.config.checks import unknown_field
 from drifting_jax.config.values import flat
 from drifting_jax.errors import TransientError, UserError
+from drifting_jax.files import expanded
+from drifting_jax.surroundings import guard_output, settle_jax
 from drifting_jax.workdir.orbax_settings import quiet_orbax
+
+flags.disclaim_key_flags()  # a flag that `define_path` defines belongs to its caller
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+class _PathParser(flags.ArgumentParser):
+    """The one place that expands the paths which flags give."""
+
+    syntactic_help = "a path; ~ is the home folder"
+
+    def parse(self, argument: str) -> str:
+        return expanded(argument)
+
+
+def define_path(name: str, default: str | None, words: str, *, required: bool = False) -> Any:
+    """Registers a flag that is a path, or another name such as hf://owner/repo.
+
+    A `~` in front of it is the home folder, which shells leave alone after `=`.
+
+    Args:
+      name: of the flag.
+      default: its value without the flag.
+      words: what --help shows.
+      required: whether the flag must be given.
+    """
+    return flags.DEFINE(
+        _PathParser(), name, default, words, serializer=flags.ArgumentSerializer(),
+        required=required,
+    )  # fmt: skip
+
+
+def run_main(
+    main_function: Callable[[Sequence[str]], int | None],
+    *,
+    flags_parser: Callable[[Sequence[str]], list[str]],
+) -> NoReturn:
+    """Runs the main function of a program through absl, apart from its surroundings.
+
+    Nothing that is printed can end it, and no setting of JAX that was made for other programs
+    reaches it.
+    """
+    guard_output()
+    for setting in settle_jax():
+        print(f"note: {setting} is ignored; it would change numbers", file=sys.stderr)
+    app.run(main_function, flags_parser=flags_parser)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses a command line with --config; for `absl.app.run(main, flags_parser=parse_flags)`.
+    """Parses a command line with --config; for `run_main(main, flags_parser=parse_flags)`.
 
     A mistake (no such field, flag or file, a value of a wrong type) ends the process with one line
     on stderr and exit status 2; ml_collections alone would show a traceback.
@@ -26,18 +74,36 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       The program's name and the arguments that are no flags.
     """
     try:
-        _check_overrides(list(argv))
-        return flags.FLAGS(list(argv))
+        argv = [_config_file(argument) for argument in argv]
+        _check_overrides(argv)
+        return flags.FLAGS(argv)
     except (UserError, flags.Error) as error:
         _end(error)
+
+
+def given_fields(argv: Sequence[str]) -> list[str]:
+    """Returns the fields of the config that a command line sets, by dotted names."""
+    return [found.group(1) for argument in argv if (found := _OVERRIDE.match(argument))]
+
+
+def _config_file(argument: str) -> str:
+    """--config=FILE with its home folder."""
+    flag, equals, value = argument.partition("=")
+    if not equals or flag.lstrip("-") != "config" or not flag.startswith("-"):
+        return argument
+    return f"{flag}={expanded(value)}"
 
 
 def _reason(error: Exception, argv: list[str]) -> Exception:
     """A UserError for a variant that the file does not take, else an error with a traceback."""
     given = next((x.partition("=")[2] for x in argv if x.lstrip("-").startswith("config=")), "")
-    path, _, variant = given.partition(":")
-    if variant and "positional argument" in str(error):
-        return UserError(f"{path} has no variants; found {variant!r}")
+    path, colon, variant = given.partition(":")
+    if colon and "positional argument" in str(error):
+        return UserError(
+            f"{path} has no variants; found {variant!r}"
+            if variant
+            else f"{path} has no variants; leave out the colon"
+        )
     return RuntimeError(str(error))
 
 
@@ -48,9 +114,8 @@ def _check_overrides(argv: list[str]) -> None:
       UserError: There is no such file, variant or field, or the file raised one.
       RuntimeError: The file has a bug.
     """
-    override = re.compile(r"--?(?:no)?config\.([^=]+)")
     alone = flags.FlagValues()
-    kept = [argument for argument in argv if not override.match(argument)]
+    kept = [argument for argument in argv if not _OVERRIDE.match(argument)]
     holder = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=kept)
     try:
         alone(kept, known_only=True)
@@ -67,7 +132,7 @@ def _check_overrides(argv: list[str]) -> None:
         raise UserError(f"--config={path} is not a file that can be read; found there: {others}")
     fields = flat(holder.value)
     for argument in argv:
-        found = override.match(argument)
+        found = _OVERRIDE.match(argument)
         if found and found.group(1) not in fields:
             raise UserError(unknown_field(found.group(1), fields))
 
@@ -100,7 +165,7 @@ def run_program(
     module = flags_of or main_function.__module__
     for flag in flags.FLAGS.get_flags_for_module(module):  # for --help
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(guarded, flags_parser=functools.partial(parse_plain_flags, words=words))
+    run_main(guarded, flags_parser=functools.partial(parse_plain_flags, words=words))
 
 
 def exit_status(error: UserError | OSError) -> int:

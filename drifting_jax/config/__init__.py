@@ -6,7 +6,14 @@ from drifting_jax.config.base import base_config, fields, resolve, sections, val
 from drifting_jax.config.config_files import check_variant, default_workdir, file_beside
 from drifting_jax.config.defaults import FSDP_RULES, PAPER_ENCODER
 from drifting_jax.config.field import Field, Section
-from drifting_jax.config.stored import check_resume, load_config, save_config, versions
+from drifting_jax.config.stored import (
+    check_resume,
+    load_config,
+    save_config,
+    values_to_keep,
+    versions,
+    with_values,
+)
 
 __all__ = [
     "FSDP_RULES",
@@ -25,5 +32,7 @@ __all__ = [
     "save_config",
     "sections",
     "validate",
+    "values_to_keep",
     "versions",
+    "with_values",
 ]

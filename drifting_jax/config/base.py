@@ -15,6 +15,7 @@ from drifting_jax.config.defaults import SECTIONS
 from drifting_jax.config.field import Field, Section
 from drifting_jax.config.values import flat, nested, plain
 from drifting_jax.errors import UserError
+from drifting_jax.files import expanded
 
 
 def sections(task: str) -> tuple[Section, ...]:
@@ -59,15 +60,14 @@ def base_config(task: str) -> ConfigDict:
 def resolve(config: ConfigDict) -> ConfigDict:
     """Returns a locked copy: references followed, tuples for lists, floats where floats are due.
 
+    A `~` in front of a path becomes the home folder.
+
     Raises:
       UserError: As `validate`.
     """
     validate(config)
     values = flat(plain(config))
-    found = {
-        name: _converted(values[name], field.default)
-        for name, field in fields(values["task"]).items()
-    }
+    found = {name: converted(values[name], field) for name, field in fields(values["task"]).items()}
     return ConfigDict(nested(found)).lock()
 
 
@@ -82,8 +82,19 @@ def validate(config: ConfigDict | Mapping[str, Any]) -> None:
     check_fields(flat(values), fields(values.get("task")))
 
 
-def _converted(value: Any, default: Any) -> Any:
+def converted(value: Any, field: Field) -> Any:
+    """Returns a field's value: a float where one is due, and a path with its home folder.
+
+    Raises:
+      UserError: a path begins with `~` and there is no such home folder.
+    """
+    if field.is_path and isinstance(value, str):
+        return expanded(value)
+    return _with_floats(value, field.default)
+
+
+def _with_floats(value: Any, default: Any) -> Any:
     """The value, with ints turned to floats where the default is a float."""
     if isinstance(default, tuple) and default:
-        return tuple(_converted(entry, default[0]) for entry in value)
+        return tuple(_with_floats(entry, default[0]) for entry in value)
     return float(value) if isinstance(default, float) else value

@@ -77,7 +77,7 @@ def _check_value(name: str, value: Any, field: Field) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool | str) or number in field.also:
             continue
-        if not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"config.{name} must be finite; found {value!r}")
         if bound := _broken_bound(number, field):
             raise UserError(f"config.{name} must be {bound}; found {value!r} ({field.doc})")
@@ -89,13 +89,17 @@ def _broken_bound(number: float, field: Field) -> str:
     if field.minimum is None and number <= 0:
         return f"above zero{also}"
     if field.minimum is not None and number < field.minimum:
-        bound = f"at least {field.minimum:g}" if field.minimum else "zero or above"
+        bound = f"at least {_shown(field.minimum)}" if field.minimum else "zero or above"
         return f"{bound}{also}"
     if field.maximum is not None and number > field.maximum:
-        return f"at most {field.maximum:g}{also}"
+        return f"at most {_shown(field.maximum)}{also}"
     if field.below is not None and number >= field.below:
-        return f"below {field.below:g}{also}"
+        return f"below {_shown(field.below)}{also}"
     return ""
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _check_relations(values: Mapping[str, Any]) -> None:

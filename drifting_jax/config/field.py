@@ -25,11 +25,12 @@ class Field:
       below: a bound that a number must stay under; None for no bound.
       also: numbers that are allowed besides those between the bounds.
       may_be_empty: whether a tuple may have no entries.
+      is_path: whether a string names a file or folder; a `~` in front of it is the home folder.
       check: called with (name, value) for what the other rules cannot say; raises UserError.
       on_resume: what a run that has begun may do with the field: nothing ("fixed"), set it to any
         value ("may change"), or raise it ("may grow").
-      absent: the value of a run that was begun before the field existed. None: the default. Where
-        the two differ, such a run is resumed with `--config.<name>=<absent>`.
+      absent: the value of a run that was begun before the field existed. None: the default. Such a
+        run goes on with it, unless the command sets the field.
     """
 
     default: Value
@@ -41,6 +42,7 @@ class Field:
     below: float | None = None
     also: tuple[float, ...] = ()
     may_be_empty: bool = False
+    is_path: bool = False
     check: Callable[[str, Any], None] | None = None
     on_resume: OnResume = "fixed"
     absent: Value | None = None

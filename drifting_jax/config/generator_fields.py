@@ -19,6 +19,7 @@ _IMAGE_DATA = section(
     path=Field(
         "",
         "folder of the images, shards or latents, or of the files of MNIST or CIFAR",
+        is_path=True,
         on_resume="may change",
     ),
     num_workers=NUM_WORKERS,
@@ -55,7 +56,11 @@ _ENCODER = section(
     every_k_block=Field(1, "take features after every k-th residual block of a stage"),
     dtype=Field("float32", "dtype of the computation; parameters are float32", choices=_DTYPES),
     remat=Field(False, "compute blocks again in the backward pass: less memory, more time"),
-    path=Field("", "workdir or weights of a trained encoder; empty = the run trains its own first"),
+    path=Field(
+        "",
+        "workdir or weights of a trained encoder; empty = the run trains its own first",
+        is_path=True,
+    ),
 )
 
 _ENCODER_TRAIN = section(
@@ -94,13 +99,13 @@ _EXTRA_ENCODER = section(
     "extra_encoder",
     "A second frozen network, on pixels, whose features join those of the encoder (A.4).",
     kind=Field("none", 'architecture: "none", "convnext", "resnet" or "dinov2"'),
-    path=Field("", "its weights: a folder, a file or hf://owner/repo"),
+    path=Field("", "its weights: a folder, a file or hf://owner/repo", is_path=True),
 )
 
 _VAE = section(
     "vae",
     "The VAE that decodes latents, where `data.latent` is set.",
-    path=Field("", "its weights: a folder, a file or hf://owner/repo"),
+    path=Field("", "its weights: a folder, a file or hf://owner/repo", is_path=True),
 )
 
 _FEATURES = section(
@@ -204,11 +209,15 @@ _EVAL = section(
         50000, "for larger images: samples that are measured", on_resume="may change"
     ),
     reference=Field(
-        "", "for larger images: .npz file of statistics of real images", on_resume="may change"
+        "",
+        "for larger images: .npz file of statistics of real images",
+        is_path=True,
+        on_resume="may change",
     ),
     inception=Field(
         "",
         "for larger images: weights of Inception; empty = the usual folder",
+        is_path=True,
         on_resume="may change",
     ),
 )

@@ -4,15 +4,16 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from drifting_jax.config.base import fields, resolve
+from drifting_jax.config.base import converted, fields, resolve
 from drifting_jax.config.defaults import REMOVED
+from drifting_jax.config.field import Field
 from drifting_jax.config.values import flat, nested, plain
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_json
@@ -52,6 +53,37 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a config that a run wrote: {error!r}") from None
     return ConfigDict(nested(_completed(flat(values), task, path))).lock()
+
+
+def values_to_keep(
+    stored: ConfigDict, current: ConfigDict, *, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """Returns the fields, by dotted names, in which a resumed run keeps the behaviour of old runs.
+
+    A run that was begun before a field existed has the value `Field.absent`. Where today's default
+    is another one, the run goes on with its own.
+
+    Args:
+      stored: of `load_config`.
+      current: of `resolve`, for the same task.
+      given: fields that the user has set, which are not touched.
+    """
+    if stored.task != current.task:
+        return {}
+    old, new = flat(plain(stored)), flat(plain(current))
+    return {
+        name: field.absent
+        for name, field in fields(current.task).items()
+        if field.absent is not None
+        and name not in given
+        and (old[name], new[name]) == (field.absent, field.default)
+    }
+
+
+def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """Returns a config with some of its fields, by dotted names, changed."""
+    found = flat(plain(config)) | {name: plain(value) for name, value in values.items()}
+    return ConfigDict(nested(found)).lock()
 
 
 def check_resume(stored: ConfigDict, current: ConfigDict) -> None:
@@ -112,6 +144,11 @@ def _completed(values: Mapping[str, Any], task: str, path: Path) -> dict[str, An
     for name in (name for name in values if name not in known):
         logging.warning("%s: config.%s is ignored: %s", path, name, REMOVED[name])
     return {
-        name: values.get(name, field.default if field.absent is None else field.absent)
+        name: converted(values[name], field) if name in values else _before(field)
         for name, field in known.items()
     }
+
+
+def _before(field: Field) -> Any:
+    """The value of a field in runs that were begun before it existed."""
+    return field.default if field.absent is None else field.absent

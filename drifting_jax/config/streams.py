@@ -10,6 +10,15 @@ STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generato
            "classifier": 4, "pictures": 5, "toy_init": 6, "toy_steps": 7, "samples": 8}  # fmt: skip
 
 
+def root_key(seed: int) -> jax.Array:
+    """Returns the key [] of a seed from 0 to 2**32 - 1; every key of the package begins here.
+
+    The implementation is threefry2x32, whatever JAX's default is set to: that of another
+    (JAX_DEFAULT_PRNG_IMPL=rbg) draws numbers that depend on the batch.
+    """
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def stream_key(config: ConfigDict, name: str) -> jax.Array:
     """Returns the key of a stream: the root key of the run, folded with the stream's number.
 
@@ -17,4 +26,4 @@ def stream_key(config: ConfigDict, name: str) -> jax.Array:
       config: of the run; its `seed` makes the root key.
       name: one of `STREAMS`.
     """
-    return jax.random.fold_in(jax.random.key(config.seed), STREAMS[name])
+    return jax.random.fold_in(root_key(config.seed), STREAMS[name])

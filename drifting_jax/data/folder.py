@@ -21,6 +21,7 @@ from drifting_jax.data.names import Names
 from drifting_jax.data.transforms import FailedRead, UnreadableImage
 from drifting_jax.digests import SHORT, digest_bytes
 from drifting_jax.errors import UserError
+from drifting_jax.files import cache_folder
 
 _LAYOUT = 2  # version of the cached lists
 
@@ -105,7 +106,7 @@ def open_folder(
     """
     root = Path(os.path.realpath(root))
     suffixes = readable_suffixes() if suffixes is None else suffixes
-    cache = cache or default_cache()
+    cache = cache or cache_folder()
     kept = cache and cache / _list_name(root, suffixes)
     found = FileList.read(kept) if kept else None
     if found is None or not found.is_current(root):
@@ -124,11 +125,3 @@ def _list_name(root: Path, suffixes: Collection[str]) -> str:
     folder = digest_bytes(os.fsencode(root), digits=SHORT)
     endings = digest_bytes(" ".join(sorted(suffixes)).encode(), digits=SHORT)
     return f"{folder}-{endings}-{_LAYOUT}.npz"
-
-
-def default_cache() -> Path | None:
-    """The cache folder of file lists, in XDG_CACHE_HOME or ~/.cache; None without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drifting_jax"
-    except RuntimeError:
-        return None

@@ -14,6 +14,7 @@ from drifting_jax.data.layout import find_split
 from drifting_jax.data.shards import ShardRecords, is_prepared
 from drifting_jax.data.tfds import TfdsRecords, tfds_folder
 from drifting_jax.errors import UserError
+from drifting_jax.files import expanded
 
 _TFDS_SPLITS = {"train": ("train", "training"), "test": ("val", "validation", "test")}
 # How earlier versions read folders, for the runs that began so.
@@ -84,7 +85,7 @@ def open_records(path: Path, split: str) -> Records:
       UserError: the folder holds none of these, or can be read in two ways. The message says what
         was looked for and found.
     """
-    path = path.expanduser()
+    path = Path(expanded(str(path)))
     if not path.is_dir():
         raise UserError(f"no folder of images: {path} does not exist or is a file")
     if is_prepared(path):

@@ -7,6 +7,7 @@ behind a source are imported when it is opened.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -176,8 +177,8 @@ def _of_records(records: Records, data: Any) -> Source:
     if data.latent:
         raise UserError(
             f"{records.where} holds images; config.data.latent needs their latents: run `python -m "
-            f"drifting_jax.prepare latents --source={data.path} --vae=… --out=FOLDER` and give "
-            "that FOLDER"
+            f"drifting_jax.prepare latents {shlex.quote(f'--source={data.path}')} --vae=… "
+            "--out=FOLDER` and give that FOLDER"
         )
     return ImageSource(records, data.image_size, decoder=data.decoder)
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from drifting_jax.distributed.processes import is_main_process
 from drifting_jax.errors import LockHeldError, TransientError, UserError, first_line
+from drifting_jax.files import shown
 
 T = TypeVar("T")
 
@@ -108,7 +109,7 @@ def _shared_failure(error: Exception | None) -> Exception | None:
     """Returns the error to raise here, given this process's own; None if no process has one."""
     if jax.process_count() == 1:
         return error
-    told = _exchange(b"" if error is None else first_line(error).encode())
+    told = _exchange(b"" if error is None else shown(first_line(error)).encode())
     failed = [(i, words.decode()) for i, words in enumerate(told) if words]
     if not failed or (error is not None and _TIMED_OUT not in str(error)):
         return error

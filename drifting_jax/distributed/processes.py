@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import jax
 
-from drifting_jax.errors import TransientError, UserError
+from drifting_jax.errors import TransientError, UserError, first_line
 
 HEARTBEAT_TIMEOUT_SECONDS = 100  # JAX's own
 
@@ -53,10 +53,11 @@ def initialize(
     if jax.distributed.is_initialized():
         return
     env = os.environ
-    count = _number(num_processes, env.get("JAX_NUM_PROCESSES"))
-    index = _number(process_id, env.get("JAX_PROCESS_ID"))
-    address = coordinator_address or env.get("JAX_COORDINATOR_ADDRESS")
-    if address and not re.fullmatch(r"(.+):(\d{1,5})", address):  # JAX would crash
+    count = _number(num_processes, "JAX_NUM_PROCESSES")
+    index = _number(process_id, "JAX_PROCESS_ID")
+    address = coordinator_address or env.get("JAX_COORDINATOR_ADDRESS") or None
+    port = re.fullmatch(r".+:(\d{1,5})", address or "")
+    if address and (port is None or int(port[1]) > 65535):  # JAX would crash
         raise UserError(f"expected --coordinator=HOST:PORT of process 0, found {address!r}")
     if count is not None and index is not None and not 0 <= index < count:
         raise UserError(
@@ -68,12 +69,19 @@ def initialize(
         return
     if not missing or _launched_as_several(env):
         previous = signal.getsignal(signal.SIGTERM)
-        jax.distributed.initialize(
-            coordinator_address=address,
-            num_processes=count,
-            process_id=index,
-            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-        )
+        try:
+            jax.distributed.initialize(
+                coordinator_address=address,
+                num_processes=count,
+                process_id=index,
+                heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+            )
+        except (KeyError, ValueError) as error:  # variables of SLURM, MPI or a TPU slice
+            raise UserError(
+                f"JAX cannot find the processes of this run ({first_line(error)}): a variable of "
+                "the cluster is missing or wrong; give --coordinator, --num_processes and "
+                "--process_id"
+            ) from None
         if threading.current_thread() is threading.main_thread():
             # JAX handles SIGTERM as a notice of preemption, which nothing here reads: a run that is
             # only starting would not end.
@@ -86,10 +94,24 @@ def initialize(
         )
 
 
-def _number(given: int | None, variable: str | None) -> int | None:
-    if given is None and variable is not None:
-        return int(variable)
-    return given
+def _number(given: int | None, variable: str) -> int | None:
+    """The number that is given, or that of a variable; an empty one counts as not set.
+
+    Raises:
+      UserError: the variable holds no whole number.
+    """
+    text = os.environ.get(variable, "").strip()
+    if given is not None or not text:
+        return given
+    if not text.isdecimal():
+        raise UserError(f"expected {variable} to be a whole number, found {text!r}: unset it")
+    return int(text)
+
+
+def _count(env: Mapping[str, str], variable: str) -> int:
+    """A number that a cluster has set; 1 where it is not set, or set to something else."""
+    text = env.get(variable, "").strip()
+    return int(text) if text.isdecimal() else 1
 
 
 def is_main_process() -> bool:
@@ -112,7 +134,7 @@ def end_soon(status: int = 1) -> None:
 
 def _launched_as_several(env: Mapping[str, str]) -> bool:
     """Returns whether a SLURM step or a TPU slice of several hosts started this process."""
-    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1:
+    if any(_count(env, x) > 1 for x in ("SLURM_STEP_NUM_TASKS", "MEGASCALE_NUM_SLICES")):
         return True
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     # JAX sets TPU_ML_PLATFORM at import on machines with TPU chips. There, the metadata server of

@@ -14,7 +14,7 @@ from drifting_jax.evaluation.metrics.inception_score import TORCH_FIDELITY, ince
 from drifting_jax.evaluation.metrics.kid import kernel_distance
 from drifting_jax.evaluation.metrics.neighbors import manifold_metrics
 from drifting_jax.evaluation.metrics.records import MetricRecord
-from drifting_jax.evaluation.reference import Reference, moments_of
+from drifting_jax.evaluation.reference import Reference, are_same_images, moments_of
 from drifting_jax.evaluation.setup import Settings
 
 _KID_SUBSET, _KID_SUBSETS, _KID_SEED = 1000, 100, 2020  # torch-fidelity's
@@ -121,7 +121,13 @@ def _frechet(comparison: _Comparison, names: Sequence[str]) -> _Found:
                 f"{name} of {count} samples in {width} dimensions is far too large: with fewer "
                 "samples than dimensions it says little; compare equal numbers only"
             )
-        distance = reference.distance(kind, moments_of(store, kind))
+        moments = moments_of(store, kind)
+        if are_same_images(moments, reference.moments[kind]):
+            notes.append(
+                f"warning: {name} compares the reference's own images with themselves: the moments "
+                "are equal, so the metrics say nothing"
+            )
+        distance = reference.distance(kind, moments)
         records.append(MetricRecord(name, float(distance)))
     return records, notes
 

@@ -33,7 +33,7 @@ from drifting_jax.evaluation.reference import (
 from drifting_jax.evaluation.report.page import Neighbors, Report, write_page
 from drifting_jax.evaluation.report.tables import metrics_table
 from drifting_jax.evaluation.setup import EvaluationSetup, SampleSet, Settings, check_count
-from drifting_jax.files import write_bytes
+from drifting_jax.files import shown, write_bytes
 from drifting_jax.steps.generator import Generator
 from drifting_jax.workdir.lock import locked_by_main_process
 
@@ -208,7 +208,7 @@ def evaluate_reference(
 def _write_report(out: Path, page: Report) -> str:
     """Writes figures.txt and report.html; returns the table with the notes below it."""
     table = "\n".join([metrics_table(page.records), *(f"note: {note}" for note in page.notes)])
-    write_bytes(out / TABLE_FILE, (table + "\n").encode())
+    write_bytes(out / TABLE_FILE, shown(table + "\n").encode())
     write_page(out / REPORT_FILE, page, curve=_CURVE if _has_curve(page.records) else None)
     return table
 

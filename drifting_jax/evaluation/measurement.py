@@ -28,7 +28,7 @@ from drifting_jax.evaluation.features.image_set import ImageSet
 from drifting_jax.evaluation.metrics.records import MetricRecord, from_json, to_json
 from drifting_jax.evaluation.reference import Reference
 from drifting_jax.evaluation.setup import EvaluationSetup, SampleSet, check_count
-from drifting_jax.files import write_bytes
+from drifting_jax.files import shown, write_bytes
 
 RECORDS_FILE = "figures.jsonl"
 
@@ -155,7 +155,7 @@ def _append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     if before and not before.endswith(b"\n"):
         before += b"\n"
     texts = [json.dumps(line, ensure_ascii=False, allow_nan=False) for line in lines]
-    write_bytes(path, before + ("\n".join(texts) + "\n").encode())
+    write_bytes(path, before + shown("\n".join(texts) + "\n").encode())
 
 
 def complete_reference(setup: EvaluationSetup, found: Reference) -> Reference | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ _MOMENTS = {
 }
 _FEATURES = {"inception": "features", "dinov2": "features_dinov2"}
 _SYMMETRY = 1e-6  # of the largest entry of a covariance
+_SEMI_DEFINITE = 1e-6  # of the trace: what rounding to float32 may leave below zero
+_SAME_MEANS, _SAME_TRACES = 1e-4, 1e-3  # of the deviation, and of the trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +165,19 @@ def read_reference(path: Path) -> Reference:
         )
     made = {"statistics": f"of {path}; how they were made is not in the file"}
     if "protocol" in names:
-        made = json.loads(str(arrays["protocol"]))
+        made = _protocol(path, str(arrays["protocol"]))
     return Reference(moments, features, made, path if "arr_0" in names else None)
+
+
+def _protocol(path: Path, text: str) -> dict[str, str]:
+    """The protocol of a file of ours, or the text of a file of others."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        return {"statistics": f"of {path}, which says: {text}"}
+    return {str(name): str(words) for name, words in found.items()}
 
 
 def _checked(
@@ -179,4 +193,31 @@ def _checked(
         raise UserError(f"{path}: {mean_name} or {name} holds numbers that are not finite")
     if np.abs(covariance - covariance.T).max() > _SYMMETRY * np.abs(covariance).max():
         raise UserError(f"{path}: {name} is not symmetric, so it is no covariance")
+    if not _is_semi_definite(covariance):
+        raise UserError(f"{path}: {name} has negative eigenvalues, so it is no covariance")
     return GaussianStatistics(mean, covariance)
+
+
+def _is_semi_definite(covariance: np.ndarray) -> bool:
+    """Whether no eigenvalue is below zero by more than rounding."""
+    trace = float(np.trace(covariance))
+    if trace <= 0:
+        return not covariance.any()
+    try:
+        np.linalg.cholesky(covariance + _SEMI_DEFINITE * trace * np.eye(len(covariance)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def are_same_images(samples: GaussianStatistics, real: GaussianStatistics) -> bool:
+    """Whether two sets have the same moments, as two sets of different images never have.
+
+    The means of two sets of n images of one distribution differ by about √(2/n) deviations.
+    """
+    if samples.mean.shape != real.mean.shape:
+        return False
+    trace = float(np.trace(real.covariance))
+    apart = float(np.linalg.norm(samples.mean - real.mean))
+    spread = abs(float(np.trace(samples.covariance)) - trace)
+    return apart <= _SAME_MEANS * math.sqrt(max(trace, 0.0)) and spread <= _SAME_TRACES * trace

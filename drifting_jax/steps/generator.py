@@ -12,6 +12,7 @@ from drifting_jax.config import ConfigDict, streams
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
+from drifting_jax.surroundings import settled_jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Generator:
     config: ConfigDict | None = None
     data_spec: DataSpec | None = None
 
+    @settled_jax()
     def sample(
         self,
         labels: np.ndarray,
@@ -92,7 +94,7 @@ class Generator:
         return sampling.sample_in_batches(
             self.sampler,
             self.params,
-            jax.random.fold_in(jax.random.key(seed), streams.STREAMS["samples"]),
+            jax.random.fold_in(streams.root_key(seed), streams.STREAMS["samples"]),
             labels,
             indices,
             cfg_scale=cfg_scale,

@@ -9,15 +9,18 @@ from drifting_jax.config import load_config
 from drifting_jax.data import class_names
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
+from drifting_jax.files import expanded
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.state import ema_name
+from drifting_jax.surroundings import settled_jax
 from drifting_jax.training import build, data_identity, initial_states
 from drifting_jax.weights.networks import load_network, load_vae
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.layout import generator_checkpoints
 
 
+@settled_jax()
 def load_generator(name: str, *, vae: str = "") -> Generator:
     """Reads a generator without a run: an artifact of the paper's release, or a folder of ours.
 
@@ -62,8 +65,9 @@ def _names_of(num_classes: int) -> list[str]:
     return [str(label) for label in range(num_classes)]
 
 
+@settled_jax()
 def load_run(
-    workdir: Path, *, ema_decay: float | None = None, vae: str = "", step: int | None = None
+    workdir: str | Path, *, ema_decay: float | None = None, vae: str = "", step: int | None = None
 ) -> Generator:
     """Reads a checkpoint of a generator's workdir; its data need not be there.
 
@@ -77,6 +81,7 @@ def load_run(
     Raises:
       UserError: there is no such run, no checkpoint yet or of this step, or no such average.
     """
+    workdir = Path(expanded(str(workdir)))
     config = load_config(workdir)
     if config.task != "generator":
         raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'generator'")

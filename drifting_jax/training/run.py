@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TextIO
 
@@ -15,6 +16,8 @@ from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.distributed.agreement import on_main_process
 from drifting_jax.distributed.processes import is_main_process
 from drifting_jax.evaluation.small_runs import evaluate_run
+from drifting_jax.files import expanded
+from drifting_jax.surroundings import settled_jax
 from drifting_jax.training import encoder, generator, toy
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.restore import load_run
@@ -26,8 +29,14 @@ from drifting_jax.workdir.opening import is_complete, mark_complete, open_workdi
 from drifting_jax.workdir.stopping import StopAgreement
 
 
-def run(config: ConfigDict, *, workdir: Path) -> int:
+@settled_jax()
+def run(config: ConfigDict, *, workdir: str | Path, given: Collection[str] = ()) -> int:
     """Runs a config's task in its workdir, from wherever it stands.
+
+    Args:
+      config: of `resolve`.
+      workdir: the folder of the run, which is made.
+      given: fields that the user has set, by dotted names; see `open_workdir`.
 
     Returns:
       The exit status of the process: 0 done, 75 or 130 stopped by a signal and saved.
@@ -35,8 +44,9 @@ def run(config: ConfigDict, *, workdir: Path) -> int:
     Raises:
       UserError: the workdir belongs to another run or config, or the task cannot go on.
     """
+    workdir = Path(expanded(str(workdir)))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(open_workdir(config, workdir))
+        config = stack.enter_context(open_workdir(config, workdir, given=given))
         if on_main_process(is_complete, config, workdir):
             _say(_complete_message(config, workdir))
             return 0
@@ -85,7 +95,8 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
     on_main_process(_draw_drift, config, workdir)
     if config.data.source not in SMALL_SOURCES:
         on_main_process(mark_complete, workdir, config.train.num_steps)
-        _say(f"\nsamples: python -m drifting_jax.sample --workdir={workdir}")
+        sample = ["python", "-m", "drifting_jax.sample", f"--workdir={workdir}"]
+        _say(f"\nsamples: {shlex.join(sample)}")
         return True
     _say("\nsampling and measuring ...")
     found = evaluate_run(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
-from drifting_jax.config.streams import stream_key
+from drifting_jax.config.streams import root_key, stream_key
 from drifting_jax.data.points import PointsSource, sample_target
 from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
@@ -83,7 +83,7 @@ def _sampler(config: ConfigDict, model: MLP, state: TrainState) -> Callable[[int
     params = transfer.fetch(state.ema[ema_name(config.eval.ema_decay)])
 
     def sample(seed: int, n: int) -> np.ndarray:
-        noise = jax.random.normal(jax.random.key(seed), (n, config.model.noise_features))
+        noise = jax.random.normal(root_key(seed), (n, config.model.noise_features))
         return np.asarray(model.apply({"params": params}, noise))
 
     return sample

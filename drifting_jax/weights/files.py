@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import urllib.parse
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import flax.serialization
 import numpy as np
 
 from drifting_jax.errors import UserError
+from drifting_jax.files import expanded
 from drifting_jax.weights.pth import read_pth
 from drifting_jax.weights.reading import flatten, map_file, read_json, zip_members
 from drifting_jax.weights.safetensors import read_safetensors
@@ -118,7 +120,7 @@ def find_weights(path: str | os.PathLike) -> Path:
     if (path / "checkpoints").is_dir() or (path / "encoder" / "checkpoints").is_dir():
         raise UserError(
             f"{path} is the workdir of a run, no file of weights: `python -m drifting_jax.convert "
-            f"--source={path} --out=FOLDER` writes its weights"
+            f"{shlex.quote(f'--source={path}')} --out=FOLDER` writes its weights"
         )
     names = {entry.name for entry in path.iterdir() if entry.is_file()}
     for ending in _ENDINGS:
@@ -159,7 +161,7 @@ def fetch(name: str | os.PathLike) -> Path:
     if not str(name).startswith("hf://"):
         if "://" in str(name):
             raise UserError(f"{name} is neither a path nor hf://owner/repo: download it yourself")
-        return Path(name)
+        return Path(expanded(str(name)))
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/@]+))?(?:/([^/].*?))?/?", str(name))
     if not match:
         raise UserError(f"expected hf://owner/repo[@revision][/file], found {name}")

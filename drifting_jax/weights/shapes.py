@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from drifting_jax.config.streams import root_key
 from drifting_jax.models import generators
 
 PyTree = Any
@@ -17,7 +18,7 @@ def param_shapes(model: nn.Module) -> PyTree:
     Args:
       model: a generator, or a network with the method `example_inputs`.
     """
-    key = jax.random.key(0)
+    key = root_key(0)
     if generators.is_generator(model):
         return jax.eval_shape(functools.partial(generators.init_generator, model=model), key)
     return jax.eval_shape(model.init, key, *model.example_inputs())["params"]

@@ -1,5 +1,6 @@
-"""SIGTERM and Ctrl-C ask a loop to stop after the current step, so that it can be saved."""
+"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C ask a loop to stop after the current step, and save."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -8,20 +9,28 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-EXIT_RESUMABLE = 75  # stopped by SIGTERM and saved; a launcher may start it again
+EXIT_RESUMABLE = (
+    75  # stopped by another signal than Ctrl-C and saved; a launcher may start it again
+)
 EXIT_INTERRUPTED = 130  # stopped by Ctrl-C and saved
 
-_EXIT_STATUS: dict[int, int] = {signal.SIGTERM: EXIT_RESUMABLE, signal.SIGINT: EXIT_INTERRUPTED}
+_EXIT_STATUS: dict[int, int] = {
+    signal.SIGTERM: EXIT_RESUMABLE,
+    signal.SIGHUP: EXIT_RESUMABLE,  # the terminal has gone
+    signal.SIGUSR1: EXIT_RESUMABLE,  # what SLURM's --signal is usually given
+    signal.SIGINT: EXIT_INTERRUPTED,
+}
 _SAME_SIGNAL_SECONDS = 1.0
 
 
 class Interruption:
-    """Context in which SIGTERM and SIGINT set a flag that the loop reads between steps.
+    """Context in which four signals set a flag that the loop reads between steps.
 
     A later SIGINT ends the process at once with status 130; the checkpoints already written stay
     whole. A SIGINT within a second of the first signal counts as the same one: a launcher repeats
-    the terminal's signal to processes that the terminal has reached too. A later SIGTERM changes
-    nothing: schedulers send several, and the save under way must not be cut.
+    the terminal's signal to processes that the terminal has reached too. Any other later signal
+    changes nothing: schedulers send several, and the save under way must not be cut. A SIGHUP that
+    is ignored already, as nohup makes it, stays so.
 
     Outside the main thread, where Python handles no signals, the context does nothing. In a run of
     several processes each has its own flag; `StopAgreement` lets them stop after the same step.
@@ -46,7 +55,7 @@ class Interruption:
 
     @property
     def exit_status(self) -> int:
-        """0 if no signal came, 75 after SIGTERM, 130 after Ctrl-C."""
+        """0 if no signal came, 130 after Ctrl-C, 75 after another."""
         return self._joined or (0 if self._received is None else _EXIT_STATUS[self._received])
 
     def join(self, exit_status: int) -> None:
@@ -56,6 +65,8 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
             for number in _EXIT_STATUS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -87,4 +98,5 @@ class Interruption:
 
 def _say(message: str) -> None:
     # A handler may run in the middle of a print, and a buffered stream cannot be entered twice.
-    os.write(sys.stderr.fileno() if sys.stderr else 2, f"\n{message}\n".encode())
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no stderr, or none to write to
+        os.write(sys.stderr.fileno(), f"\n{message}\n".encode())

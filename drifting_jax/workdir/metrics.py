@@ -22,7 +22,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from drifting_jax.files import write_bytes
+from drifting_jax.files import shown, write_bytes
 from drifting_jax.workdir.image_files import check_image, save_png
 
 _FLUSH_SECONDS = 60.0  # a mounted bucket shows nothing of a file before it is flushed
@@ -65,8 +65,9 @@ class MetricWriter:
         if not self._enabled:
             return
         line = {"stage": stage, "step": int(step)} | {n: _jsonable(v) for n, v in values.items()}
-        self._append((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode())
-        self._add_events(stage, step, [summary.scalar(n, v) for n, v in values.items()])
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+        self._append(shown(f"{text}\n").encode())
+        self._add_events(stage, step, [summary.scalar(shown(n), v) for n, v in values.items()])
 
     def write_image(self, stage: str, step: int, name: str, image: np.ndarray) -> None:
         """Writes <workdir>/samples/<stage>_<name>_<step>.png and a TensorBoard image.
@@ -85,7 +86,7 @@ class MetricWriter:
             save_png(self._workdir / "samples" / file_name, image)
         except OSError as error:
             logging.error("Could not write the picture %s: %s", file_name, error)
-        self._add_events(stage, step, [summary.image(name, image, dataformats="HWC")])
+        self._add_events(stage, step, [summary.image(shown(name), image, dataformats="HWC")])
 
     def write_parameters(self, stage: str, params: Any) -> None:
         """Writes a table to <workdir>/<stage>_parameters.txt and prints the number of parameters.

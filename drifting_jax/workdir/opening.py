@@ -2,28 +2,52 @@
 
 import contextlib
 import json
+import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from drifting_jax.config import ConfigDict, check_resume, load_config, save_config
+from drifting_jax.config import (
+    ConfigDict,
+    check_resume,
+    load_config,
+    save_config,
+    values_to_keep,
+    with_values,
+)
 from drifting_jax.distributed.agreement import on_all_processes, on_main_process
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_json
+from drifting_jax.files import shown, write_json
 from drifting_jax.workdir import layout
 from drifting_jax.workdir.lock import locked_by_main_process
 
 _SHARED_DISK_SECONDS = 60.0  # a network disk may show the other machines a new file this late
-_BEFORE_CONFIG = ("config.json.partial", ".lock", "data.json")  # may be there without a config.json
+# What may be there without a config.json: our own files, hidden ones, and logs of the job.
+_BEFORE_CONFIG = re.compile(
+    r"config\.json\.partial|data\.json|\..*|nohup.*|(log|.*\.(log|out|err|txt))([.-]?\d+)?", re.I
+)
 
 
 @contextlib.contextmanager
-def open_workdir(config: ConfigDict, workdir: Path) -> Iterator[None]:
+def open_workdir(
+    config: ConfigDict, workdir: Path, *, given: Collection[str] = ()
+) -> Iterator[ConfigDict]:
     """Context that makes or resumes a workdir, writes its config.json and holds its lock.
 
     Nothing is written before the lock is held: a second start must not change the files of a run.
+
+    Args:
+      config: of `resolve`.
+      workdir: the folder.
+      given: fields that the user has set, by dotted names.
+
+    Yields:
+      The config that the run goes on with: `config`, but the behaviour of its own time for a run
+      that is older than a field.
 
     Raises:
       UserError: the workdir was trained with another config, or its files are not a run's.
@@ -31,10 +55,10 @@ def open_workdir(config: ConfigDict, workdir: Path) -> Iterator[None]:
     """
     on_main_process(_make_folder, workdir)
     with locked_by_main_process(workdir):
-        on_main_process(_write_config, config, workdir)
+        kept = on_main_process(_write_config, config, workdir, list(given))
         # Only now do the others look: a network disk remembers for a while that a file was missing.
         on_all_processes(_wait_for_config, workdir)
-        yield
+        yield with_values(config, kept)
 
 
 def is_complete(config: ConfigDict, workdir: Path) -> bool:
@@ -61,24 +85,62 @@ def has_checkpoints(workdir: Path) -> bool:
 
 def _make_folder(workdir: Path) -> None:
     """Makes the workdir, unless it is there and holds a run or nothing."""
+    if str(workdir) != shown(str(workdir)):
+        raise UserError(f"--workdir must be a UTF-8 name; found {shown(str(workdir))}")
     if ":/" in str(workdir):  # pathlib has made one slash of two
         raise UserError(f"--workdir must be a directory (mount a bucket first); found {workdir}")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir must be a directory; {workdir} is a file")
     workdir.mkdir(parents=True, exist_ok=True)
     known = (workdir / "config.json").exists()
-    if not known and any(path.name not in _BEFORE_CONFIG for path in workdir.iterdir()):
+    if not known and (found := _other_files(workdir)):
         raise UserError(
-            f"{workdir} holds files but no config.json, so it is no run's directory: choose "
-            "another --workdir or empty it"
+            f"{workdir} holds files ({shown(found[0])}) but no config.json, so it is no run's "
+            "directory: choose another --workdir or empty it"
         )
 
 
-def _write_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json, after comparing it with the config that the run began with."""
+def _other_files(folder: Path) -> list[str]:
+    """The names of what is neither a run's own nor a log, nor a folder of logs."""
+    own_output = _output_files()
+    found = []
+    for path in sorted(folder.iterdir()):
+        if _BEFORE_CONFIG.fullmatch(path.name):
+            continue
+        if path.name == "logs" and path.is_dir():
+            found += [f"logs/{name}" for name in _other_files(path)]
+        elif _identity(path.stat()) not in own_output:
+            found.append(path.name)
+    return found
+
+
+def _output_files() -> set[tuple[int, int]]:
+    """The files that stdout and stderr go to."""
+    found = set()
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            found.add(_identity(os.fstat(number)))
+    return found
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _write_config(config: ConfigDict, workdir: Path, given: Collection[str]) -> dict[str, Any]:
+    """Writes config.json, after comparing it with the config that the run began with.
+
+    Returns:
+      The fields in which the run keeps another value than that of `config`.
+    """
+    kept: dict[str, Any] = {}
     if (workdir / "config.json").exists() and has_checkpoints(workdir):
-        check_resume(load_config(workdir), config)
+        stored = load_config(workdir)
+        kept = values_to_keep(stored, config, given=given)
+        config = with_values(config, kept)
+        check_resume(stored, config)
     save_config(workdir, config)
+    return kept
 
 
 def _wait_for_config(workdir: Path) -> None:

@@ -1,16 +1,21 @@
-"""Draws the raw drift over training, and for a toy also the animation and the field."""
+"""Draws the raw drift over training, and for a toy also the animation and the field.
 
+A picture that cannot be drawn or written never ends a run: an error is logged, and it is left out.
+"""
+
+import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from absl import logging
 from PIL import Image
 
+from drifting_jax.drawing import import_matplotlib, new_figure, own_style
+from drifting_jax.errors import first_line
 from drifting_jax.method import losses
 from drifting_jax.method.fields.mean_shift import drifting_field
 from drifting_jax.method.fields.options import DriftOptions
@@ -20,6 +25,20 @@ _LAST_FRAME_MILLISECONDS = 2500
 _FRAME_MILLISECONDS = 80
 _GRID = 22  # arrows along the longer side
 _LEAST_ASPECT = 0.5
+
+
+def _draws(function: Callable[..., None]) -> Callable[..., None]:
+    """Wraps a function (path, …) that writes a picture."""
+
+    @functools.wraps(function)
+    def attempt(path: Path, *args: Any, **kwargs: Any) -> None:
+        try:
+            with own_style():
+                function(path, *args, **kwargs)
+        except Exception as error:  # whatever it is, the run is worth more
+            logging.error("Could not draw %s: %s", path, first_line(error))
+
+    return attempt
 
 
 def _limits(target: np.ndarray, frames: Mapping[int, np.ndarray]) -> np.ndarray:
@@ -35,6 +54,7 @@ def _scatter(axes: Any, points: np.ndarray, colour: str, label: str, limits: np.
     axes.set(xlim=(-x, x), ylim=(-y, y), aspect="equal", xticks=[], yticks=[])
 
 
+@_draws
 def write_animation(path: Path, frames: Mapping[int, np.ndarray], target: np.ndarray) -> None:
     """Writes an animated GIF of q drifting to p.
 
@@ -47,7 +67,7 @@ def write_animation(path: Path, frames: Mapping[int, np.ndarray], target: np.nda
     height = 4.4 * limits[1] / limits[0] + 0.3
     images = []
     for step in sorted(frames):
-        figure = Figure(figsize=(4.4, height), dpi=90, layout="constrained")
+        figure = new_figure(figsize=(4.4, height), dpi=90, layout="constrained")
         axes = figure.subplots()
         _scatter(axes, target, _REAL, "real", limits)
         _scatter(axes, frames[step], _GENERATED, "generated", limits)
@@ -64,6 +84,7 @@ def write_animation(path: Path, frames: Mapping[int, np.ndarray], target: np.nda
     )
 
 
+@_draws
 def write_field(
     path: Path,
     frames: Mapping[int, np.ndarray],
@@ -82,7 +103,7 @@ def write_field(
     chosen = [steps[0], steps[len(steps) // 3], steps[-1]]
     limits = _limits(target, frames)
     height = 4 * limits[1] / limits[0] + 0.4
-    figure = Figure(figsize=(12, height), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(12, height), dpi=100, layout="constrained")
     counts = np.rint(_GRID * limits / limits.max()).astype(int)
     lines = (np.linspace(-limit, limit, n) for limit, n in zip(limits, counts, strict=True))
     grid = np.stack(np.meshgrid(*lines), axis=-1).reshape(-1, 2)
@@ -111,6 +132,7 @@ def write_field(
     figure.savefig(path)
 
 
+@_draws
 def write_drift(
     path: Path, records: Sequence[Mapping[str, Any]], temperatures: Sequence[float]
 ) -> None:
@@ -123,9 +145,9 @@ def write_drift(
       records: lines of metrics.jsonl of one stage.
       temperatures: τ of the run.
     """
-    figure = Figure(figsize=(10, 3.8), dpi=100, layout="constrained")
+    figure = new_figure(figsize=(10, 3.8), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, len(temperatures)))
+    colours = import_matplotlib().colormaps["viridis"](np.linspace(0.1, 0.8, len(temperatures)))
     for temperature, colour in zip(temperatures, colours, strict=True):
         label = f"raw drift², τ = {temperature:g}"
         left.plot(*_series(records, f"drift/mean/{temperature:g}"), color=colour, label=label)

@@ -1,5 +1,7 @@
 """The progress bar."""
 
+import sys
+
 from tqdm import tqdm
 
 
@@ -18,7 +20,7 @@ def progress_bar(
         total=total,
         initial=initial,
         desc=description,
-        disable=None if enabled else True,
+        disable=None if enabled and sys.stderr else True,
         dynamic_ncols=True,
         smoothing=0.05,
     )

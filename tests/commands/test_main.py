@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from drifting_jax.commands.command_line import exit_status
-from drifting_jax.config import base_config, resolve
+from drifting_jax.commands.command_line import exit_status, given_fields
+from drifting_jax.config import Field, base, base_config, load_config, resolve, stored
 from drifting_jax.errors import LockHeldError, TransientError, UserError
 from drifting_jax.training import run
 from drifting_jax.workdir import lock
@@ -43,6 +43,15 @@ def test_mistakes_are_one_line_and_status_two(tmp_path):
         ),
         "configs/digits.py has no variants; found 'nope'": (
             "main.py", "--config=configs/digits.py:nope",
+        ),
+        "configs/digits.py has no variants; leave out the colon": (
+            "main.py", "--config=configs/digits.py:",
+        ),
+        "config.seed must be at most 4294967295; found 20261129004512123456": (
+            "main.py", f"--config={CONFIG}", "--config.seed=20261129004512123456",
+        ),
+        "expected a home folder for ~no-such-user/x": (
+            "main.py", f"--config={CONFIG}", "--workdir=~no-such-user/x",
         ),
         "--config is missing": ("main.py", f"--workdir={nowhere}"),
         "--config.data.flip=maybe: Non-boolean argument": (
@@ -89,6 +98,67 @@ def test_how_to_go_on_is_told_without_what_a_launcher_added(monkeypatch, tmp_pat
     words = ["python", "main.py", "--config=a.py", "--coordinator=a:1", "--num_processes", "2"]
     monkeypatch.setattr(sys, "orig_argv", [*words, "--process_id=0", "--workdir=b c"])
     assert run.resume_message(tmp_path).endswith("\n  python main.py --config=a.py '--workdir=b c'")
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "log", "log.1", "a.out", "slurm-7.err", "nohup.out", "logs/a.log", "own"]
+)
+def test_a_new_workdir_may_hold_the_log_of_its_job(tmp_path, name):
+    log = tmp_path / name
+    log.parent.mkdir(exist_ok=True)
+    log.touch()
+    with open(log, "a") as file, pytest.MonkeyPatch.context() as patch:
+        if name == "own":
+            real = os.fstat
+            patch.setattr(os, "fstat", lambda n: real(file.fileno() if n == 1 else n))
+        with open_workdir(resolve(base_config("toy")), tmp_path):
+            pass
+    assert (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["data.npz", "logs/data.npz", "photos/a.log"])
+def test_a_folder_of_other_files_is_no_workdir(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    first = name if name.startswith("logs") else name.partition("/")[0]
+    with (
+        pytest.raises(UserError, match=rf"holds files \({first}\) but no config.json"),
+        open_workdir(resolve(base_config("toy")), tmp_path),
+    ):
+        pass
+
+
+def test_a_workdir_has_a_name_that_a_config_can_hold(tmp_path):
+    workdir = tmp_path / os.fsdecode(b"caf\xe9")
+    with (
+        pytest.raises(UserError, match=r"--workdir must be a UTF-8 name; found .*caf�"),
+        open_workdir(resolve(base_config("toy")), workdir),
+    ):
+        pass
+    assert not workdir.exists()
+
+
+def test_a_run_that_is_older_than_a_field_goes_on_by_itself(tmp_path, monkeypatch):
+    new = {**base.fields("toy"), "drift.power": Field(2.0, "a field of tomorrow", absent=1.0)}
+    with open_workdir(resolve(base_config("toy")), tmp_path):
+        (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    for module in (base, stored):
+        monkeypatch.setattr(module, "fields", lambda task: new)
+    for _ in range(2):
+        with open_workdir(resolve(base_config("toy")), tmp_path) as config:
+            assert config.drift.power == 1.0
+        assert load_config(tmp_path).drift.power == 1.0
+    with (
+        pytest.raises(UserError, match=r"drift.power cannot change .* has 1.0, now 2.0"),
+        open_workdir(resolve(base_config("toy")), tmp_path, given=["drift.power"]),
+    ):
+        pass
+
+
+def test_the_fields_that_a_command_sets():
+    words = ["main.py", "--config=a.py", "--config.seed=1", "-config.a.b", "x", "--noconfig.c"]
+    assert given_fields(words) == ["seed", "a.b", "c"]
 
 
 def test_a_second_start_changes_nothing_of_the_first(tmp_path):

@@ -53,3 +53,16 @@ def test_resolving_gives_the_types_of_the_defaults():
     assert {type(number) for number in found.drift.temperatures} == {float}
     assert isinstance(found.optim.clip_norm, float)
     assert found.is_locked
+
+
+def test_a_path_begins_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = base_config("generator")
+    config.data.path, config.eval.reference, config.encoder.path = "~/a", "~/b.npz", "~/c"
+    config.vae.path, config.extra_encoder.path = "hf://owner/repo", "~/e"
+    found = resolve(config)
+    assert (found.data.path, found.eval.reference) == ("/home/someone/a", "/home/someone/b.npz")
+    assert (found.encoder.path, found.extra_encoder.path) == ("/home/someone/c", "/home/someone/e")
+    assert found.vae.path == "hf://owner/repo"
+    paths = {name for name in fields("generator") if name.rpartition(".")[2] == "path"}
+    assert all(fields("generator")[name].is_path for name in paths)

@@ -13,6 +13,8 @@ from drifting_jax.errors import UserError
         ({"train__num_stepz": 3}, "config.train.num_stepz does not exist.*train.num_steps$"),
         ({"optim__num_steps": 3}, "config.optim.num_steps does not exist.*num_steps$"),
         ({"trian": 3}, r"config.trian does not exist; the nearest .* config.train$"),
+        ({"seed": 2**32}, r"config.seed must be at most 4294967295; found 4294967296 \(root"),
+        ({"seed": 10**400}, "config.seed must be at most 4294967295"),
         ({"train__num_steps": 0}, "config.train.num_steps must be above zero; found 0"),
         ({"train__num_steps": 2.5}, "config.train.num_steps must be of type int; found 2.5"),
         ({"train__num_steps": True}, "must be of type int; found True"),

@@ -9,6 +9,7 @@ from changed_config import changed
 
 from drifting_jax.config import (
     Field,
+    base,
     base_config,
     check_resume,
     fields,
@@ -16,6 +17,8 @@ from drifting_jax.config import (
     resolve,
     save_config,
     stored,
+    values_to_keep,
+    with_values,
 )
 from drifting_jax.errors import UserError
 
@@ -93,17 +96,23 @@ def test_a_run_of_an_older_version_lacks_fields_and_goes_on(tmp_path):
 
 
 def test_a_new_field_may_have_another_value_in_older_runs(tmp_path, monkeypatch):
-    """The resume of such a run asks for the value that it was begun with."""
+    """Such a run goes on with the value that it was begun with, unless the user sets another."""
     workdir = stored_without(tmp_path)
     extra = {"drift.power": Field(2.0, "a field of tomorrow", absent=1.0)}
-    monkeypatch.setattr(stored, "fields", lambda task: fields(task) | extra)
+    for module in (base, stored):
+        monkeypatch.setattr(module, "fields", lambda task: fields(task) | extra)
     found = load_config(workdir)
     assert found.drift.power == 1.0
     current = changed(drift__power=2.0)
     with pytest.raises(UserError, match=r"config.drift.power cannot change .* has 1.0, now 2.0"):
         check_resume(found, current)
-    current.drift.power = 1.0
-    check_resume(found, current)
+    assert values_to_keep(found, current) == {"drift.power": 1.0}
+    assert values_to_keep(found, current, given=["drift.power"]) == {}
+    assert values_to_keep(found, changed(drift__power=3.0)) == {}
+    kept = with_values(current, {"drift.power": 1.0})
+    check_resume(found, kept)
+    save_config(workdir, kept)  # from now on the field is there
+    assert values_to_keep(load_config(workdir), current) == {"drift.power": 1.0}
 
 
 def test_fields_that_no_version_knows_are_named(tmp_path):

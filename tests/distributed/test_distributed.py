@@ -24,6 +24,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from drifting_jax.distributed import meshes, processes, transfer
+from drifting_jax.errors import UserError
 from drifting_jax.steps import sample_queue
 
 
@@ -199,7 +200,35 @@ def test_several_processes_are_told(started, monkeypatch):
         processes.initialize()
 
 
-@pytest.mark.parametrize("address", ["localhost", "localhost:abc", ":1"])
+def test_variables_that_are_empty_count_as_not_set(started, monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.setenv(name, "")
+    for name in ("SLURM_STEP_NUM_TASKS", "MEGASCALE_NUM_SLICES"):
+        for value in ("", "abc", " 1 "):
+            monkeypatch.setenv(name, value)
+            processes.initialize()
+    assert not started
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "2.0"])
+def test_a_variable_that_is_no_number_is_a_mistake(started, monkeypatch, value):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", value)
+    with pytest.raises(UserError, match=f"expected JAX_NUM_PROCESSES .* found '{value}': unset"):
+        processes.initialize()
+
+
+@pytest.mark.parametrize("error", [KeyError("SLURM_LOCALID"), ValueError("SLURM_PROCID")])
+def test_variables_of_a_cluster_that_are_incomplete_are_a_mistake(started, monkeypatch, error):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match=r"processes of this run \(.*SLURM_\w+'?\): a variable of"):
+        processes.initialize()
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:abc", ":1", "localhost:65536"])
 def test_an_address_without_a_port_is_a_mistake(started, address):
     """JAX would crash instead of raising an error."""
     with pytest.raises(ValueError, match=f"expected --coordinator=HOST:PORT .*{address}"):

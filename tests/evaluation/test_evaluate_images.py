@@ -1,6 +1,7 @@
 """Metrics of large sets: the same for any batch, any devices, and after any stop."""
 
 import json
+import os
 
 import imagenet_like
 import numpy as np
@@ -187,6 +188,12 @@ def test_a_reference_is_written_and_read(tmp_path):
         setup(tmp_path / "same", reference=found), SampleSet(array_set(tmp_path, 0))
     )
     assert abs(values(same)["fid"]) < 1e-6 and values(same)["precision"] == 1.0
+    warned = [note.split(" ")[1] for note in same.notes if "own images with themselves" in note]
+    assert warned == ["fid", "sfid", "fd_dinov2"]
+    other = measurement.measure(
+        setup(tmp_path / "other", reference=found), SampleSet(array_set(tmp_path, 1))
+    )
+    assert not any("with themselves" in note for note in other.notes)
 
 
 def test_files_of_others_are_read(tmp_path):
@@ -220,6 +227,33 @@ def test_files_without_statistics_give_one_line(tmp_path):
     np.savez(path, mu=np.zeros(3), sigma=np.triu(np.ones((3, 3))))
     with pytest.raises(UserError, match="is not symmetric"):
         read_reference(path)
+    for sigma in (-np.eye(3), np.diag([1.0, 1.0, -0.01])):
+        np.savez(path, mu=np.zeros(3), sigma=sigma)
+        with pytest.raises(UserError, match="sigma has negative eigenvalues, so it is no covar"):
+            read_reference(path)
+
+
+@pytest.mark.parametrize("rows", [2, 90])
+def test_a_covariance_in_float32_may_be_singular(tmp_path, rows):
+    features = np.random.default_rng(0).normal(size=(rows, 30)) @ np.diag(10.0 ** -np.arange(30))
+    mean, covariance = gaussian_statistics(features)
+    np.savez(tmp_path / "a.npz", mu=mean, sigma=covariance.astype(np.float32))
+    found = read_reference(tmp_path / "a.npz").moments["inception"].covariance
+    np.testing.assert_array_equal(found, covariance.astype(np.float32))
+
+
+@pytest.mark.parametrize("text", ["50k train images", "[1, 2]"])
+def test_the_protocol_of_others_may_be_any_text(tmp_path, text):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(3), sigma=np.eye(3), protocol=np.array(text))
+    assert read_reference(tmp_path / "a.npz").protocol["statistics"].endswith(f"which says: {text}")
+
+
+def test_notes_may_hold_names_that_are_not_utf8(tmp_path, monkeypatch):
+    name = os.fsdecode(b"br\xf6ken.jpg")
+    monkeypatch.setattr(measurement, "check_usable", lambda *_, **__: [name])
+    made = setup(tmp_path, settings=Settings(("fid",), 3, 0.05))
+    measurement.measure(made, SampleSet(array_set(tmp_path)))
+    assert measurement.read_lines(tmp_path)[-1]["notes"][0] == "br�ken.jpg"
 
 
 def test_grids_show_the_first_of_each_class(tmp_path):

@@ -1,5 +1,6 @@
 import base64
 import io
+import os
 import re
 from html.parser import HTMLParser
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import pytest
 from metric_records import record, several_seeds
 from PIL import Image
 
+from drifting_jax.evaluation.report import page
 from drifting_jax.evaluation.report.curves import tradeoff_picture
 from drifting_jax.evaluation.report.page import Neighbors, Picture, Report, write_page
 from drifting_jax.evaluation.report.tables import linked, metrics_table
@@ -262,3 +264,19 @@ def test_neighbors_are_checked():
         Neighbors(samples, np.zeros((2, 3, 4, 4, 1), np.uint8), np.zeros((2, 2)), "")
     with pytest.raises(ValueError, match="expected the neighbours as"):
         Neighbors(samples, np.zeros((2, 3, 4, 4, 1)), np.zeros((2, 3)), "")
+
+
+def test_names_that_are_not_utf8_are_shown(tmp_path):
+    grid = Picture("classes", os.fsdecode(b"caf\xe9"), np.zeros((8, 8, 3), np.uint8))
+    found = written(tmp_path, [], pictures=[grid], notes=[os.fsdecode(b"br\xf6ken.jpg")])
+    assert "caf�" in found.text and "br�ken.jpg" in found.text
+
+
+def test_a_curve_that_cannot_be_drawn_is_left_out(tmp_path, monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(page, "tradeoff_picture", fail)
+    found = written(tmp_path, several_seeds(), curve=("fid", "recall"))
+    assert "Metrics" in found.headings and not found.images()
+    assert "could not be drawn: RuntimeError: no font" in caplog.text

@@ -111,12 +111,15 @@ FINDMNT = '#!/usr/bin/env bash\ncat "$HOME/mounted" 2>/dev/null'
 GCSFUSE = RECORD + '(pathlib.Path.home() / "mounted").write_text(arguments[-2])\n'
 SUDO = '#!/usr/bin/env bash\nexec "$@"'
 SCONTROL = RECORD + 'print("JobId=7 JobState=" + os.environ["JOB_STATE"], "Reason=None")\n'
-# Ends once the file that SRUN_WAITS_FOR names exists, if it names one.
+# Ends once the file that SRUN_WAITS_FOR names exists, if it names one; SIGUSR1 makes it.
 SRUN = (
     RECORD
     + f"""
-import time
+import signal, time
 awaited, deadline = os.environ.get("SRUN_WAITS_FOR"), time.monotonic() + {LIFE}
+if awaited:
+    signal.signal(signal.SIGUSR1, lambda *_: pathlib.Path(awaited).touch())
+    pathlib.Path(awaited + ".waits").touch()
 while awaited and not os.path.exists(awaited) and time.monotonic() < deadline:
     time.sleep(0.02)
 sys.exit(int(os.environ["SRUN_STATUS"]))

@@ -1,6 +1,7 @@
 """launch/slurm.sh, against stand-ins of srun and scontrol."""
 
 import re
+import signal
 import subprocess
 import time
 
@@ -89,6 +90,22 @@ def test_slurm_waits_for_its_tasks_when_it_gets_the_signal_too(cloud):
     assert process.poll() is None
     saved.touch()
     assert process.wait(timeout=20) == 75
+    assert cloud.calls()[-1] == ["scontrol", "requeue", "7"]
+
+
+def test_slurm_passes_on_the_signal_that_sbatch_gives_the_shell(cloud):
+    """sbatch --signal=B:USR1@300: srun passes the signal on to the tasks, which save."""
+    saved = cloud.folder / "saved"
+    environment = cloud.environment | {
+        "SRUN_STATUS": "75", "SRUN_WAITS_FOR": str(saved),
+        "JOB_STATE": "RUNNING", "SLURM_JOB_ID": "7",
+    }  # fmt: skip
+    command = [cloud.repository / "launch/slurm.sh", "--python=bash", CONFIG]
+    process = subprocess.Popen(command, env=environment)
+    wait_until((cloud.folder / "saved.waits").exists)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=20) == 75
+    assert saved.exists()
     assert cloud.calls()[-1] == ["scontrol", "requeue", "7"]
 
 

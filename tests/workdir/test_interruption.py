@@ -16,7 +16,10 @@ from child_processes import started
 from drifting_jax.workdir.interruption import Interruption
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)],
+)
 def test_a_signal_sets_the_flag(number, status):
     before = signal.getsignal(number)
     with Interruption() as asked:
@@ -64,6 +67,25 @@ def test_only_a_late_ctrl_c_ends_the_process(monkeypatch):
         assert ended == []
         os.kill(os.getpid(), signal.SIGINT)
         assert ended == [128 + signal.SIGINT]
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_does_not_matter(monkeypatch):
+    for stream in (None, open(os.devnull)):  # noqa: SIM115 (it cannot be written to)
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Interruption() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert asked.requested
 
 
 def test_outside_the_main_thread_nothing_happens():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from drifting_jax.digests import digest_file, digest_params
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.resize import pil_bicubic, tf_bilinear
+from drifting_jax.files import expanded
 from drifting_jax.models.pixels import imagenet_input
 from drifting_jax.weights.networks import Network, load_network
 
@@ -77,7 +78,7 @@ def load_extractor(name: str, weights: str = "", *, flag: str = "--weights") -> 
     """
     if name not in _FILES:
         raise UserError(f"the extractors are {', '.join(_FILES)}; found {name!r}")
-    path = weights or _find(name, flag)
+    path = expanded(weights) or _find(name, flag)
     network = load_network(path, kind=name)
     found = inception_extractor(network) if name == "inception" else dinov2_extractor(network)
     return dataclasses.replace(found, warning=_weights_warning(name, Path(path)))
@@ -85,8 +86,9 @@ def load_extractor(name: str, weights: str = "", *, flag: str = "--weights") -> 
 
 def _find(name: str, flag: str) -> Path:
     """The path of the published file on this machine."""
-    default = Path("~/.cache/drifting_jax/weights").expanduser()
-    folder = Path(os.environ.get("DRIFTING_JAX_WEIGHTS") or default).expanduser()
+    folder = Path(
+        expanded(os.environ.get("DRIFTING_JAX_WEIGHTS") or "~/.cache/drifting_jax/weights")
+    )
     for file in _FILES[name]:
         if (folder / file).is_file():
             return folder / file

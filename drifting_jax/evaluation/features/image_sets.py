@@ -25,6 +25,7 @@ from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.array_images import ArrayImages
 from drifting_jax.evaluation.features.image_set import Batch, ImageSet, stamp
+from drifting_jax.files import expanded
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator
 
@@ -44,7 +45,7 @@ def open_images(path: str | Path, *, split: str = "train", size: int = 0) -> Ima
     Raises:
       UserError: there are no images, or latents.
     """
-    path = Path(path).expanduser()
+    path = Path(expanded(str(path)))
     if path.suffix == ".npz" or path.is_file():
         if size:
             raise UserError(f"a size goes with a folder of images; {path} is measured as it is")

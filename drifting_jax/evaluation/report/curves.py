@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
+from drifting_jax.drawing import new_figure, own_style
 from drifting_jax.evaluation.metrics.catalogue import METRICS
 from drifting_jax.evaluation.metrics.records import MetricRecord
 from drifting_jax.evaluation.report.summaries import Row, baselines, best_rows, summarize
@@ -23,6 +22,7 @@ _LIGHT = {"paper": "#ffffff", "ink": "#22333b", "soft": "#6b7785", "curve": "#d1
 _DARK = {"paper": "#1b2128", "ink": "#e3e8ed", "soft": "#93a0ad", "curve": "#ee7383"}
 
 
+@own_style()
 def tradeoff_picture(
     records: Sequence[MetricRecord], *, x: str, y: str, dark: bool = False
 ) -> bytes:
@@ -47,7 +47,7 @@ def tradeoff_picture(
     rows = summarize(records)
     drawn = [row for row in rows if _is_finite(row, x) and _is_finite(row, y)]
     colours = _DARK if dark else _LIGHT
-    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained", facecolor=colours["paper"])
+    figure = new_figure(figsize=_SIZE, dpi=_DPI, layout="constrained", facecolor=colours["paper"])
     axes = figure.subplots()
     _style(axes, colours)
     axes.set_xlabel(f"{METRICS[x].name} ({WORDS[METRICS[x].better]})", fontsize=12)
@@ -168,6 +168,8 @@ def _label_points(
     axes: Any, rows: Sequence[Row], x: str, y: str, colours: Mapping[str, str]
 ) -> None:
     """Labels each point on the outer side of the curve's bend."""
+    from matplotlib.patheffects import withStroke
+
     points = np.stack([_means(rows, x), _means(rows, y)], axis=-1)
     directions = _outward(axes.transData.transform(points))
     for point, direction, row in zip(points, directions, rows, strict=True):

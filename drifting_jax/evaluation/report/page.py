@@ -13,8 +13,10 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
+from drifting_jax.errors import first_line
 from drifting_jax.evaluation.metrics.catalogue import METRICS
 from drifting_jax.evaluation.metrics.records import MetricRecord
 from drifting_jax.evaluation.report.curves import tradeoff_picture
@@ -30,7 +32,7 @@ from drifting_jax.evaluation.report.tables import (
     table_key,
     table_lines,
 )
-from drifting_jax.files import write_bytes
+from drifting_jax.files import shown, write_bytes
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _HEADLINES = 4  # metrics in large type
@@ -137,7 +139,7 @@ def write_page(path: str | os.PathLike, report: Report, *, curve: tuple[str, str
         f"<title>{title}</title><style>{STYLE}</style></head>\n"
         f"<body><main><h1>{title}</h1>\n{''.join(sections)}</main></body></html>\n"
     )
-    write_bytes(path, page.encode())
+    write_bytes(path, shown(page).encode())
 
 
 def _headline(report: Report, curve: tuple[str, str] | None) -> str:
@@ -200,9 +202,16 @@ def _curve(report: Report, curve: tuple[str, str] | None) -> str:
     if curve is None:
         return ""
     x, y = curve
-    light, dark = (
-        _data_uri(tradeoff_picture(report.records, x=x, y=y, dark=dark)) for dark in (False, True)
-    )
+    try:
+        light, dark = (
+            _data_uri(tradeoff_picture(report.records, x=x, y=y, dark=dark))
+            for dark in (False, True)
+        )
+    except ValueError:
+        raise
+    except Exception as error:  # the page is worth more than its curve
+        logging.error("The page has no curve, which could not be drawn: %s", first_line(error))
+        return ""
     words = html.escape(f"{METRICS[y].name} over {METRICS[x].name}")
     return (
         f'<section><h2>Trade-off over α</h2><figure class="curve"><picture>'

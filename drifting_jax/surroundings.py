@@ -1,0 +1,161 @@
+"""What programs around this one must not change: JAX's settings, and whether output can be written.
+
+People set variables once, for all their programs. The numbers of a run must not depend on them.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+import jax
+
+from drifting_jax.errors import TransientError, UserError, first_line
+from drifting_jax.files import shown
+
+# {setting of JAX: its value here}. Each is JAX's own default, and each has a variable, such as
+# JAX_ENABLE_X64, that changes numbers or makes programs fail.
+JAX_SETTINGS: dict[str, Any] = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_default_matmul_precision": None,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_softmax_custom_jvp": False,
+    "jax_default_device": None,
+    "jax_disable_jit": False,
+    "jax_debug_nans": False,  # steps that are not finite are skipped and counted
+    "jax_debug_infs": False,
+    "jax_debug_key_reuse": False,
+    "jax_check_tracer_leaks": False,
+    "jax_enable_checks": False,
+    "jax_no_execution": False,
+    "jax_no_tracing": False,
+    "jax_thread_guard": False,
+    "jax_disallow_mesh_context_manager": False,
+    "jax_transfer_guard": None,
+    "jax_transfer_guard_host_to_device": None,
+    "jax_transfer_guard_device_to_host": None,
+    "jax_transfer_guard_device_to_device": None,
+}
+_MAY_PASS = ("already in use", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+
+
+def settle_jax() -> list[str]:
+    """Gives JAX the settings of `JAX_SETTINGS`; commands call it before they compute anything.
+
+    Returns:
+      What was set otherwise, such as ["jax_enable_x64=True"].
+    """
+    return [f"{name}={value}" for name, value in _settle().items()]
+
+
+@contextlib.contextmanager
+def settled_jax() -> Iterator[None]:
+    """Context and decorator in which JAX has the settings of `JAX_SETTINGS`; the library's edge.
+
+    Raises:
+      UserError: the caller has set one of them with a `with` statement, which cannot be undone
+        from inside.
+    """
+    before = _settle()
+    try:
+        for name, wanted in JAX_SETTINGS.items():
+            # A guard of transfers around this very call is meant for it.
+            if _differs(name, wanted) and "transfer_guard" not in name:
+                raise UserError(
+                    f"expected {name}={wanted}, found {getattr(jax.config, name)}: leave the "
+                    "`with` statement that sets it"
+                )
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def _settle() -> dict[str, Any]:
+    """Settles JAX and returns the values that were others."""
+    before = {
+        name: getattr(jax.config, name)
+        for name, wanted in JAX_SETTINGS.items()
+        if _differs(name, wanted)
+    }
+    for name in before:
+        jax.config.update(name, JAX_SETTINGS[name])
+    return before
+
+
+def _differs(name: str, wanted: Any) -> bool:
+    """Whether this version of JAX has a setting and its value is another one."""
+    found = getattr(jax.config, name, wanted)
+    return getattr(found, "value", found) != wanted
+
+
+def check_devices() -> None:
+    """Starts JAX's devices.
+
+    Raises:
+      UserError: there are no devices of the platform that JAX_PLATFORMS names.
+      TransientError: another process holds them, or they do not answer.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # without a plugin, JAX's reason is an assert
+        platforms = jax.config.jax_platforms
+        kind = TransientError if any(x in str(error) for x in _MAY_PASS) else UserError
+        found = f"JAX_PLATFORMS={platforms}" if platforms else "JAX"
+        reason = first_line(error).partition(" (set JAX_PLATFORMS")[0]
+        raise kind(
+            f"{found} finds no devices: {reason}; choose others with JAX_PLATFORMS"
+        ) from None
+
+
+def guard_output() -> None:
+    """Makes sure that nothing printed can end this program; what cannot be printed is dropped.
+
+    That is so where stdout or stderr is closed, on a full disk, or a pipe whose reader has gone,
+    and where its encoding lacks a character. It holds until the interpreter has ended.
+    """
+    for number in (0, 1, 2):  # a closed one would be given to the next file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            if null != number:
+                os.close(null)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, _Output):
+            continue
+        if stream is None:
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the end)
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="replace")
+        setattr(sys, name, cast(TextIO, _Output(stream)))
+
+
+class _Output:
+    """A stream of text that drops what it cannot write."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed
+            self._stream.write(shown(text))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
