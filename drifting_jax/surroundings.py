@@ -104,7 +104,7 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a plugin, JAX's reason is an assert
-        platforms = jax.config.jax_platforms
+        platforms = os.environ.get("JAX_PLATFORMS", "")
         kind = TransientError if any(x in str(error) for x in _MAY_PASS) else UserError
         found = f"JAX_PLATFORMS={platforms}" if platforms else "JAX"
         reason = first_line(error).partition(" (set JAX_PLATFORMS")[0]

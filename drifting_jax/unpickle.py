@@ -29,6 +29,20 @@ _STORAGE_DTYPES = {
     "CharStorage": np.dtype(np.int8),
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
+    "ComplexFloatStorage": np.dtype(np.complex64),
+    "ComplexDoubleStorage": np.dtype(np.complex128),
+    "UntypedStorage": np.dtype(np.uint8),  # of tensors that say their dtype themselves
+}
+# Dtypes of tensors in a storage without one, which torch has had since 2.1.
+UNTYPED_DTYPES = {
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "uint16": np.dtype(np.uint16),
+    "uint32": np.dtype(np.uint32),
+    "uint64": np.dtype(np.uint64),
 }
 
 
@@ -47,12 +61,16 @@ class Storage(NamedTuple):
 
 
 class PickledTensor(NamedTuple):
-    """What a pickle says about a tensor, not checked yet."""
+    """What a pickle says about a tensor, not checked yet.
+
+    `dtype` is one of `UNTYPED_DTYPES` where the storage has none, and None elsewhere.
+    """
 
     storage: Any
     offset: Any
     shape: Any
     strides: Any
+    dtype: Any = None
 
 
 class _PickledDtype:
@@ -95,12 +113,30 @@ def allowed_globals(most: int) -> dict[tuple[str, str], Any]:
         spend(len(pairs[0]) if pairs else 0)
         return _ordered(*pairs)
 
-    names = {("torch", name): name for name in _STORAGE_DTYPES} | {
+    class Settings:
+        """An object beside the weights: arguments of a program, a device. Nothing of it is kept."""
+
+        def __init__(self, *_: Any):
+            pass
+
+        def __setstate__(self, _: Any) -> None:
+            pass
+
+    plain = (*_STORAGE_DTYPES, *UNTYPED_DTYPES)
+    names = {("torch", name): name for name in plain} | {
         ("collections", "OrderedDict"): ordered,
         ("torch", "Size"): size,
         ("torch._utils", "_rebuild_tensor"): lambda *args: PickledTensor(*args[:4]),
         ("torch._utils", "_rebuild_tensor_v2"): lambda *args: PickledTensor(*args[:4]),
+        ("torch._utils", "_rebuild_tensor_v3"): lambda *args: PickledTensor(
+            *args[:4], dtype=args[6]
+        ),
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        ("torch.storage", "UntypedStorage"): "UntypedStorage",
+        ("torch", "device"): Settings,
+        ("argparse", "Namespace"): Settings,
+        # A key of a mapping in checkpoints of Lightning, as those of Stable Diffusion are.
+        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): "ModelCheckpoint",
         ("numpy", "dtype"): lambda *args: _PickledDtype(*args),
         ("numpy", "ndarray"): None,
         ("_codecs", "encode"): encode,  # bytes, in protocol 2

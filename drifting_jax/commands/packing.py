@@ -6,7 +6,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -159,20 +159,33 @@ def _require_disk(records: Records, index: int, error: UnreadableImage) -> None:
         ) from None
 
 
+def _finite(moments: np.ndarray) -> np.ndarray:
+    """Which images of a batch have finite moments alone: [b] bool."""
+    return np.isfinite(moments).all(axis=tuple(range(1, moments.ndim)))
+
+
 def latent_records(
     records: Records, views: Views, network: Any, *, batch_size: int, threads: int
 ) -> Callable[[Sequence[int]], Iterator[bytes | UnreadableImage]]:
-    """The records of `latents`, for `write_shards`: [views, 2, h, w, 4] float16 of each image."""
+    """The records of `latents`, for `write_shards`: [views, 2, h, w, 4] float16 of each image.
+
+    Moments that are not finite are computed again in float32. An image whose moments are not finite
+    in float16 even then counts as unreadable.
+
+    Raises:
+      UserError: of several images of a batch, none has finite moments.
+    """
     mesh = meshes.make_mesh(devices=jax.local_devices())
     rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     variables = jax.device_put(network.variables, everywhere)
     batch_size *= mesh.size
 
-    @functools.partial(jax.jit, out_shardings=rows)
-    def encode(variables, images: jax.Array) -> jax.Array:
+    @functools.partial(jax.jit, static_argnums=0, out_shardings=rows)
+    def encode(model: VAE, variables, images: jax.Array) -> jax.Array:
         b, v = images.shape[:2]
         pixels = images.reshape(b * v, *images.shape[2:]).astype(jnp.float32) / 127.5 - 1
-        mean, log_variance = network.model.apply(variables, pixels, method=VAE.encode)
+        encoded = model.apply(variables, pixels, method=VAE.encode)
+        mean, log_variance = cast(tuple[jax.Array, jax.Array], encoded)
         moments = jnp.stack([mean, jnp.exp(log_variance / 2)], 1).astype(jnp.float16)
         return moments.reshape(b, v, *moments.shape[1:])
 
@@ -183,27 +196,41 @@ def latent_records(
             _require_disk(records, index, error)
             return error
 
-    def encoded(found: list[np.ndarray | UnreadableImage]) -> Iterator[bytes | UnreadableImage]:
+    def moments_of(images: np.ndarray) -> np.ndarray:
+        """[b, views, 2, h, w, c] float16 of images [b, views, h, w, 3]."""
+        on_devices = jax.device_put(images, rows)
+        moments = np.array(encode(network.model, variables, on_devices))
+        overflown = ~_finite(moments)
+        if overflown.any() and network.model.dtype != jnp.float32:
+            exact = network.model.clone(dtype=jnp.float32)
+            moments[overflown] = np.asarray(encode(exact, variables, on_devices))[overflown]
+        return moments
+
+    def encoded(
+        indices: Sequence[int], found: list[np.ndarray | UnreadableImage]
+    ) -> Iterator[bytes | UnreadableImage]:
         blank = np.zeros((views.count, views.size, views.size, 3), np.uint8)
         padded = [blank if isinstance(x, UnreadableImage) else x for x in found]
         padded += [blank] * (batch_size - len(found))
-        moments = np.asarray(encode(variables, jax.device_put(np.stack(padded), rows)))
-        for image, moment in zip(found, moments, strict=False):
+        moments = moments_of(np.stack(padded))[: len(found)]
+        readable = np.array([isinstance(image, np.ndarray) for image in found])
+        usable = readable & _finite(moments)
+        if readable.sum() > 1 and not usable.any():
+            raise UserError("the VAE gave values that are not finite: are these its weights?")
+        for image, moment, is_usable in zip(found, moments, usable, strict=True):
             if isinstance(image, UnreadableImage):
                 yield image
-                continue
-            if not np.isfinite(moment).all():
-                raise UserError("the VAE gave values that are not finite: are these its weights?")
-            yield moment.tobytes()
+            elif is_usable:
+                yield moment.tobytes()
+            else:
+                yield UnreadableImage("its latents are not finite in float16")
 
     def produce(indices: Sequence[int]) -> Iterator[bytes | UnreadableImage]:
         waiting: list[np.ndarray | UnreadableImage] = []
-        for image in ahead(one, indices, threads=threads):
+        for done, image in enumerate(ahead(one, indices, threads=threads), start=1):
             waiting.append(image)
-            if len(waiting) == batch_size:
-                yield from encoded(waiting)
+            if len(waiting) == batch_size or done == len(indices):
+                yield from encoded(indices[done - len(waiting) : done], waiting)
                 waiting = []
-        if waiting:
-            yield from encoded(waiting)
 
     return produce

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -34,8 +35,8 @@ def main_module_hidden() -> Iterator[None]:
     without this line would then train in its workers. What the workers need of the main module is
     sent to them.
     """
-    main = sys.modules["__main__"].__dict__
-    kept = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main: dict[str, Any] = sys.modules["__main__"].__dict__
+    kept: dict[str, Any] = {k: main[k] for k in ("__file__", "__spec__") if k in main}
     main.pop("__file__", None)
     main["__spec__"] = None
     try:

@@ -13,6 +13,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.models.dinov2 import DINOv2
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
 from drifting_jax.weights.shapes import param_shapes
+from drifting_jax.weights.wrappers import without_prefix
 
 # Defaults of entries that a config.json lacks.
 _SIZES = {
@@ -30,6 +31,8 @@ _FIXED = {
     "num_channels": 3,
     "qkv_bias": True,
 }
+# Tensors that no other network has.
+TENSOR_NAMES = ("blocks.0.ls1.gamma", "encoder.layer.0.layer_scale1.lambda1")
 _HEAD_WIDTH = 64  # at every published size
 _HUB_OFFSET = 0.1  # `position_offset` of facebookresearch's code
 
@@ -114,8 +117,8 @@ def load(
     """The network and its variables.
 
     Args:
-      tensors: arrays by transformers' names, with or without the prefix "dinov2.", or by
-        torch.hub's.
+      tensors: arrays by transformers' names or by torch.hub's, with or without a prefix such as
+        "dinov2." or "backbone.".
       config: the object in transformers' config.json. None, since a file of torch.hub has no
         config.json, takes the sizes from the tensors, with heads of width 64 and feed-forward
         networks of 4 times the width, as at every published size.
@@ -132,6 +135,7 @@ def load(
       UserError: the config is of another architecture; a tensor is missing, has another shape or is
         left over.
     """
+    tensors = without_prefix(tensors, TENSOR_NAMES, origin=origin)
     hub = any(name == "pos_embed" or name.startswith("blocks.") for name in tensors)
     if hub:
         tensors = _transformers_names(tensors, origin)

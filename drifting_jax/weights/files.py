@@ -8,7 +8,6 @@ import re
 import shlex
 import urllib.parse
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.files import expanded
+from drifting_jax.weights.foreign_files import describe_file, describe_folder, describe_zip
 from drifting_jax.weights.pth import read_pth
 from drifting_jax.weights.reading import flatten, map_file, read_json, zip_members
 from drifting_jax.weights.safetensors import read_safetensors
@@ -24,7 +24,6 @@ from drifting_jax.weights.safetensors import read_safetensors
 # The format of a file by its name, where its content does not tell it.
 _SUFFIXES = {
     ".safetensors": "safetensors",
-    ".index.json": "index",
     ".npz": "npz",
     ".msgpack": "msgpack",
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar"), "pth"),
@@ -32,8 +31,9 @@ _SUFFIXES = {
 # The names that diffusers and transformers write, preferred ones first.
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
-# Names of the group of weights in a checkpoint that holds several groups.
-_WEIGHT_GROUPS = ("state_dict", "model_state_dict", "model", "params_ema", "params")
+# An index of a variant has its name inside: diffusion_pytorch_model.safetensors.index.fp16.json.
+_INDEX = re.compile(r".*\.index(\.\w+)?\.json")
+_SHARD = re.compile(r"(.*)-\d+-of-\d+(\.\w+)")
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -43,8 +43,9 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     and flax's .msgpack. The format is recognised by the content, else by the name.
 
     Returns:
-      {name: array}, nested names as "outer/inner", bfloat16 as `ml_dtypes.bfloat16`. An array may
-      be a read-only view of the file, which must not change while the array is in use.
+      {name: array}, nested names as "outer/inner", bfloat16 and 8-bit floats as dtypes of
+      `ml_dtypes`. An array may be a read-only view of the file, which must not change while the
+      array is in use.
 
     Raises:
       UserError: the file does not exist, is empty, cut off, damaged or of no known format, or holds
@@ -71,38 +72,6 @@ def list_tensors(path: str | os.PathLike) -> str:
     return "\n".join([*lines, f"{len(found)} tensors, {numbers:,} numbers, {size / 1e6:,.1f} MB"])
 
 
-def select(tensors: Mapping[str, Any], prefix: str | None = None) -> dict[str, Any]:
-    """The tensors of one group, without the group's name in front of theirs.
-
-    Args:
-      tensors: as `read_tensors` names them.
-      prefix: the group, such as "state_dict" or "a/b"; "" takes all tensors. None takes all where
-        no name has a "/"; else the only group, or the only one with a known name (state_dict,
-        model_state_dict, model, params_ema, params).
-
-    Raises:
-      UserError: there is no such group; or `prefix` is None, and no group or several fit.
-    """
-    groups = sorted({name.partition("/")[0] for name in tensors if "/" in name})
-    if prefix is None and groups:
-        known = [group for group in _WEIGHT_GROUPS if group in groups]
-        alone = groups if len(groups) == 1 and all("/" in name for name in tensors) else known
-        if len(alone) != 1:
-            raise UserError(
-                f"the file holds several groups of tensors, {', '.join(groups)}, none of which is "
-                "known to be the network: save the one alone"
-            )
-        prefix = alone[0]
-    if not prefix:
-        return dict(tensors)
-    start = prefix.rstrip("/") + "/"
-    found = {name.removeprefix(start): x for name, x in tensors.items() if name.startswith(start)}
-    if not found:
-        there = f"the groups are {', '.join(groups)}" if groups else "there are no groups"
-        raise UserError(f"no tensor lies in a group called {prefix!r}; {there}")
-    return found
-
-
 def find_weights(path: str | os.PathLike) -> Path:
     """The weight file of a folder; the path of a file is returned as it is.
 
@@ -127,7 +96,7 @@ def find_weights(path: str | os.PathLike) -> Path:
         standard = [stem + ending for stem in _STEMS if stem + ending in names]
         if standard:
             return _only(path, standard)
-    shards = {name for name in names if re.fullmatch(r".*-\d+-of-\d+\.\w+", name)}
+    shards = {name for name in names if _SHARD.fullmatch(name)}
     return _only(path, sorted(name for name in names - shards if _by_name(name)))
 
 
@@ -202,15 +171,37 @@ def _download(hub: Any, repo: str, revision: str | None, inner: str) -> Path:
 
 
 def _by_name(name: str) -> str | None:
+    if _INDEX.fullmatch(name):
+        return "index"
     return next((kind for suffix, kind in _SUFFIXES.items() if name.endswith(suffix)), None)
 
 
 def _only(folder: Path, names: list[str]) -> Path:
-    if len(names) != 1:
+    if len(names) == 1:
+        return folder / names[0]
+    if names:
         found = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
-        advice = f"{found}: name the file" if names else f"none of {', '.join(_SUFFIXES)}"
-        raise UserError(f"expected one weight file in {folder}, found {advice}")
-    return folder / names[0]
+        raise UserError(f"expected one weight file in {folder}, found {found}: name the file")
+    if what := describe_folder(folder):
+        raise UserError(f"{folder} is {what}")
+    raise UserError(f"expected one weight file in {folder}, found {_instead(folder)}")
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without a weight file holds instead."""
+    for path in sorted(folder.iterdir()):
+        if shard := _SHARD.fullmatch(path.name):
+            index = f"{shard[1]}{shard[2]}.index.json"
+            return f"none but parts such as {path.name}: their index {index} is missing"
+    inner = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and any(_by_name(entry.name) for entry in path.iterdir())
+    )
+    if inner:
+        more = " …" if len(inner) > 5 else ""
+        return f"some in its folders {', '.join(inner[:5])}{more}: name the folder"
+    return f"none of {', '.join(_SUFFIXES)}"
 
 
 def _read(path: Path, *, load: bool) -> dict[str, np.ndarray]:
@@ -236,13 +227,18 @@ def _kind(path: Path) -> str:
     data = map_file(path)
     head = data[:512]
     if head[:4] == b"PK\x03\x04":
-        return "pth" if any(n.endswith("/data.pkl") for n in zip_members(path)) else "npz"
+        members = zip_members(path)
+        if any(name.endswith("/data.pkl") for name in members):
+            return "pth"
+        if any(name.endswith(".npy") for name in members) or path.suffix == ".npz":
+            return "npz"
+        raise UserError(f"{path} is {describe_zip(members)}")
     if int.from_bytes(head[:8], "little") <= len(data) - 8 and head[8:9] == b"{":
         return "safetensors"
     if (head[0] == 0x80 and head[1:2] <= b"\x05") or head[257:262] == b"ustar":
         return "pth"
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull")
+    if what := describe_file(head, path.name):
+        raise UserError(f"{path} is {what}")
     if head.lstrip()[:1] == b"{":
         return "index"
     if re.match(rb"[\x80-\x8f][\xa0-\xbf\xd9]|[\xde\xdf]", head):  # a map whose first key is text

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 from drifting_jax.models.inception import InceptionV3
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
 from drifting_jax.weights.shapes import param_shapes
+from drifting_jax.weights.wrappers import without_prefix
 
 # Our name of an array of a convolution with its norm -> its tensor in a file.
 _TENSORS = {
@@ -19,6 +20,7 @@ _TENSORS = {
     "mean": Tensor("bn.running_mean"),
     "variance": Tensor("bn.running_var"),
 }
+TENSOR_NAMES = ("Mixed_7c.branch3x3dbl_3b.conv.weight",)  # that no other network has
 # Tensors that only training needs: a counter of each norm, and a classifier in the middle.
 _IGNORED = (r".*\.num_batches_tracked", r"AuxLogits\..*")
 
@@ -50,6 +52,7 @@ def load(
     Raises:
       UserError: a tensor is missing, has another shape or is left over.
     """
+    tensors = without_prefix(tensors, TENSOR_NAMES, origin=origin)
     model = InceptionV3()
     template = param_shapes(model)
     params = assemble(template, table(template), tensors, ignored=_IGNORED, origin=origin)

@@ -27,7 +27,8 @@ from drifting_jax.models.inception import InceptionV3
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
-from drifting_jax.weights import convnext, dinov2, files, inception, release, resnet, vae
+from drifting_jax.weights import convnext, dinov2, files, inception, release, resnet, vae, wrappers
+from drifting_jax.weights.foreign_files import describe_folder
 from drifting_jax.weights.mapping import Tensor, assemble
 from drifting_jax.weights.reading import read_json
 from drifting_jax.weights.shapes import param_shapes
@@ -36,6 +37,7 @@ PyTree = Any
 Model = TypeVar("Model", bound=nn.Module, covariant=True)
 
 _DESCRIPTION, _PARAMS = "network.json", "params.npz"
+_PIPELINE = "model_index.json"  # of diffusers
 _GENERATOR = "generator"
 
 
@@ -62,9 +64,11 @@ class NetworkType:
       load: (tensors, config of config.json or None, origin) -> (module, variables), for the files
         that others publish; None where only our format and the release's hold such a network.
       takes_config: whether `load` takes a config; if so, it expects the usual sizes without one.
-      takes_groups: whether `load` finds the network in a file of several groups of tensors itself.
+      takes_groups: whether `load` finds the network in a file of several groups of tensors itself,
+        where no group with a known name holds it.
       config_name: `_class_name` or `model_type` of its config.json.
       tensor_names: tensors that it alone has, to recognise it where there is no config.json.
+      folder: its folder in a pipeline of diffusers.
       encoder: what it is as config.extra_encoder; None where it is none.
     """
 
@@ -74,6 +78,7 @@ class NetworkType:
     takes_groups: bool = False
     config_name: str | None = None
     tensor_names: tuple[str, ...] = ()
+    folder: str | None = None
     encoder: PixelEncoder | None = None
 
 
@@ -95,27 +100,28 @@ NETWORKS: dict[str, NetworkType] = {
         resnet.load,
         takes_config=False,
         takes_groups=True,
-        tensor_names=("layer4.0.conv3.weight",),
+        tensor_names=resnet.TENSOR_NAMES,
         encoder=PixelEncoder(_maps, image_side=224),
     ),
     "dinov2": NetworkType(
         DINOv2,
         dinov2.load,
         config_name="dinov2",
-        tensor_names=("blocks.0.ls1.gamma", "encoder.layer.0.layer_scale1.lambda1"),
+        tensor_names=dinov2.TENSOR_NAMES,
         encoder=PixelEncoder(_maps, image_side=224),
     ),
     "vae": NetworkType(
         VAE,
         vae.load,
         config_name="AutoencoderKL",
-        tensor_names=("decoder.mid_block.resnets.0.conv1.weight",),
+        tensor_names=vae.TENSOR_NAMES,
+        folder="vae",
     ),
     "inception": NetworkType(
         InceptionV3,
         inception.load,
         takes_config=False,
-        tensor_names=("Mixed_7c.branch3x3dbl_3b.conv.weight",),
+        tensor_names=inception.TENSOR_NAMES,
     ),
 }
 KINDS = (_GENERATOR, *NETWORKS)
@@ -156,8 +162,9 @@ def load_network(name: str | Path, *, kind: str = "") -> Network[nn.Module]:
 
     Args:
       name: a folder of ours (`save_network`), an artifact of the paper's release, a folder of
-        diffusers or transformers, a file of torchvision's or torch.hub's tensors; or
-        hf://owner/repo.
+        diffusers or transformers, a file of torchvision's, torch.hub's or MoCo's tensors or of
+        Stable Diffusion's in its original names; or hf://owner/repo. Of a whole pipeline of
+        diffusers the folder "vae" is taken if the kind is "vae".
       kind: one of `KINDS`; "" to recognise it by config.json or by the names of the tensors.
 
     Raises:
@@ -194,7 +201,17 @@ def _read(path: Path, kind: str) -> Network[nn.Module]:
     beside = path.parent
     if path.is_file() and (release.is_artifact(beside) or (beside / _DESCRIPTION).is_file()):
         raise UserError(f"{path} is a part of the network in {beside}: give that folder")
+    if (path / _PIPELINE).is_file():
+        path = _part_of_pipeline(path, kind)
     return _from_others(path, kind)
+
+
+def _part_of_pipeline(path: Path, kind: str) -> Path:
+    """The folder of a network in a whole pipeline of diffusers."""
+    folder = NETWORKS[kind].folder if kind in NETWORKS else None
+    if folder is None or not (path / folder).is_dir():
+        raise UserError(f"{path} is {describe_folder(path)}")
+    return path / folder
 
 
 def _check_fields(network: Network[nn.Module], path: Path) -> None:
@@ -275,7 +292,7 @@ def _from_artifact(path: Path) -> Network[nn.Module]:
 
 def _from_others(path: Path, kind: str) -> Network[nn.Module]:
     file, config = files.find_weights(path), files.read_config(path)
-    tensors = files.read_tensors(file)
+    tensors: Mapping[str, np.ndarray] = files.read_tensors(file)
     kind = kind or _recognise(path, tensors, config)
     network = NETWORKS.get(kind)
     if network is None or network.load is None:
@@ -283,8 +300,7 @@ def _from_others(path: Path, kind: str) -> Network[nn.Module]:
             f"{path} holds no {kind} of ours (network.json) and none of the paper's release "
             "(metadata.json)"
         )
-    if not network.takes_groups:
-        tensors = files.select(tensors)
+    tensors = _network_tensors(network, tensors)
     arguments = (tensors, config) if network.takes_config else (tensors,)
     try:
         return Network(kind, *network.load(*arguments, origin=str(file)))
@@ -295,6 +311,26 @@ def _from_others(path: Path, kind: str) -> Network[nn.Module]:
         raise
 
 
+def _network_tensors(
+    network: NetworkType, tensors: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
+    """The tensors of the group that holds the network, without the names of torch's wrappers."""
+    if network.takes_groups:
+        group = wrappers.weight_group(tensors)
+        inner = wrappers.select(tensors, group) if group else {}
+        return wrappers.unwrap(inner if _has_any(inner, network.tensor_names) else tensors)
+    return wrappers.unwrap(wrappers.select(tensors))
+
+
+def _has_any(tensors: Mapping[str, np.ndarray], names: Sequence[str]) -> bool:
+    """Whether a tensor has one of the names, with or without something before it."""
+    return any(
+        found == name or found.endswith((f".{name}", f"/{name}"))
+        for name in names
+        for found in tensors
+    )
+
+
 def _recognise(
     path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None
 ) -> str:
@@ -303,9 +339,8 @@ def _recognise(
         if network.config_name in named:
             return kind
     for kind, network in NETWORKS.items():
-        for name in network.tensor_names:
-            if any(found == name or found.endswith(("." + name, "/" + name)) for found in tensors):
-                return kind
+        if _has_any(tensors, network.tensor_names):
+            return kind
     raise UserError(
         f"{path} holds no network that is known here ({len(tensors)} tensors, the first "
         f"{min(tensors, default='none')}): give its kind, one of {', '.join(KINDS)}"

@@ -23,7 +23,14 @@ from typing import Any
 import numpy as np
 
 from drifting_jax.errors import UserError
-from drifting_jax.unpickle import PickledArray, PickledTensor, Storage, numpy_array, unpickle
+from drifting_jax.unpickle import (
+    UNTYPED_DTYPES,
+    PickledArray,
+    PickledTensor,
+    Storage,
+    numpy_array,
+    unpickle,
+)
 from drifting_jax.weights.reading import flatten, map_file, zip_members
 
 _MAGIC_NUMBER, _PROTOCOL_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -53,7 +60,10 @@ def read_pth(path: str | os.PathLike, *, verify: bool = True) -> dict[str, np.nd
     if data[:4] == b"PK\x03\x04":
         tree, storage_bytes = _open_zip(path, data, verify)
     elif data[257:262] == b"ustar":
-        raise UserError(f"{path} is in torch's oldest layout, a tar: load and save it with torch")
+        raise UserError(
+            f"{path} is a tar: unpack it if it is an archive; if it is in torch's oldest layout, "
+            "load and save it with torch"
+        )
     else:
         tree, storage_bytes = _open_legacy(path, data)
     leaves = flatten(tree, (PickledTensor, PickledArray), path)
@@ -147,23 +157,28 @@ def _open_legacy(path: Path, data: mmap.mmap) -> tuple[Any, _StorageBytes]:
 
 
 def _tensor_array(tensor: PickledTensor, name: str, storage_bytes: _StorageBytes) -> np.ndarray:
-    storage, offset, shape, strides = tensor
+    storage, offset, shape, strides, untyped = tensor
     if not isinstance(storage, Storage) or not all(
         isinstance(sizes, tuple | list) and all(type(n) is int and n >= 0 for n in sizes)
         for sizes in (shape, strides, (offset, *storage[2:]))
     ):
         raise UserError(f"{name} is damaged: it is no tensor")
+    dtype, unit = storage.dtype, 1  # numbers of the storage in one of the tensor
+    if storage.kind == "UntypedStorage" and untyped is not None:
+        if not isinstance(untyped, str) or untyped not in UNTYPED_DTYPES:
+            raise UserError(f"{name} is damaged: it has no dtype")
+        dtype = UNTYPED_DTYPES[untyped]
+        unit = dtype.itemsize
+    count = storage.length // unit
     end = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=False)) + 1
     inside = len(shape) == len(strides) and storage.first + storage.length <= storage.numel
-    if not inside or (math.prod(shape) and end > storage.length):
+    if not inside or (math.prod(shape) and end > count):
         raise UserError(f"{name} is damaged: it reaches beyond its storage")
-    if math.prod(shape) > max(storage.length, _MOST_REPEATED):
-        raise UserError(
-            f"{name} is damaged: it has {math.prod(shape)} entries of {storage.length} numbers"
-        )
-    raw, dtype = storage_bytes(storage), storage.dtype
+    if math.prod(shape) > max(count, _MOST_REPEATED):
+        raise UserError(f"{name} is damaged: it has {math.prod(shape)} entries of {count} numbers")
+    raw, first = storage_bytes(storage), storage.first * storage.dtype.itemsize
     try:
-        start = (storage.first + offset) * dtype.itemsize if math.prod(shape) else 0
+        start = first + offset * dtype.itemsize if math.prod(shape) else 0
         return np.ndarray(shape, dtype, raw, start, [step * dtype.itemsize for step in strides])
     except (ValueError, OverflowError) as error:
         raise UserError(f"{name} is damaged: {error}") from None

@@ -1,4 +1,4 @@
-"""ResNet-50 and other sizes, with torchvision's names, which MoCo-v2 and SimCLR use too."""
+"""ResNet-50 and other sizes, with torchvision's names, which MoCo and SimCLR use too."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from drifting_jax.weights.shapes import param_shapes
 
 _PART = r"conv1|bn1|layer\d+\.\d+\.(?:conv\d|bn\d|downsample\.\d)"
 _NAME = re.compile(rf"((?:.*?[./])??)(?:{_PART})\.\w+")
+TENSOR_NAMES = ("layer4.0.conv3.weight",)  # that no other network has
+
+# The trained encoder of MoCo-v1 and v2, and of MoCo-v3, beside its moving average.
+_TRAINED = ("encoder_q.", "base_encoder.")
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\..*")
 
 # Tensors that are not needed: a counter of each norm, and heads trained on top of the pooled map.
@@ -51,7 +55,7 @@ def load(
 
     Torchvision's names may have a prefix ("module.", "backbone.", "encoder.", ...). Tensors with
     another prefix (a projection, a queue, an optimizer) are ignored. Of MoCo's two encoders this
-    takes the trained one, "encoder_q.".
+    takes the trained one, "encoder_q." or "base_encoder.".
 
     Args:
       tensors: arrays by name.
@@ -87,7 +91,7 @@ def load(
 
 def _find_prefix(names: Iterable[str], origin: str) -> str:
     prefixes = {match[1] for name in names if (match := _NAME.fullmatch(name))}
-    trained = {prefix for prefix in prefixes if prefix.endswith("encoder_q.")}
+    trained = {prefix for prefix in prefixes if prefix.endswith(_TRAINED)}
     found = sorted(trained or prefixes)
     if not found:
         raise UserError(
@@ -97,7 +101,7 @@ def _find_prefix(names: Iterable[str], origin: str) -> str:
     if len(found) > 1:
         raise UserError(
             f"{origin} holds {len(found)} networks, with the prefixes "
-            f"{', '.join(map(repr, found[:4]))}: say which with `prefix`"
+            f"{', '.join(map(repr, found[:4]))}: save the tensors of one alone"
         )
     return found[0]
 

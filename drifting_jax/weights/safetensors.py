@@ -12,6 +12,12 @@ from drifting_jax.weights.reading import map_file, read_json
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "C64": np.dtype(np.complex64),
     **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
@@ -25,7 +31,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     lies, and the data.
 
     Raises:
-      UserError: it is cut off or damaged.
+      UserError: it is cut off or damaged, or holds numbers of a dtype that NumPy has not.
     """
     data = map_file(path)
     start = 8 + int.from_bytes(data[:8], "little")
@@ -36,6 +42,11 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     found, position, name = {}, 0, "its header"
     try:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if entry["dtype"] not in _DTYPES:
+                raise UserError(
+                    f"{name} of {path} has the dtype {entry['dtype']!r:.40}, which cannot be read "
+                    f"here: save the file as one of {', '.join(_DTYPES)}"
+                )
             dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
             size = math.prod(shape) * dtype.itemsize
             if entry["data_offsets"] != [position, position + size]:

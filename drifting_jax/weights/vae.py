@@ -13,6 +13,8 @@ from drifting_jax.errors import UserError
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights.mapping import PyTree, Tensor, assemble
 from drifting_jax.weights.shapes import param_shapes
+from drifting_jax.weights.vae_names import diffusers_names, has_original_names
+from drifting_jax.weights.wrappers import without_prefix
 
 # Defaults of entries that a config.json lacks.
 _SIZES = {
@@ -40,6 +42,11 @@ _BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpD
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(rf"(.*mid_block\.attentions\.0\.)({'|'.join(_OLD_ATTENTION)})(\.\w+)")
+# Tensors that no other network has, by diffusers' and by the original names.
+TENSOR_NAMES = ("decoder.mid_block.resnets.0.conv1.weight", "decoder.mid.block_1.conv1.weight")
+_XL = "conditioner.embedders."  # a part of every checkpoint of Stable Diffusion XL
+# What the original training adds: a discriminator, and averages of the same weights.
+_IGNORED = (r"loss\..*", r"model_ema\..*")
 _PROJECTION = re.compile(r".*mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight")
 
 
@@ -101,13 +108,15 @@ def load(
     dtype: jnp.dtype = jnp.float32,
     origin: str = "the file",
 ) -> tuple[VAE, PyTree]:
-    """The network and its variables from the tensors of a diffusers file.
+    """The network and its variables from the tensors of a file.
 
     The projections of the attention may have their old names (`query`, `key`, `value`,
     `proj_attn`), and may be stored as 1x1 convolutions.
 
     Args:
-      tensors: arrays by name, as in `diffusion_pytorch_model.safetensors`.
+      tensors: arrays by name, as in `diffusion_pytorch_model.safetensors` of diffusers or as in
+        `vae-ft-mse-840000-ema-pruned.safetensors` of the original code, with or without a prefix
+        such as "first_stage_model.".
       config: the object in config.json; None for the published sizes (`VAE()`).
       dtype: compute dtype.
       origin: what to call the file in an error.
@@ -119,9 +128,18 @@ def load(
       UserError: the config describes another network; a tensor is missing, has another shape or
         is left over.
     """
+    if config is None and any(name.startswith(_XL) for name in tensors):
+        raise UserError(
+            f"{origin} is a checkpoint of Stable Diffusion XL, whose latents have another scale "
+            "than those of Stable Diffusion: give the folder of its VAE, with its config.json"
+        )
+    tensors = without_prefix(tensors, TENSOR_NAMES, origin=origin)
     model = VAE(dtype=dtype) if config is None else from_config(config, dtype=dtype)
+    if has_original_names(tensors):
+        tensors = diffusers_names(tensors)
+        origin = f"{origin}, read by diffusers' names,"
     tensors = _present_names(tensors, origin)
-    params = assemble(param_shapes(model), table(model), tensors, origin=origin)
+    params = assemble(param_shapes(model), table(model), tensors, ignored=_IGNORED, origin=origin)
     return model, {"params": params}
 
 

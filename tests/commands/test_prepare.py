@@ -3,16 +3,21 @@
 import contextlib
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from imagenet_like import write_imagenet_like
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from drifting_jax import digests
 from drifting_jax.commands import packing
@@ -285,6 +290,71 @@ def test_latents_are_the_encoders_and_mirrored(images, latents):
         np.testing.assert_allclose(moments, expected, rtol=2e-3, atol=2e-3)
         assert label == pixels[i]["label"]
         np.testing.assert_allclose(source[i]["image"], expected[0, 0] * 0.18215, atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Four images; the second is white and so has the largest activations."""
+    root = tmp_path_factory.mktemp("few")
+    for i in range(4):
+        path = root / "train" / "c" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grey = 255 if i == 1 else 40 + 20 * i
+        Image.fromarray(np.full((16, 16, 3), grey, np.uint8)).save(path)
+    return open_records(root, "train")
+
+
+def encoded(records, network):
+    views = packing.Views(size=16, crop="center", count=2, min_area=0.2, seed=0)
+    make = packing.latent_records(records, views, network, batch_size=1, threads=1)
+    return [np.frombuffer(data, np.float16) if data else None for data in make(range(len(records)))]
+
+
+class Encoder(nn.Module):
+    """Stands for a VAE whose activations are its input to a power, in its compute dtype."""
+
+    power: int
+    scale: float = 1.0
+    dtype: jnp.dtype = jnp.float32
+
+    def encode(self, images):
+        x = images[:, ::8, ::8].astype(self.dtype)
+        powers = jnp.exp(self.power * x).astype(jnp.float32)
+        mean = self.scale * powers / np.exp(self.power)
+        return mean, jnp.zeros(mean.shape)
+
+
+def test_activations_that_overflow_are_computed_again(few, monkeypatch, caplog):
+    monkeypatch.setattr(packing.VAE, "encode", Encoder.encode)
+    found = {
+        dtype: encoded(few, SimpleNamespace(model=Encoder(12, dtype=dtype), variables={}))
+        for dtype in (jnp.float32, jnp.float16)
+    }
+    for exact, half in zip(found[jnp.float32], found[jnp.float16], strict=True):
+        assert np.isfinite(half).all()
+        np.testing.assert_allclose(half, exact, rtol=0.1, atol=1e-3)
+    assert np.exp(12) > np.finfo(np.float16).max and found[jnp.float16][1].max() == 1
+    assert "unreadable" not in caplog.text
+
+
+def test_latents_that_are_not_finite_are_never_stored(few, monkeypatch, caplog):
+    monkeypatch.setattr(packing.VAE, "encode", Encoder.encode)
+    found = encoded(few, SimpleNamespace(model=Encoder(12, scale=1e5), variables={}))
+    assert [x is None for x in found] == [False, True, False, False]
+    assert all(np.isfinite(x).all() for x in found if x is not None)
+    assert "1.png counts as unreadable: its latents are not finite in float16" in caplog.text
+    with pytest.raises(UserError, match="values that are not finite: are these its weights"):
+        encoded(few, SimpleNamespace(model=Encoder(12, scale=np.nan), variables={}))
+
+
+def test_half_precision_weights_of_the_vae_are_float32_here(images, tmp_path):
+    tensors = load_file(VAE_FOLDER / "diffusion_pytorch_model.safetensors")
+    half = {name: x.astype(np.float16) for name, x in tensors.items()}
+    save_file(half, tmp_path / "diffusion_pytorch_model.safetensors")
+    shutil.copy(VAE_FOLDER / "config.json", tmp_path)
+    network = load_network(tmp_path, kind="vae")
+    assert network.model.dtype == np.float32
+    assert {x.dtype for x in jax.tree.leaves(network.variables)} == {np.dtype(np.float32)}
 
 
 def test_latents_are_drawn_anew_from_their_law(latents):

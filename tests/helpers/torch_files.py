@@ -31,6 +31,7 @@ class Storage:
 
     def __init__(self, values, key="0", view=None):
         self.values, self.key, self.view = np.asarray(values), key, view
+        self.kind = ("torch", KIND_OF[self.values.dtype])
 
 
 class Named:
@@ -55,7 +56,7 @@ class Pickler(pickle._Pickler):
     def persistent_id(self, obj):
         if not isinstance(obj, Storage):
             return None
-        kind = Named("torch", KIND_OF[obj.values.dtype])
+        kind = Named(*obj.kind)
         view = (obj.view,) if self.legacy else ()
         return ("storage", kind, obj.key, "cpu", obj.values.size, *view)
 

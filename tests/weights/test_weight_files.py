@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from drifting_jax.errors import UserError
-from drifting_jax.weights import files
+from drifting_jax.weights import files, wrappers
 
 RELEASE = Path(__file__).parents[1] / "fixtures" / "release"
 DTYPES = {
+    "C64": np.complex64,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -136,7 +139,11 @@ def test_any_safetensors(tmp_path_factory, arrays):
         ({"a": {"dtype": "F32", "shape": 3, "data_offsets": [0, 12]}}, "damaged at a"),
         ({"a": {"dtype": "F32", "shape": [2**70], "data_offsets": [0, 2**72]}}, "damaged at a"),
         ({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, "damaged at a"),
-        ({"a": {"dtype": "F8", "shape": [12], "data_offsets": [0, 12]}}, "damaged at a .*F8"),
+        (
+            {"a": {"dtype": "F4", "shape": [24], "data_offsets": [0, 12]}},
+            "a of .* has the dtype 'F4', which cannot be read here: save the file as one of BOOL",
+        ),
+        ({"a": {"dtype": [], "shape": [12], "data_offsets": [0, 12]}}, "damaged at a"),
         ({"a": {"dtype": "F32", "shape": [3]}}, "damaged at its header"),
         ({"a": 3}, "damaged at its header"),
         ({"a": {"dtype": "F32", "shape": [3], "data_offsets": "xy"}}, "damaged at a"),
@@ -240,6 +247,14 @@ def test_npz(tmp_path):
         archive.writestr("readme", b"hello")
     with pytest.raises(UserError, match=r"readme of .* is no array"):
         files.read_tensors(path)
+    for name, message in [
+        ("vae/x.safetensors", r"a zip archive \(vae/x.safetensors\): unpack it"),
+        ("model.weights.h5", "a model of Keras: save its arrays"),
+    ]:
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            archive.writestr(name, b"hello")
+        with pytest.raises(UserError, match=message):
+            files.read_tensors(tmp_path / "x.zip")
     np.savez(path)
     with pytest.raises(UserError, match="holds no tensors"):
         files.read_tensors(path)
@@ -315,13 +330,32 @@ def test_the_content_decides(tmp_path):
     ("name", "data", "message"),
     [
         ("x.bin", b"", "is empty"),
-        ("x.h5", b"\x89HDF\r\n\x1a\n", "no weight file of a known kind; it begins with"),
-        ("x.html", b"<!DOCTYPE html>", "DOCTYPE"),
-        ("x.bin", b"<!DOCTYPE html>", "not a file of torch.save"),
-        ("x.safetensors", b"<!DOCTYPE html>", "is cut off, or no .safetensors"),
-        ("x.msgpack", b"<!DOCTYPE html>", "no msgpack of flax"),
-        ("x.npz", b"<!DOCTYPE html>", "is a zip file that is cut off or damaged"),
+        ("x.new", b"whatever else", "no weight file of a known kind; it begins with"),
+        ("x.bin", b"whatever else", "not a file of torch.save"),
+        ("x.safetensors", b"whatever else", "is cut off, or no .safetensors"),
+        ("x.msgpack", b"whatever else", "no msgpack of flax"),
+        ("x.npz", b"whatever else", "is a zip file that is cut off or damaged"),
+        ("x.h5", b"\x89HDF\r\n\x1a\n", "HDF5 file, as of Keras: save its arrays with numpy"),
+        ("x.html", b"<!DOCTYPE html>", "a web page, which a failed download left: download"),
+        ("x.safetensors", b"\n <html><body>404", "a web page"),
+        ("x.pth", b"<?xml version='1.0'?><Error><Code>AccessDenied", "a web page"),
         ("x.bin", b"version https://git-lfs.github.com/spec/v1\noid", "pointer of git-lfs"),
+        ("x.gguf", b"GGUF\3\0\0\0", "GGUF or GGML file: take the .safetensors"),
+        ("x.onnx", b"\x08\x07\x12\x07pytorch\x1a", "an ONNX file: take the"),
+        ("x.onnx", b"\x0a\x07", "an ONNX file: take the"),
+        ("x.tflite", b"\x1c\0\0\0TFL3", "a TensorFlow Lite file"),
+        ("saved_model.pb", b"\x08\x01\x12\x97", "a file of TensorFlow: save its arrays"),
+        ("model.ckpt-5.index", b"\0\0", "a part of a TensorFlow checkpoint"),
+        ("model.ckpt.data-00000-of-00001", b"\1\2", "a part of a TensorFlow checkpoint"),
+        ("x.npy", b"\x93NUMPY\1\0", "one array of NumPy without a name"),
+        ("x.tar.gz", b"\x1f\x8b\x08", "a compressed file: unpack it"),
+        ("x.png", b"\x89PNG\r\n", "an image: give the file of the weights"),
+        ("x.safetensors", bytes(600), "begins with zeros, as of a broken download"),
+        (
+            "x.tar",
+            b"vae/x.bin".ljust(257, b"\0") + b"ustar" + bytes(300),
+            "is a tar: unpack it if it is an archive",
+        ),
         ("config.json", b'{"a": 1}', "no weight_map"),
         ("x", b"\x80", "damaged"),
         ("x", b"\x81\xa1a", "no msgpack"),
@@ -364,13 +398,52 @@ def test_the_weights_of_a_folder(tmp_path):
     assert files.find_weights(tmp_path / "README.md") == tmp_path / "README.md"
     for names, message in [
         ([], "expected one weight file in .* found none"),
-        (shards, "found none"),
+        (shards, r"none but parts such as .*model\.safetensors\.index\.json is missing"),
         (["a.pth", "b.npz"], r"found a\.pth, b\.npz: name the file"),
         (["model.safetensors", standard], f"found {standard}, model.safetensors"),
         ([f"{i}.pt" for i in range(9)], r"4\.pt …:"),
     ]:
         with pytest.raises(UserError, match=message):
             found(*names)
+
+
+def test_an_index_of_a_variant(tmp_path):
+    names = [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name in names:
+        write_safetensors(tmp_path / name, {name: np.ones(1, np.float16)})
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": {name: name for name in names}}))
+    assert set(files.read_tensors(tmp_path)) == set(names)
+
+
+def test_sharded_files_of_torch(tmp_path):
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    for i, name in enumerate(names):
+        write_legacy(tmp_path / name, name=f"w{i}")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"w0": names[0], "w1": names[1]}}))
+    zeros = np.zeros(3, np.float32)
+    assert_same(files.read_tensors(tmp_path), {"w0": zeros, "w1": zeros})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("model_index.json", "a whole pipeline of diffusers: give the folder of one network, vae"),
+        ("saved_model.pb", "a model of TensorFlow: save its arrays"),
+        ("checkpoint", "a model of TensorFlow"),
+        ("_METADATA", "a checkpoint of Orbax: give the workdir"),
+        ("data.pkl", "an unpacked file of torch.save"),
+        ("README.md", r"found some in its folders vae: name the folder"),
+    ],
+)
+def test_folders_of_another_kind(tmp_path, entry, message):
+    (tmp_path / entry).write_text("x")
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "x.safetensors").write_text("x")
+    with pytest.raises(UserError, match=message) as error:
+        files.find_weights(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_run_is_no_file_of_weights(tmp_path):
@@ -430,19 +503,51 @@ def test_the_table_of_a_large_file_takes_no_memory(tmp_path):
 def test_groups():
     x, y = np.zeros(1), np.ones(1)
     flat, nested = {"a.b": x, "c": y}, {"state_dict/a": x, "state_dict/b/c": y, "optimizer/0": y}
-    assert files.select(flat) == files.select(flat, "") == flat
-    assert files.select(nested) == files.select(nested, "state_dict/") == {"a": x, "b/c": y}
-    assert files.select(nested, "state_dict/b") == {"c": y}
-    assert files.select(nested, "") == nested
-    assert files.select({"teacher/a": x}) == {"a": x}
+    assert wrappers.select(flat) == wrappers.select(flat, "") == flat
+    assert wrappers.select(nested) == wrappers.select(nested, "state_dict/") == {"a": x, "b/c": y}
+    assert wrappers.select(nested, "state_dict/b") == {"c": y}
+    assert wrappers.select(nested, "") == nested
+    assert wrappers.select({"teacher/a": x}) == {"a": x}
     for tensors, prefix, message in [
         (nested, "model", "'model'; the groups are optimizer, state_dict"),
         (nested, "state", "no tensor lies in a group called 'state'"),
         (flat, "model", "there are no groups"),
-        ({"model/a": x, "params_ema/a": y}, None, "several groups of tensors, model, params_ema"),
+        ({"model/a": x, "net/a": y}, None, "several groups of tensors, model, net"),
+        ({"encoder/a": x, "head/a": y}, None, "several groups of tensors, encoder, head"),
     ]:
         with pytest.raises(UserError, match=message):
-            files.select(tensors, prefix)
+            wrappers.select(tensors, prefix)
+
+
+@pytest.mark.parametrize(
+    "names, group",
+    [
+        (["state_dict/model/a.weight", "state_dict/model/b.bias"], "state_dict/model"),
+        (["model/state_dict/a", "epoch/0"], "model/state_dict"),
+        (["net/a", "optimizer/0"], "net"),
+        (["model/a", "model_ema/a", "optimizer/0"], "model_ema"),
+        (["state_dict/module.a", "state_dict_ema/a", "state_dict/module.b.num_batches_tracked"],
+         "state_dict_ema"),
+        (["model/a", "ema/shadow_params/0"], "model"),  # an average without the names
+        (["model/a", "model/b", "ema/a"], "model"),  # one that lacks a tensor
+        (["ema/a", "optimizer/0"], "ema"),
+        (["model/a", "ema/a", "params_ema/a"], None),
+    ],
+)  # fmt: skip
+def test_the_group_of_the_weights(names, group):
+    assert wrappers.weight_group(dict.fromkeys(names, 0)) == group
+
+
+def test_names_of_wrappers():
+    def unwrapped(*names):
+        return set(wrappers.unwrap(dict.fromkeys(names, 0)))
+
+    assert unwrapped("module.a.b", "module.c") == {"a.b", "c"}
+    assert unwrapped("_orig_mod.module.a", "_orig_mod.module.b") == {"a", "b"}
+    assert unwrapped("module._orig_mod.a", "n_averaged") == {"a"}
+    assert unwrapped("encoder._orig_mod.a", "b") == {"encoder.a", "b"}
+    assert unwrapped("module.a", "b") == {"module.a", "b"}
+    assert unwrapped("a", "_orig_mod.a") == {"a", "_orig_mod.a"}
 
 
 @pytest.fixture
