@@ -18,7 +18,7 @@ from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.surroundings import check_devices
 from drifting_jax.training import build, data_identity
-from drifting_jax.training import encoder as train_mae
+from drifting_jax.training.encoder import read_trained
 from drifting_jax.training.restore import load_run
 from drifting_jax.weights import files, release
 from drifting_jax.weights.networks import KINDS, Network, load_network, save_network
@@ -70,7 +70,7 @@ def _encoder_of(workdir: Path) -> Network:
     if config.task == "toy":
         raise UserError(f"{workdir} is a run of task 'toy', which has no encoder")
     (spec, _), mesh = data_identity.read_data_spec(workdir, config), meshes.make_mesh()
-    step, params = train_mae.read_trained(config, spec, mesh, workdir)
+    step, params = read_trained(config, spec, mesh, workdir)
     decay = config.encoder.train.ema_decay
     model = build.make_encoder(config, spec)
     return Network("autoencoder", model, {"params": transfer.fetch(params)}, step, decay)

@@ -73,6 +73,11 @@ class PickledTensor(NamedTuple):
     dtype: Any = None
 
 
+def _tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> PickledTensor:
+    """A tensor that says its dtype itself: after whether it has a gradient, and its hooks."""
+    return PickledTensor(storage, offset, shape, strides, rest[2])
+
+
 class _PickledDtype:
     """What a pickle says about a NumPy dtype, not checked yet."""
 
@@ -128,9 +133,7 @@ def allowed_globals(most: int) -> dict[tuple[str, str], Any]:
         ("torch", "Size"): size,
         ("torch._utils", "_rebuild_tensor"): lambda *args: PickledTensor(*args[:4]),
         ("torch._utils", "_rebuild_tensor_v2"): lambda *args: PickledTensor(*args[:4]),
-        ("torch._utils", "_rebuild_tensor_v3"): lambda *args: PickledTensor(
-            *args[:4], dtype=args[6]
-        ),
+        ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         ("torch.storage", "UntypedStorage"): "UntypedStorage",
         ("torch", "device"): Settings,

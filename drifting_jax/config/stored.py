@@ -109,7 +109,8 @@ def check_resume(stored: ConfigDict, current: ConfigDict) -> None:
         before, now, rule = old[name], new[name], field.on_resume
         if name == "train.microbatches" and old["train.shared_statistics"] == "microbatch":
             rule = "fixed"  # the loss depends on it then
-        if before == now or rule == "may change" or (rule == "may grow" and now > before):
+        grows = rule == "may grow" and type(before) is type(now) and now > before
+        if before == now or rule == "may change" or grows:
             continue
         may = "may only grow" if rule == "may grow" else "cannot change"
         raise UserError(

@@ -48,10 +48,9 @@ def make_generator(config: ConfigDict, spec: DataSpec) -> nn.Module:
     """Returns the generator of config.model for samples of this shape and number of classes.
 
     Raises:
-      UserError: there is no such kind, or it cannot make images of this shape.
+      UserError: it cannot make images of this shape.
     """
     kind = config.model.kind
-    _check_choice("model.kind", kind, generators.GENERATORS)
     try:
         height, width, channels = spec.image_shape
         return generators.make_generator(
@@ -124,13 +123,25 @@ def make_feature_function(
     return feature_function
 
 
+def check_choices(config: ConfigDict) -> None:
+    """Checks the fields whose choices stand in tables that the config does not know.
+
+    Raises:
+      UserError: naming the field and the choices.
+    """
+    _check_choice("drift.field", config.drift.field, FIELDS)
+    if config.task != "toy":
+        _check_choice("model.kind", config.model.kind, generators.GENERATORS)
+        _check_choice("extra_encoder.kind", config.extra_encoder.kind, ("none", *ENCODERS))
+
+
 def check_models(config: ConfigDict, spec: DataSpec) -> None:
-    """Checks the kinds of networks, and that the trained ones fit the samples.
+    """Checks the kinds of networks and the field, and that trained networks fit the samples.
 
     Raises:
       UserError: names the field, or the section: config.model or config.encoder.
     """
-    _check_choice("extra_encoder.kind", config.extra_encoder.kind, ("none", *ENCODERS))
+    check_choices(config)
     model, encoder = make_generator(config, spec), make_encoder(config, spec)
     image = jnp.zeros((1, *spec.image_shape))
     key = stream_key(config, "generator_init")
@@ -152,13 +163,8 @@ def check_models(config: ConfigDict, spec: DataSpec) -> None:
 
 
 def drift_options(config: ConfigDict) -> DriftOptions:
-    """Returns the options of config.drift.
-
-    Raises:
-      UserError: there is no field of that name.
-    """
+    """Returns the options of config.drift."""
     d = config.drift
-    _check_choice("drift.field", d.field, FIELDS)
     return DriftOptions(
         temperatures=tuple(d.temperatures),
         affinity_floor=d.affinity_floor,

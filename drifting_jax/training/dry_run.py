@@ -67,6 +67,7 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
     Raises:
       UserError: the batch does not fit the mesh, or a network does not fit the data.
     """
+    build.check_choices(config)
     if config.task == "toy":
         toy.check_batch(config, mesh)
         return programs.toy_program(config, mesh)

@@ -56,8 +56,22 @@ class TimedBatches(Iterator[Any]):
         return batch
 
 
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A line to be written: its step and report, its time, and the seconds waited for data."""
+
+    step: int
+    report: Report | None
+    at: float
+    waited: float
+
+
 class MetricLines:
-    """Writes a line of metrics.jsonl for each step that it is called for, one call late."""
+    """Writes a line of metrics.jsonl for each step that it is called for, one call late.
+
+    A line's time is that of its step: when it was called for, if the devices were done by then, or
+    else when they are.
+    """
 
     def __init__(
         self, program: Program, context: RunContext, batches: TimedBatches, bar: tqdm, *, start: int
@@ -67,11 +81,10 @@ class MetricLines:
         Without a terminal, a line of text takes the place of the bar, every few seconds.
         """
         self._program, self._context, self._batches, self._bar = program, context, batches, bar
-        self._pending: tuple[int, Report] | None = None
-        self._start, self._written_step = start, start
-        self._started = self._written_at = self._printed_at = time.monotonic()
-        self._waited = 0.0
-        self._compiled_at = self._started
+        self._pending: _Line | None = None
+        self._start = start
+        self._started = self._printed_at = self._compiled_at = time.monotonic()
+        self._last = _Line(start, None, self._started, 0.0)
 
     def after_every_step(self, moment: Moment) -> None:
         """Moves the bar."""
@@ -84,28 +97,30 @@ class MetricLines:
         self.flush()
         for leaf in jax.tree.leaves(moment.report):
             leaf.copy_to_host_async()
-        self._pending = moment.step, moment.report
+        now = time.monotonic()
+        self._pending = _Line(moment.step, moment.report, now, self._batches.waited)
 
     def flush(self) -> None:
         """Writes the line that is kept, if there is one."""
         if self._pending is None:
             return
-        (step, report), self._pending = self._pending, None
-        report = transfer.fetch(report)
+        line, self._pending = self._pending, None
+        waits = not all(leaf.is_ready() for leaf in jax.tree.leaves(line.report))
+        report = transfer.fetch(line.report)
+        if waits:
+            line = dataclasses.replace(line, at=time.monotonic())
         scalars = dict(self._program.to_scalars(report.metrics))
-        now = time.monotonic()
-        passed = max(now - self._written_at, 1e-9)
-        images = self._program.images_per_step * (step - self._written_step)
+        before, self._last = self._last, dataclasses.replace(line, report=None)
+        passed = max(line.at - before.at, 1e-9)
+        images = self._program.images_per_step * (line.step - before.step)
         scalars |= {
             "images_per_second": images / passed,
-            "seconds": now - self._started,
+            "seconds": line.at - self._started,
             "skipped": int(report.skipped),
-            "waiting_for_data": (self._batches.waited - self._waited) / passed,
+            "waiting_for_data": (line.waited - before.waited) / passed,
         }
-        self._written_step, self._written_at = step, now
-        self._waited = self._batches.waited
-        self._context.writer.write_scalars(self._program.name, step, scalars)
-        self._show(step, scalars, now)
+        self._context.writer.write_scalars(self._program.name, line.step, scalars)
+        self._show(line.step, scalars, line.at)
 
     def _show(self, step: int, scalars: Mapping[str, float], now: float) -> None:
         self._bar.set_postfix_str(postfix(scalars), refresh=False)
@@ -192,6 +207,7 @@ class Saver:
         program: Program,
         checkpoints: Checkpoints,
         lines: MetricLines,
+        skipped: SkippedSteps,
         writer: MetricWriter,
         *,
         save_every: int,
@@ -200,7 +216,7 @@ class Saver:
     ) -> None:
         """`batches_before`: batches taken before step 0, in filling the queue."""
         self._program, self._checkpoints = program, checkpoints
-        self._lines, self._writer = lines, writer
+        self._lines, self._skipped, self._writer = lines, skipped, writer
         self._save_every, self._keep_every = save_every, keep_every
         self._batches_before = batches_before
 
@@ -212,12 +228,17 @@ class Saver:
             self.save(step, moment.carry)
 
     def save(self, step: int, carry: Carry) -> None:
-        """Starts a save. The lines of metrics must not be behind the checkpoint, so they go first.
+        """Starts a save, after the checks and the lines of metrics of all steps before it.
+
+        So no line is behind the checkpoint, and steps that were not finite are not saved as good
+        ones when they end the run.
 
         Raises:
+          UserError: too many steps in a row were not finite.
           TransientError: too many saves in a row have failed.
         """
         self._lines.flush()
+        self._skipped.flush()
         self._writer.flush()
         items = self._program.checkpoint_items(carry, self._batches_before + step)
         self._checkpoints.save(step, items)

@@ -18,7 +18,7 @@ from drifting_jax.distributed.processes import is_main_process
 from drifting_jax.evaluation.small_runs import evaluate_run
 from drifting_jax.files import expanded
 from drifting_jax.surroundings import settled_jax
-from drifting_jax.training import encoder, generator, toy
+from drifting_jax.training import build, encoder, generator, toy
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.restore import load_run
 from drifting_jax.workdir import pictures
@@ -45,6 +45,7 @@ def run(config: ConfigDict, *, workdir: str | Path, given: Collection[str] = ())
       UserError: the workdir belongs to another run or config, or the task cannot go on.
     """
     workdir = Path(expanded(str(workdir)))
+    build.check_choices(config)
     with contextlib.ExitStack() as stack:
         config = stack.enter_context(open_workdir(config, workdir, given=given))
         if on_main_process(is_complete, config, workdir):

@@ -32,6 +32,7 @@ from drifting_jax.workdir.image_files import image_grid
 from drifting_jax.workdir.progress import progress_bar
 
 PyTree = Any
+_LARGE_SHOWN = 40  # parameters, at the start of a run
 _PICTURE_IMAGES, _PICTURE_COLUMNS, _LEAST_GRID_PIXELS = 64, 8, 400
 
 Fill = Callable[[SampleQueue, GlobalBatches], tuple[SampleQueue, int] | None]
@@ -134,14 +135,16 @@ def _announce(program: Program, context: RunContext, start: int) -> None:
     context.writer.write_parameters(program.name, params)
     if not context.is_main_process:
         return
-    for line in meshes.large_parameters(params, jax.tree.map(lambda x: x.sharding, params)):
-        print(f"  {line}")
+    lines = meshes.large_parameters(params, jax.tree.map(lambda x: x.sharding, params))
+    print(*(f"  {line}" for line in lines[:_LARGE_SHOWN]), sep="\n", end="\n" if lines else "")
+    if len(lines) > _LARGE_SHOWN:
+        print(f"  … and {len(lines) - _LARGE_SHOWN} more of at least {meshes.LARGE:,} numbers")
     if start:
         print(f"{program.name}: goes on from step {start}", flush=True)
 
 
 def write_first_batch(name: str, batch: Mapping[str, jax.Array], context: RunContext) -> None:
-    """Writes the first images of a stage's first batch as samples/<name>_first_batch_00000000.png.
+    """Writes images of the first step's batch as samples/<name>_first_batch_00000000.png.
 
     It shows what crops, flips and the decoding have made of the data.
     """
@@ -190,6 +193,7 @@ def run_loop(
             program,
             checkpoints,
             lines,
+            skipped,
             context.writer,
             save_every=stage.save_every,
             keep_every=config.train.keep_every,
@@ -198,7 +202,6 @@ def run_loop(
         hooks = _hooks(stage, config, context, lines, skipped, saver)
         try:
             carry, complete = loop.run(program, carry, stage.frozen, timed, hooks, start=start)
-            skipped.flush()
         except BatchError as error:  # the steps that are done are not lost
             if jax.process_count() == 1 and error.step > start:
                 saver.save(error.step, error.carry)

@@ -245,7 +245,8 @@ def save_network(path: str | Path, network: Network[nn.Module]) -> None:
     }
     record: dict[str, Any] = {"network": network.kind, "fields": fields}
     if network.kind == _GENERATOR:
-        record["kind"] = generators.kind_of(network.model)
+        kind = generators.kind_of(network.model)
+        record |= {} if kind == generators.DEFAULT_KIND else {"kind": kind}
     record |= {"step": network.step, "ema_decay": network.ema_decay}
     write_json(folder / _DESCRIPTION, record)
 

@@ -1,6 +1,7 @@
 """The loop of a stage with a step that only counts: when it logs, saves, stops and gives up."""
 
 import itertools
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,10 +43,11 @@ class Checkpoints:
     """Keeps what it is given; a full disk keeps nothing."""
 
     def __init__(self, *, full: bool = False):
-        self.saved, self.full = {}, full
+        self.saved, self.full, self.events = {}, full, []
 
     def save(self, step, items):
         assert step not in self.saved
+        self.events.append(("save", step))
         self.saved |= {} if self.full else {step: items}
 
     def wait(self):
@@ -55,13 +57,15 @@ class Checkpoints:
         return list(self.saved)
 
 
-def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_every=0, lines=None):
+def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_every=0, **outside):
     """Runs the stage with batches numbered from 0; its state counts steps done and skipped."""
-    lines, interruption = [] if lines is None else lines, SimpleNamespace(requested=False)
+    lines, interruption = outside.get("lines", []), SimpleNamespace(requested=False)
     checkpoints, seen = Checkpoints(full=full), []
+    checkpoints.saved = outside.get("saved", {})
 
     def step(carry, frozen, batch):
         done, total, in_a_row = (int(x) for x in carry.state.counts)
+        outside.get("on_step", lambda: None)()
         assert batch == done and frozen == {}
         skips = done + 1 in skipped
         counts = (done + 1, total + skips, (in_a_row + 1) * skips)
@@ -72,13 +76,19 @@ def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_eve
     def look(moment):
         assert moment.carry.state.counts[0] == moment.step
         seen.append(moment.step)
+        checkpoints.events.append(("step", moment.step))
         interruption.requested |= moment.step == stop_at
 
     config = base_config("encoder")
     config.log_every = 4
     config.train.keep_every = keep_every
     config.train.max_skipped_in_a_row = 3
-    writer = SimpleNamespace(write_scalars=lambda *line: lines.append(line), flush=lambda: None)
+
+    def write_scalars(*line):
+        lines.append(line)
+        checkpoints.events.append(("line", line[1]))
+
+    writer = SimpleNamespace(write_scalars=write_scalars, flush=lambda: None)
     carry = stage.run_loop(
         stage.Stage(
             program=make_program(step),
@@ -94,7 +104,9 @@ def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_eve
         checkpoints,
         RunContext(writer, interruption, StopAgreement(interruption), is_main_process=False),
     )
-    return SimpleNamespace(lines=lines, saved=checkpoints.saved, seen=seen, carry=carry)
+    return SimpleNamespace(
+        lines=lines, saved=checkpoints.saved, seen=seen, carry=carry, events=checkpoints.events
+    )
 
 
 def test_a_whole_stage():
@@ -176,14 +188,43 @@ def test_a_run_that_fails_loses_no_line():
     assert [line[1] for line in lines] == [4, 8]
 
 
-def test_a_line_is_fetched_when_the_next_one_is_due_or_a_checkpoint_is_saved():
-    """The devices never wait for a line of metrics, and no line is behind a checkpoint."""
-    written = {}
-    for line in run().lines:
-        written[line[1]] = line[2]
-    assert list(written) == [4, 8, 10]
-    found = run(stop_at=5)  # the line of step 4 is written before step 5 is saved
-    assert [line[1] for line in found.lines] == [4]
+def test_a_line_is_written_when_the_next_one_is_due_or_before_a_checkpoint():
+    """So the devices never wait for a line, and no line is behind a checkpoint."""
+    events = [event for event in run().events if event[0] != "step" or event[1] in (5, 8)]
+    assert events == [
+        ("save", 3),
+        ("step", 5),
+        ("line", 4),  # before the checkpoint, and not at once
+        ("save", 6),
+        ("step", 8),
+        ("line", 8),
+        ("save", 9),
+        ("line", 10),
+        ("save", 10),
+    ]
+
+
+def test_the_last_steps_are_checked_before_they_are_saved():
+    saved = {}
+    with pytest.raises(UserError, match="the last 3 steps up to 10 were not finite"):
+        run(skipped={8, 9, 10}, saved=saved)
+    assert list(saved) == [3, 6, 9]
+
+
+def test_rates_are_those_of_the_steps_between_two_lines(monkeypatch):
+    """Whether a line is written at once, one line late, or before a save."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def batches():
+        for number in range(10):
+            clock[0] += 1.0  # waiting for data
+            yield number
+
+    lines = run(batches=batches(), on_step=lambda: clock.__setitem__(0, clock[0] + 3.0)).lines
+    assert [line[2]["images_per_second"] for line in lines] == [8 / 4] * 3
+    assert [line[2]["waiting_for_data"] for line in lines] == [1 / 4] * 3
+    assert [line[2]["seconds"] for line in lines] == [16.0, 32.0, 40.0]
 
 
 def test_the_loop_moves_nothing_between_host_and_devices():
