@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import os
 import re
+import shlex
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -237,7 +238,7 @@ def _raise_ambiguous(level: _Level, others: list[str]) -> None:
 def _link_advice(path: Path) -> str:
     return (
         "give a new folder that holds this one under the name train: "
-        f"mkdir NEW && ln -s {path.absolute()} NEW/train"
+        f"mkdir NEW && ln -s {shlex.quote(str(path.absolute()))} NEW/train"
     )
 
 
