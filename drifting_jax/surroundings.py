@@ -6,6 +6,7 @@ People set variables once, for all their programs. The numbers of a run must not
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
@@ -41,6 +42,12 @@ JAX_SETTINGS: dict[str, Any] = {
     "jax_transfer_guard_device_to_host": None,
     "jax_transfer_guard_device_to_device": None,
 }
+_CONTEXTS: dict[str, Any] = {
+    "jax_enable_x64": jax.enable_x64,
+    "jax_threefry_partitionable": jax.threefry_partitionable,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+}
 _MAY_PASS = ("already in use", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
@@ -57,35 +64,40 @@ def settle_jax() -> list[str]:
 def settled_jax() -> Iterator[None]:
     """Context and decorator in which JAX has the settings of `JAX_SETTINGS`; the library's edge.
 
-    Raises:
-      UserError: the caller has set one of them with a `with` statement, which cannot be undone
-        from inside.
+    Of what the caller has set with a `with` statement, only that which changes numbers is undone.
     """
     before = _settle()
     try:
-        for name, wanted in JAX_SETTINGS.items():
-            # A guard of transfers around this very call is meant for it.
-            if _differs(name, wanted) and "transfer_guard" not in name:
-                raise UserError(
-                    f"expected {name}={wanted}, found {getattr(jax.config, name)}: leave the "
-                    "`with` statement that sets it"
-                )
-        yield
+        with contextlib.ExitStack() as stack:
+            for name, context in _CONTEXTS.items():
+                if _differs(name, JAX_SETTINGS[name]):
+                    stack.enter_context(context(JAX_SETTINGS[name]))
+            yield
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
 
 
 def _settle() -> dict[str, Any]:
-    """Settles JAX and returns the values that were others."""
-    before = {
+    """Settles JAX for all threads and returns the values that were others."""
+    before: dict[str, Any] = {}
+    if any(_differs(name, wanted) for name, wanted in JAX_SETTINGS.items()):
+        # What a `with` statement has set holds in its own thread; in another one is the rest.
+        thread = threading.Thread(target=lambda: before.update(_others()))
+        thread.start()
+        thread.join()
+    for name in before:
+        jax.config.update(name, JAX_SETTINGS[name])
+    return before
+
+
+def _others() -> dict[str, Any]:
+    """The settings of this thread that differ from `JAX_SETTINGS`."""
+    return {
         name: getattr(jax.config, name)
         for name, wanted in JAX_SETTINGS.items()
         if _differs(name, wanted)
     }
-    for name in before:
-        jax.config.update(name, JAX_SETTINGS[name])
-    return before
 
 
 def _differs(name: str, wanted: Any) -> bool:
@@ -104,7 +116,7 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a plugin, JAX's reason is an assert
-        platforms = os.environ.get("JAX_PLATFORMS", "")
+        platforms = getattr(jax.config, "jax_platforms", None)
         kind = TransientError if any(x in str(error) for x in _MAY_PASS) else UserError
         found = f"JAX_PLATFORMS={platforms}" if platforms else "JAX"
         reason = first_line(error).partition(" (set JAX_PLATFORMS")[0]

@@ -105,7 +105,13 @@ def is_pure(module: str) -> bool:
 
 
 def test_the_mathematics_needs_no_more_than_jax_flax_optax_and_numpy():
-    allowed = ("errors", "distributed.meshes", "distributed.class_rows", "distributed.transfer")
+    allowed = (
+        "errors",
+        "surroundings",
+        "distributed.meshes",
+        "distributed.class_rows",
+        "distributed.transfer",
+    )
     for module, path in sources().items():
         if is_pure(module):
             assert foreign(path) <= PURE_LIBRARIES, module

@@ -53,6 +53,16 @@ def test_the_settings_of_others_are_put_aside_and_back(foreign_settings):
         assert getattr(getattr(jax.config, name), "value", getattr(jax.config, name)) == value
 
 
+def test_with_statements_of_the_caller_change_no_number():
+    with jax.enable_x64(True), jax.default_matmul_precision("bfloat16"):
+        with surroundings.settled_jax():
+            assert jnp.arange(2.0).dtype == jnp.float32
+            assert jax.config.jax_default_matmul_precision is None
+        assert jnp.arange(2.0).dtype == jnp.float64
+    with jax.threefry_partitionable(False), surroundings.settled_jax():
+        assert jax.config.jax_threefry_partitionable
+
+
 def test_a_command_names_what_it_puts_aside(foreign_settings):
     found = surroundings.settle_jax()
     assert "jax_enable_x64=True" in found and len(found) == len(foreign_settings)

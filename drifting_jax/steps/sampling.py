@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.models import generators
 from drifting_jax.models.vae import VAE
+from drifting_jax.surroundings import settled_jax
 
 Array = Any  # of NumPy or JAX
 
@@ -56,8 +57,11 @@ def make_sampler(model: nn.Module, mesh: Mesh, *, vae: VAE | None = None) -> Sam
         latents = model.apply({"params": params["generator"]}, *inputs)
         return vae.apply(params["vae"], latents, method=VAE.decode_scaled)
 
+    @settled_jax()
     @jax.jit
     def sampler(params, key, labels, indices, cfg_scale):
+        key = _of_threefry(key)
+
         def one(label, index):
             of_sample = jax.random.fold_in(jax.random.fold_in(key, label), index)
             return generators.draw_inputs(of_sample, model)
@@ -68,6 +72,17 @@ def make_sampler(model: nn.Module, mesh: Mesh, *, vae: VAE | None = None) -> Sam
         return Samples(to_uint8(made), jnp.isfinite(made).all(axis=(1, 2, 3)))
 
     return sampler
+
+
+def _of_threefry(key: jax.Array) -> jax.Array:
+    """The same key, of one seed, in threefry2x32.
+
+    Under `vmap`, keys of JAX's other implementations draw from the first key of the batch alone.
+    Those of rbg hold the two words of threefry twice.
+    """
+    if str(jax.random.key_impl(key)) == "threefry2x32":
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key)[..., :2], impl="threefry2x32")
 
 
 def class_major(classes: Sequence[int], per_class: int) -> tuple[np.ndarray, np.ndarray]:

@@ -93,6 +93,27 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     assert_close_to(sample("8x1", 8, order), expected()[order])
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_default_prng_impl", "unsafe_rbg"),
+        ("jax_threefry_partitionable", False),
+        ("jax_default_matmul_precision", "bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [8, 16])
+def test_samples_do_not_depend_on_what_jax_was_set_to(setting, value, batch_size):
+    before = getattr(jax.config, setting)
+    usual = sample("8x1", 9)
+    jax.config.update(setting, value)
+    try:
+        np.testing.assert_array_equal(sample("8x1", batch_size), usual)
+    finally:
+        jax.config.update(setting, before)
+
+
 def test_every_sample_is_another():
     images = expected()
     for i in range(len(images)):

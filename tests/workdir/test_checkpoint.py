@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -235,6 +236,55 @@ def test_damage_to_a_small_file_is_damage(tmp_path, name):
         step, items = checkpoints.restore_latest(template)
     assert step == 1
     np.testing.assert_array_equal(items["state"]["x"], np.ones(3))
+
+
+def _save_two(folder: Path) -> dict:
+    """Saves steps 1 and 2 there; returns the states by step."""
+    states = {step: _state(step) for step in (1, 2)}
+    with Checkpoints(folder, keep=3) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, {"state": state})
+    return states
+
+
+def test_a_copy_on_another_disk_is_read(tmp_path):
+    """cp -r keeps neither times nor inodes, and another file system has other blocks."""
+    states = _save_two(tmp_path / "run")
+    other = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(dir=other) as copy:
+        subprocess.run(["cp", "-r", tmp_path / "run", copy], check=True)
+        shutil.rmtree(tmp_path / "run")
+        with Checkpoints(Path(copy) / "run", keep=3) as checkpoints:
+            step, items = checkpoints.restore_latest({"state": _template(states[1], _mesh(1))})
+            assert step == 2
+            _assert_same(items["state"], states[2])
+            checkpoints.save(3, {"state": states[1]})
+            checkpoints.wait()
+            assert checkpoints.steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("copied", [0, 1, "half"])
+def test_a_copy_that_ended_in_the_newest_step_is_read_from_the_one_before(tmp_path, copied):
+    states = _save_two(tmp_path / "run")
+    files = sorted(path for path in (tmp_path / "run" / "2").rglob("*") if path.is_file())
+    for path in files[len(files) // 2 if copied == "half" else copied :]:
+        path.unlink()
+    with Checkpoints(tmp_path / "run", keep=3) as checkpoints:
+        step, items = checkpoints.restore_latest({"state": _template(states[1], _mesh(1))})
+        assert step == 1
+        _assert_same(items["state"], states[1])
+        checkpoints.save(2, {"state": states[2]})
+        step, _ = checkpoints.restore_latest({"state": _template(states[1], _mesh(1))})
+        assert step == 2
+
+
+def test_a_step_that_was_being_written_when_it_was_copied_does_not_count(tmp_path):
+    states = _save_two(tmp_path / "run")
+    (tmp_path / "run" / "2").rename(tmp_path / "run" / "2.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path / "run", keep=3) as checkpoints:
+        step, items = checkpoints.restore_latest({"state": _template(states[1], _mesh(1))})
+        assert step == 1
+        _assert_same(items["state"], states[1])
 
 
 def test_no_step_that_can_be_read_is_an_error_and_moves_nothing(tmp_path):
