@@ -12,11 +12,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from drifting_jax.errors import TransientError
 
+_MAIN_MODULE, _NAMES = threading.Lock(), ("__file__", "__spec__")
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -34,14 +36,15 @@ def main_module_hidden() -> Iterator[None]:
     without this line would then train in its workers. What the workers need of the main module is
     sent to them.
     """
-    main = sys.modules["__main__"].__dict__
-    kept = {name: main[name] for name in ("__file__", "__spec__") if name in main}
-    main.pop("__file__", None)
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(kept)
+    with _MAIN_MODULE:
+        main = sys.modules["__main__"].__dict__
+        kept: dict[str, Any] = {name: main[name] for name in main if name in _NAMES}
+        main.pop("__file__", None)
+        main["__spec__"] = None
+        try:
+            yield
+        finally:
+            main.update(kept)
 
 
 @contextlib.contextmanager
