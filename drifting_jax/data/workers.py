@@ -18,6 +18,7 @@ from absl import flags
 
 from drifting_jax.errors import TransientError
 
+_MAIN_MODULE, _NAMES = threading.Lock(), ("__file__", "__spec__")
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -35,14 +36,15 @@ def main_module_hidden() -> Iterator[None]:
     without this line would then train in its workers. What the workers need of the main module is
     sent to them.
     """
-    main: dict[str, Any] = sys.modules["__main__"].__dict__
-    kept: dict[str, Any] = {k: main[k] for k in ("__file__", "__spec__") if k in main}
-    main.pop("__file__", None)
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(kept)
+    with _MAIN_MODULE:
+        main: dict[str, Any] = sys.modules["__main__"].__dict__
+        kept: dict[str, Any] = {name: main[name] for name in main if name in _NAMES}
+        main.pop("__file__", None)
+        main["__spec__"] = None
+        try:
+            yield
+        finally:
+            main.update(kept)
 
 
 @contextlib.contextmanager

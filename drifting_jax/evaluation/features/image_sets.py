@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -128,8 +129,9 @@ class RecordImages:
                     f"{self.name(int(indices[row]))} could not be read ({error}): the same "
                     "command goes on from here"
                 ) from None
-            except UnreadableImage:
-                pass
+            except UnreadableImage as error:
+                name = self.name(int(indices[row]))
+                logging.warning("unreadable, left out: %s: %s", name, error)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(read, range(len(indices))))
@@ -149,12 +151,15 @@ class RecordImages:
         return image
 
     def _first_shape(self) -> tuple[int, ...]:
+        reason = ""
         for record in self._indices[:100]:
             try:
                 return self._decode(int(record)).shape
-            except UnreadableImage:
-                continue
-        raise UserError(f"none of the first images of {self._records.where} can be read")
+            except UnreadableImage as error:
+                reason = f"{self._records.name(int(record))}: {error}"
+        raise UserError(
+            f"none of the first images of {self._records.where} can be read; the last is {reason}"
+        )
 
 
 def _stamps(records: Records) -> list[tuple[int, int]]:
