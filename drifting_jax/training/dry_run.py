@@ -47,7 +47,7 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
     lines = [f"{name}: {count:,} parameters" for name, count in parameter_counts(found).items()]
     kind = mesh.devices.flat[0].device_kind
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    lines.append(f"a step on {mesh.size} {kind} ({shape}), a device:")
+    lines.append(f"a step on {mesh.size} {kind} ({shape}), per device:")
     for name, tree in arguments(found).items():
         lines.append(f"  {name:<24}{_gigabytes(bytes_per_device(tree))}")
     flops = count_flops(config, found.microbatches) / mesh.size

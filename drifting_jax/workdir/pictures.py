@@ -3,6 +3,7 @@
 A picture that cannot be drawn or written never ends a run: an error is logged, and it is left out.
 """
 
+import dataclasses
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,6 @@ from PIL import Image
 from drifting_jax.drawing import import_matplotlib, new_figure, own_style
 from drifting_jax.errors import first_line
 from drifting_jax.method import losses
-from drifting_jax.method.fields.mean_shift import drifting_field
 from drifting_jax.method.fields.options import DriftOptions
 
 _REAL, _GENERATED, _ARROW = "#9aa5b1", "#d1495b", "#22333b"
@@ -25,6 +25,7 @@ _LAST_FRAME_MILLISECONDS = 2500
 _FRAME_MILLISECONDS = 80
 _GRID = 22  # arrows along the longer side
 _LEAST_ASPECT = 0.5
+_FAR = 1e4  # in mean distances, beyond the reach of every kernel
 
 
 def _draws(function: Callable[..., None]) -> Callable[..., None]:
@@ -92,14 +93,13 @@ def write_field(
     *,
     options: DriftOptions,
 ) -> None:
-    """Draws the field V on a grid, at the start, on the way and at the end: Algorithm 2 at one τ.
+    """Draws the run's field V on a grid at one τ, at the start, on the way and at the end.
 
     The largest of `options.temperatures` is taken, in units of the mean distance S between the
     points of each frame and their targets, as in the loss. Arrows are scaled per panel; the title
     gives the length of the largest.
     """
-    temperature = max(options.temperatures)
-    real, steps = jnp.asarray(target), sorted(frames)
+    steps = sorted(frames)
     chosen = [steps[0], steps[len(steps) // 3], steps[-1]]
     limits = _limits(target, frames)
     height = 4 * limits[1] / limits[0] + 0.4
@@ -108,18 +108,7 @@ def write_field(
     lines = (np.linspace(-limit, limit, n) for limit, n in zip(limits, counts, strict=True))
     grid = np.stack(np.meshgrid(*lines), axis=-1).reshape(-1, 2)
     for axes, step in zip(figure.subplots(1, 3), chosen, strict=True):
-        points = jnp.asarray(frames[step])
-        sets = losses.make_sets(points[None, :, None], real[None, :, None])
-        scale = losses.distance_sums(losses.distances(sets), sets).distance_scale
-        v = np.asarray(
-            drifting_field(
-                jnp.asarray(grid, jnp.float32),
-                real,
-                points,
-                temperature=temperature * scale,
-                options=options,
-            )
-        )
+        v = _field_on_grid(grid, frames[step], target, options)
         _scatter(axes, target, _REAL, "real", limits)
         _scatter(axes, frames[step], _GENERATED, "generated", limits)
         length = np.linalg.norm(v, axis=1, keepdims=True)
@@ -130,6 +119,22 @@ def write_field(
         axes.set_title(f"step {step}: largest |V| {longest:.2g}", fontsize=10)
     figure.axes[0].legend(loc="upper left", fontsize=8, markerscale=2.5, framealpha=0.8)
     figure.savefig(path)
+
+
+def _field_on_grid(
+    grid: np.ndarray, generated: np.ndarray, real: np.ndarray, options: DriftOptions
+) -> np.ndarray:
+    """Returns V [n, 2] at the points of a grid [n, 2], which are not targets themselves."""
+    probes, points, targets = (
+        jnp.asarray(a, jnp.float32)[None, :, None] for a in (grid, generated, real)
+    )
+    samples = losses.make_sets(points, targets)
+    scale = losses.distance_sums(losses.distances(samples), samples).distance_scale
+    sets = losses.make_sets(probes, targets, points, generated_weight=jnp.zeros(probes.shape[:2]))
+    distance = losses.distances(sets).at[..., : len(grid)].set(_FAR * scale)
+    options = dataclasses.replace(options, temperatures=(max(options.temperatures),))
+    drifts = losses.raw_drifts(sets, distance, scale, options)  # in units of S/√2
+    return np.asarray(drifts[0, 0, 0] * scale / 2**0.5)
 
 
 @_draws
