@@ -93,7 +93,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             raise ValueError("these batches were closed; call batches(...) again")
         # A worker's chunk lies in shared memory that the worker reuses, so the batch is a copy.
         chunks = [self._next_chunk() for _ in range(self.chunks_per_batch)]
-        reasons = [reason for chunk in chunks for reason in chunk.pop("reasons")]
+        reasons: list[str] = []
+        for chunk in chunks:
+            reasons += chunk.pop("reasons") or [""] * len(chunk["index"])
         batch = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         replaced = batch["index"] != batch["read"]
         lost = batch.pop("read") < 0
@@ -260,9 +262,10 @@ class _Chunks:
         batch, part = divmod(chunk, self.local // self.size)
         start = self.first + batch * self.stride + part * self.size
         records = [self.records[start + i] for i in range(self.size)]
-        reasons = tuple(record.pop("reason") for record in records)
+        reasons = [record.pop("reason") for record in records]
         stacked = {name: np.stack([record[name] for record in records]) for name in records[0]}
-        return {**stacked, "reasons": reasons}
+        # Nothing to send for readable records, of which there are thousands.
+        return {**stacked, "reasons": tuple(reasons) if any(reasons) else ()}
 
 
 def _chunk_size(count: int, most: int) -> int:

@@ -127,19 +127,20 @@ def _open_small(data: Any, split: str) -> Source:
     """MNIST or CIFAR in whatever format its folder holds."""
     name = data.source
     expected = IDX_EXPECTED if name in IDX_DATASETS else cifar_expected(name)
-    if data.path:
-        path = Path(data.path).expanduser()
+    path = Path(data.path).expanduser() if data.path else None
+    if path:
         if not path.exists():
             raise UserError(f"config.data.path={data.path} does not exist; expected {expected}")
         if not any(path.glob(f"{name}/*/dataset_info.json")):
             opened = open_idx if name in IDX_DATASETS else open_cifar
-            if found := opened(path, name, split):
+            found = opened(path, name, split)
+            if found is not None:
                 return found
     try:
-        return TfdsSource(name, split, data.path or None)
+        return TfdsSource(name, split, str(path) if path else None)
     except NotPreparedError as error:
         place = "config.data.path is empty"
-        if data.path:
+        if path:
             names = sorted(p.name for p in path.iterdir()) if path.is_dir() else ["a file"]
             listed = ", ".join(names[:8]) + ", …" * (len(names) > 8) or "nothing"
             place = f"no {name} in {data.path}, found {listed}"
