@@ -15,9 +15,10 @@
 # Compiled programs are kept in JAX_COMPILATION_CACHE_DIR; default: ~/.cache/drifting_jax/compiled.
 #
 # Each line of output begins with the number of its process. When a process fails, the others are
-# ended. Ctrl-C and SIGTERM are passed on: the run saves and stops; the same command goes on. The
-# exit status is that of the first process that failed or stopped: 0 done, 2 a mistake in the
-# command, 75 stopped by SIGTERM and 130 by Ctrl-C, both after a save (a second Ctrl-C does without).
+# ended. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 are passed on: the run saves and stops; the same command
+# goes on. The exit status is that of the first process that failed or stopped: 0 done, 2 a mistake
+# in the command, 130 stopped by Ctrl-C and 75 by another signal, both after a save (a second Ctrl-C
+# does without).
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -59,8 +59,8 @@ def run_main(
     reaches it.
     """
     guard_output()
-    for setting in settle_jax():
-        print(f"note: {setting} is ignored; it would change numbers", file=sys.stderr)
+    if ignored := settle_jax():
+        print(f"note: settings of JAX that are ignored: {', '.join(ignored)}", file=sys.stderr)
     app.run(main_function, flags_parser=flags_parser)
 
 
