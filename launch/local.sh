@@ -15,10 +15,10 @@
 # Compiled programs are kept in JAX_COMPILATION_CACHE_DIR; default: ~/.cache/drifting_jax/compiled.
 #
 # Each line of output begins with the number of its process. When a process fails, the others are
-# ended. Ctrl-C and SIGTERM are passed on: the run saves and stops, and the same command continues
-# it. The exit status is that of the first process that failed or stopped: 0 done, 2 a mistake in
-# the command, 75 stopped by SIGTERM, 130 stopped by Ctrl-C. Both signals save; a second Ctrl-C does
-# not.
+# ended. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 are passed on: the run saves and stops, and the same
+# command continues it. The exit status is that of the first process that failed or stopped: 0 done,
+# 2 a mistake in the command, 130 stopped by Ctrl-C, 75 by another signal. All of them save; a
+# second Ctrl-C does not.
 
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

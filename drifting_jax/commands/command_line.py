@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -16,8 +16,6 @@ from drifting_jax.errors import TransientError, UserError
 from drifting_jax.files import expanded
 from drifting_jax.surroundings import guard_output, settle_jax
 from drifting_jax.workdir.orbax_settings import quiet_orbax
-
-flags.disclaim_key_flags()  # a flag that `define_path` defines belongs to its caller
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
@@ -31,21 +29,9 @@ class _PathParser(flags.ArgumentParser):
         return expanded(argument)
 
 
-def define_path(name: str, default: str | None, words: str, *, required: bool = False) -> Any:
-    """Registers a flag that is a path, or another name such as hf://owner/repo.
-
-    A `~` in front of it is the home folder, which shells leave alone after `=`.
-
-    Args:
-      name: of the flag.
-      default: its value without the flag.
-      words: what --help shows.
-      required: whether the flag must be given.
-    """
-    return flags.DEFINE(
-        _PathParser(), name, default, words, serializer=flags.ArgumentSerializer(),
-        required=required,
-    )  # fmt: skip
+# For flags.DEFINE(PATH, name, default, words): a path, or another name such as hf://owner/repo.
+# A `~` in front of it, which shells leave alone after `=`, becomes the home folder.
+PATH = _PathParser()
 
 
 def run_main(
@@ -59,8 +45,8 @@ def run_main(
     reaches it.
     """
     guard_output()
-    for setting in settle_jax():
-        print(f"note: {setting} is ignored; it would change numbers", file=sys.stderr)
+    if ignored := settle_jax():
+        print(f"note: settings of JAX that are ignored: {', '.join(ignored)}", file=sys.stderr)
     app.run(main_function, flags_parser=flags_parser)
 
 

@@ -104,7 +104,9 @@ def _number(given: int | None, variable: str) -> int | None:
     if given is not None or not text:
         return given
     if not text.isdecimal():
-        raise UserError(f"expected {variable} to be a whole number, found {text!r}: unset it")
+        raise UserError(
+            f"expected {variable} to be a whole number, found {text!r}: correct or unset it"
+        )
     return int(text)
 
 

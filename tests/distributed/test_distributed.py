@@ -213,7 +213,7 @@ def test_variables_that_are_empty_count_as_not_set(started, monkeypatch):
 @pytest.mark.parametrize("value", ["abc", "-1", "2.0"])
 def test_a_variable_that_is_no_number_is_a_mistake(started, monkeypatch, value):
     monkeypatch.setenv("JAX_NUM_PROCESSES", value)
-    with pytest.raises(UserError, match=f"expected JAX_NUM_PROCESSES .* found '{value}': unset"):
+    with pytest.raises(UserError, match=f"expected JAX_NUM_PROCESSES .* found '{value}': correct"):
         processes.initialize()
 
 
