@@ -1,5 +1,6 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all, and reads JSON that may be damaged."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from drifting_jax.errors import UserError
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -35,3 +38,51 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
     named: dict[str, Any] = dict(arrays)
     np.savez(buffer, **named)
     write_bytes(path, buffer.getvalue())
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      OSError: the file cannot be read.
+      UserError: it holds something else.
+    """
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file of one JSON object a line; other lines are left out.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    found = []
+    for line in Path(path).read_bytes().splitlines():
+        with contextlib.suppress(UserError):
+            found.append(parse_json(line, path))
+    return found
+
+
+def parse_json(data: bytes, origin: object) -> dict[str, Any]:
+    """The JSON object in bytes.
+
+    Args:
+      data: the text.
+      origin: what to call it in an error.
+
+    Raises:
+      UserError: it is no JSON object, or a name stands twice in one.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    try:
+        found = json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
+        raise UserError(f"the JSON of {origin} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"the JSON of {origin} is no object but a {type(found).__name__}")
+    return found

@@ -6,6 +6,7 @@ Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c]
 labels, class-major), or a `.png` grid with the classes one after another.
 """
 
+import collections
 import sys
 import time
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
         entry = entry.strip()
         first, dash, last = entry.partition("-")
         if first.isdecimal() and (not dash or last.isdecimal()):
-            low, high = int(first), int(last or first)
+            low, high = _number(first), _number(last or first)
             if low > high:
                 raise UserError(f"--classes: {entry!r} runs backwards; write {high}-{low}")
             if high >= len(class_names):
@@ -67,10 +68,15 @@ def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
         else:
             known = ", ".join(map(title, class_names[:10])) + ", …" * (len(class_names) > 10)
             raise UserError(f"no class is called {entry!r}; the classes are {known}")
-    repeated = sorted({c for c in found if found.count(c) > 1})
+    repeated = sorted(c for c, count in collections.Counter(found).items() if count > 1)
     if repeated:
         raise UserError(f"--classes names class {repeated[0]} more than once: {text!r}")
     return found
+
+
+def _number(word: str) -> int:
+    """The number of some digits, cut to 10 of them: no data set has as many classes."""
+    return int(word.lstrip("0")[:10] or 0)
 
 
 def main(_: Sequence[str]) -> None:

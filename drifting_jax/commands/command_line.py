@@ -48,7 +48,7 @@ def _check_overrides(argv: list[str]) -> None:
       UserError: There is no such file, variant or field, or the file raised one.
       RuntimeError: The file has a bug.
     """
-    override = re.compile(r"--?(?:no)?config\.([^=]+)")
+    override = re.compile(r"--?(?:no)?config\.([^=]*)")
     alone = flags.FlagValues()
     kept = [argument for argument in argv if not override.match(argument)]
     holder = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=kept)
@@ -137,7 +137,7 @@ def parse_plain_flags(argv: Sequence[str], *, words: int = 0) -> list[str]:
 
 
 def _end(error: Exception) -> NoReturn:
-    text = str(error).strip().splitlines()[0]
+    text = str(error).strip().splitlines()[0][:1000]
     if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
         text = f"--{missing[1]} is missing"
     found = re.fullmatch(r"(flag .*): \('(.*)', '.*'\)", text)  # absl shows a tuple for booleans

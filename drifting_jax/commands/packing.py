@@ -177,12 +177,13 @@ def latent_records(
     batch_size *= mesh.size
 
     @functools.partial(jax.jit, static_argnums=0, out_shardings=rows)
-    def encode(model: VAE, variables, images: jax.Array) -> jax.Array:
+    def encode(model: VAE, variables: Any, images: jax.Array) -> jax.Array:
         b, v = images.shape[:2]
         pixels = images.reshape(b * v, *images.shape[2:]).astype(jnp.float32) / 127.5 - 1
-        mean, log_variance = model.apply(variables, pixels, method=VAE.encode)
-        moments = jnp.stack([mean, jnp.exp(log_variance / 2)], 1).astype(jnp.float16)
-        return moments.reshape(b, v, *moments.shape[1:])
+        moments: Any = model.apply(variables, pixels, method=VAE.encode)
+        mean, log_variance = moments
+        stored = jnp.stack([mean, jnp.exp(log_variance / 2)], 1).astype(jnp.float16)
+        return stored.reshape(b, v, *stored.shape[1:])
 
     def one(index: int) -> np.ndarray | None:
         try:
@@ -213,7 +214,7 @@ def latent_records(
         for row in np.flatnonzero(readable & ~usable):
             logging.error(
                 "%s counts as unreadable: its latents are not finite in float16",
-                records.name(indices[row]),
+                records.name(indices[int(row)]),
             )
         for moment, is_usable in zip(moments, usable, strict=True):
             yield moment.tobytes() if is_usable else UNREADABLE

@@ -12,8 +12,6 @@ import dataclasses
 import json
 import os
 import time
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +43,16 @@ class Names(Sequence[str]):
         encoded = [os.fsencode(name) for name in names]
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    @classmethod
+    def checked(cls, data: np.ndarray, ends: np.ndarray) -> Names:
+        """The names in two arrays of a file. Raises ValueError if they do not fit each other."""
+        kinds = np.asarray(data).dtype == np.uint8 and np.asarray(ends).dtype == np.int64
+        if not kinds or data.ndim != 1 or ends.ndim != 1:
+            raise ValueError("names must be bytes and their ends")
+        if np.any(np.diff(ends, prepend=0) < 0) or ends[-1:].sum() != len(data):
+            raise ValueError("the ends of names do not fit their bytes")
+        return cls(data, ends)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -157,15 +165,27 @@ class FileList:
         try:
             with np.load(path) as file:
                 skipped = json.loads(file["skipped"].tobytes())
-                return cls(
-                    names=Names(file["names"], file["ends"]),
+                found = cls(
+                    names=Names.checked(file["names"], file["ends"]),
                     labels=file["labels"],
-                    class_names=Names(file["class_names"], file["class_ends"]),
-                    folders=Names(file["folders"], file["folder_ends"]),
+                    class_names=Names.checked(file["class_names"], file["class_ends"]),
+                    folders=Names.checked(file["folders"], file["folder_ends"]),
                     changed=file["changed"],
-                    skipped=tuple(Skipped(r, n, tuple(names)) for r, n, names in skipped),
+                    skipped=tuple(
+                        Skipped(str(r), int(n), tuple(map(str, x))) for r, n, x in skipped
+                    ),
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            whole = (
+                found.labels.shape == (len(found.names),)
+                and found.changed.shape == (len(found.folders),)
+                and found.labels.dtype == np.int32
+                and found.changed.dtype == np.int64
+                and len(found.folders) > 0
+                and found.labels.min(initial=0) >= 0
+                and found.labels.max(initial=0) < len(found.class_names)
+            )
+            return found if whole else None
+        except Exception:  # damaged bytes raise anything
             return None
 
     def is_settled(self) -> bool:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from drifting_jax.errors import UserError
+from drifting_jax.errors import UserError, first_line
 from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.feature_store import FeatureStore
 from drifting_jax.evaluation.metrics.frechet import (
@@ -25,7 +24,7 @@ from drifting_jax.evaluation.metrics.frechet import (
     covariance_factor,
     frechet_distance,
 )
-from drifting_jax.files import write_npz
+from drifting_jax.files import parse_json, write_npz
 
 # {kind of features: names of their moments in a file}, first ours, then those of others.
 _MOMENTS = {
@@ -34,6 +33,8 @@ _MOMENTS = {
     "dinov2": (("mu_dinov2", "sigma_dinov2"),),
 }
 _FEATURES = {"inception": "features", "dinov2": "features_dinov2"}
+_READ = {name for kind in _MOMENTS.values() for pair in kind for name in pair} | {
+    *_FEATURES.values(), "protocol"}  # fmt: skip
 _SYMMETRY = 1e-6  # of the largest entry of a covariance
 
 
@@ -143,9 +144,16 @@ def read_reference(path: Path) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as file:
             names = set(file.files)
-            arrays = {name: file[name] for name in names - {"arr_0", "arr_1"}}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no .npz file of statistics that can be read: {error}") from None
+            arrays = {name: file[name] for name in names & _READ}
+    except Exception as error:  # damaged bytes raise anything
+        raise UserError(
+            f"{path} is no .npz file of statistics that can be read: {first_line(error)}"
+        ) from None
+    for name, array in arrays.items():
+        kinds = "U" if name == "protocol" else "biuf"
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
+            expected = "text" if kinds == "U" else "numbers"
+            raise UserError(f"{path}: expected {name} to be an array of {expected}")
     moments = {}
     for kind, spellings in _MOMENTS.items():
         for mean, covariance in spellings:
@@ -162,7 +170,7 @@ def read_reference(path: Path) -> Reference:
         )
     made = {"statistics": f"of {path}; how they were made is not in the file"}
     if "protocol" in names:
-        made = json.loads(str(arrays["protocol"]))
+        made = parse_json(str(arrays["protocol"]).encode(), f"protocol in {path}")
     return Reference(moments, features, made, path if "arr_0" in names else None)
 
 

@@ -1,6 +1,5 @@
 """Logs of a run's batches: the unreadable records, and the records of every batch."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from absl import logging
 
 from drifting_jax.data import pipeline
 from drifting_jax.digests import digest_bytes
-from drifting_jax.files import write_bytes
+from drifting_jax.errors import UserError
+from drifting_jax.files import parse_json, read_json_lines, write_bytes
 
 
 def unreadable_records(folder: Path | None, allowed: float) -> pipeline.Unreadable:
@@ -26,9 +26,9 @@ def unreadable_records(folder: Path | None, allowed: float) -> pipeline.Unreadab
     path = folder / f"unreadable_{jax.process_index()}.jsonl"
     known = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError):  # a kill cut the line short
-                known.append(json.loads(line)["index"])
+        # A kill may have cut a line short.
+        indices = [record.get("index") for record in read_json_lines(path)]
+        known = [index for index in indices if type(index) is int]
 
     def append(index: int, name: str) -> None:
         _append_line(path, {"index": index, "name": name})
@@ -58,15 +58,16 @@ class BatchLog:
         self._path = folder / f"batches_{jax.process_index()}.jsonl"
         self._stage, self._batch = stage, start
         if self._path.is_file():  # the batches after the checkpoint are taken again
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_bytes(self._path, "".join(filter(self._stays, lines)).encode())
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            write_bytes(self._path, b"".join(line for line in lines if self._stays(line)))
 
-    def _stays(self, line: str) -> bool:
+    def _stays(self, line: bytes) -> bool:
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(line, self._path)
+        except UserError:
             return False  # a kill cut it short
-        return record["stage"] != self._stage or record["batch"] < self._batch
+        batch = record.get("batch")
+        return type(batch) is int and (record.get("stage") != self._stage or batch < self._batch)
 
     def write(self, batch: dict[str, np.ndarray]) -> None:
         """Adds the next batch."""

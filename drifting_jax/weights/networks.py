@@ -177,7 +177,10 @@ def load_network(name: str | Path, *, kind: str = "") -> Network:
     except UserError:
         raise
     # Sizes that fit no network may raise nearly anything, in the module or in arithmetic before it.
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+    except (
+        ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError,
+        RecursionError,
+    ) as error:  # fmt: skip
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} describes no network that can be built: {reason}") from error
     if kind and found.kind != kind:
@@ -260,9 +263,10 @@ def _from_ours(path: Path) -> Network:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / _DESCRIPTION} describes no network: {error!r}") from None
     kind, params = record["network"], path / _PARAMS
-    template = param_shapes(model)
+    tensors = files.read_tensors(params)
+    template = param_shapes(model, tensors=len(tensors))
     table = {name: Tensor(name) for name in flatten_dict(template, sep="/")}
-    found = assemble(template, table, files.read_tensors(params), origin=str(params))
+    found = assemble(template, table, tensors, origin=str(params))
     step, decay = record.get("step", 0), record.get("ema_decay", 0.0)
     return Network(kind, model, {"params": found}, step, decay)
 
@@ -305,7 +309,7 @@ def _from_others(path: Path, kind: str) -> Network:
 
 def _network_tensors(
     network: NetworkType, tensors: Mapping[str, np.ndarray]
-) -> Mapping[str, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """The tensors of the group that holds the network, without the names of torch's wrappers."""
     if network.takes_groups:
         group = wrappers.weight_group(tensors)

@@ -126,7 +126,9 @@ def allowed_globals(most: int) -> dict[tuple[str, str], Any]:
         ("torch", "Size"): size,
         ("torch._utils", "_rebuild_tensor"): lambda *args: PickledTensor(*args[:4]),
         ("torch._utils", "_rebuild_tensor_v2"): lambda *args: PickledTensor(*args[:4]),
-        ("torch._utils", "_rebuild_tensor_v3"): lambda *args: PickledTensor(*args[:4], args[6]),
+        ("torch._utils", "_rebuild_tensor_v3"): lambda *args: PickledTensor(*args[:4])._replace(
+            dtype=args[6]
+        ),
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         ("torch.storage", "UntypedStorage"): "UntypedStorage",
         ("torch", "device"): Settings,
