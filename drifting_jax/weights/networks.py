@@ -28,7 +28,7 @@ from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights import convnext, dinov2, files, inception, release, resnet, vae, wrappers
-from drifting_jax.weights.foreign_files import describe_folder
+from drifting_jax.weights.foreign_files import PIPELINE, describe_folder
 from drifting_jax.weights.mapping import Tensor, assemble
 from drifting_jax.weights.reading import read_json
 from drifting_jax.weights.shapes import param_shapes
@@ -36,7 +36,6 @@ from drifting_jax.weights.shapes import param_shapes
 PyTree = Any
 
 _DESCRIPTION, _PARAMS = "network.json", "params.npz"
-_PIPELINE = "model_index.json"  # of diffusers
 _GENERATOR = "generator"
 
 
@@ -171,7 +170,7 @@ def load_network(name: str | Path, *, kind: str = "") -> Network:
     """
     if kind and kind not in KINDS:
         raise UserError(f"the kind of a network is one of {', '.join(KINDS)}; found {kind!r}")
-    path = files.fetch(name)
+    path = files.fetch(name, part=NETWORKS[kind].folder if kind in NETWORKS else None)
     try:
         found = _read(path, kind)
     except UserError:
@@ -197,7 +196,7 @@ def _read(path: Path, kind: str) -> Network:
     beside = path.parent
     if path.is_file() and (release.is_artifact(beside) or (beside / _DESCRIPTION).is_file()):
         raise UserError(f"{path} is a part of the network in {beside}: give that folder")
-    if (path / _PIPELINE).is_file():
+    if (path / PIPELINE).is_file():
         path = _part_of_pipeline(path, kind)
     return _from_others(path, kind)
 
