@@ -1,5 +1,6 @@
 """What reads files of others or of a run, each with good files to damage."""
 
+import functools
 import io
 import json
 import shutil
@@ -42,6 +43,7 @@ from drifting_jax.workdir.opening import is_complete
 TORCH = Path(__file__).parents[1] / "fixtures" / "torch"
 
 
+@functools.cache
 def make_targets() -> dict[str, Target]:
     """All targets by name."""
     return {**_weights(), **_networks(), **_runs(), **_data(), **_evaluations(), **_images()}
