@@ -7,13 +7,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from drifting_jax.errors import UserError
 from drifting_jax.models import generators
 
 PyTree = Any
 
 
 _REPEATS = ("depth", "depths", "blocks", "layers_per_block")  # fields that say how many layers
+_FEW = 64  # layers that are described in any case, so that missing tensors can be named
 _LARGEST = 2**20  # of any size of a network
 
 
@@ -26,7 +26,7 @@ def param_shapes(model: nn.Module, *, tensors: int | None = None) -> PyTree:
         layers that it would take for ever to describe them. None where the sizes are known.
 
     Raises:
-      UserError: the network has more layers than there are tensors, or a size above 2**20.
+      ValueError: the network has many more layers than there are tensors, or a size above 2**20.
     """
     if tensors is not None:
         _check_sizes(model, tensors)
@@ -42,8 +42,8 @@ def _check_sizes(model: nn.Module, tensors: int) -> None:
         value = getattr(model, field.name)
         sizes = [n for n in (value if isinstance(value, tuple) else (value,)) if type(n) is int]
         if any(n > _LARGEST for n in sizes):
-            raise UserError(f"a network of {field.name}={value!r:.60} is too large to be built")
-        if field.name in _REPEATS and sum(sizes) > tensors and not stacked:
-            raise UserError(
+            raise ValueError(f"a network of {field.name}={value!r:.60} is too large to be built")
+        if field.name in _REPEATS and sum(sizes) > max(tensors, _FEW) and not stacked:
+            raise ValueError(
                 f"{field.name}={value!r:.60} means more layers than the file has tensors, {tensors}"
             )
