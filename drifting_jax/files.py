@@ -1,5 +1,6 @@
-"""Writes files whole or not at all, and reads the paths that users give."""
+"""Writes files whole or not at all, and reads JSON that may be damaged and paths of users."""
 
+import contextlib
 import io
 import json
 import os
@@ -72,3 +73,51 @@ def cache_folder() -> Path | None:
 def shown(text: str) -> str:
     """Returns text that any UTF-8 file can hold, with � for bytes of a name that are not UTF-8."""
     return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      OSError: the file cannot be read.
+      UserError: it holds something else.
+    """
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file of one JSON object a line; other lines are left out.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    found = []
+    for line in Path(path).read_bytes().splitlines():
+        with contextlib.suppress(UserError):
+            found.append(parse_json(line, path))
+    return found
+
+
+def parse_json(data: bytes, origin: object) -> dict[str, Any]:
+    """The JSON object in bytes.
+
+    Args:
+      data: the text.
+      origin: what to call it in an error.
+
+    Raises:
+      UserError: it is no JSON object, or a name stands twice in one.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    try:
+        found = json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
+        raise UserError(f"the JSON of {origin} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"the JSON of {origin} is no object but a {type(found).__name__}")
+    return found

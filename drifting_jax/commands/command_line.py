@@ -17,7 +17,7 @@ from drifting_jax.files import expanded
 from drifting_jax.surroundings import guard_output, settle_jax
 from drifting_jax.workdir.orbax_settings import quiet_orbax
 
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 
 class _PathParser(flags.ArgumentParser):
@@ -188,7 +188,7 @@ def parse_plain_flags(argv: Sequence[str], *, words: int = 0) -> list[str]:
 
 
 def _end(error: Exception) -> NoReturn:
-    text = str(error).strip().splitlines()[0]
+    text = str(error).strip().splitlines()[0][:1000]
     if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
         text = f"--{missing[1]} is missing"
     found = re.fullmatch(r"(flag .*): \('(.*)', '.*'\)", text)  # absl shows a tuple for booleans

@@ -181,7 +181,7 @@ def latent_records(
     batch_size *= mesh.size
 
     @functools.partial(jax.jit, static_argnums=0, out_shardings=rows)
-    def encode(model: VAE, variables, images: jax.Array) -> jax.Array:
+    def encode(model: VAE, variables: Any, images: jax.Array) -> jax.Array:
         b, v = images.shape[:2]
         pixels = images.reshape(b * v, *images.shape[2:]).astype(jnp.float32) / 127.5 - 1
         encoded = model.apply(variables, pixels, method=VAE.encode)

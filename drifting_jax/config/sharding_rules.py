@@ -27,12 +27,13 @@ def check_sharding_rules(name: str, rules: tuple[Any, ...]) -> None:
             )
         entries = [entry if isinstance(entry, tuple) else (entry,) for entry in rule[1]]
         named = [axis for entry in entries for axis in entry if axis is not None]
-        if not set(named) <= _AXES or len(named) != len(set(named)):
+        known = all(isinstance(axis, str) and axis in _AXES for axis in named)
+        if not known or len(named) != len(set(named)):
             raise UserError(
                 f"config.{name} may name the mesh axes 'data' and 'fsdp', each once in a rule; "
                 f"found {rule!r}"
             )
         try:
             re.compile(rule[0])
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise UserError(f"config.{name} has the bad regex {rule[0]!r}: {error}") from None

@@ -1,7 +1,6 @@
 """The config.json of a workdir: written, read, and compared when a run is resumed."""
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Collection, Mapping
@@ -16,7 +15,7 @@ from drifting_jax.config.defaults import REMOVED
 from drifting_jax.config.field import Field
 from drifting_jax.config.values import flat, nested, plain
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_json
+from drifting_jax.files import read_json, write_json
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -46,7 +45,7 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
     """
     path = Path(workdir) / "config.json"
     try:
-        values = plain(json.loads(path.read_text(encoding="utf-8"))["config"])
+        values = plain(read_json(path)["config"])
         task = values["task"]
     except FileNotFoundError:
         raise UserError(f"{workdir} holds no run: there is no {path}") from None

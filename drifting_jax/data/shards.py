@@ -13,7 +13,6 @@ import functools
 import json
 import os
 import threading
-import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,12 +26,13 @@ from drifting_jax.data.names import Names
 from drifting_jax.data.transforms import UnreadableImage
 from drifting_jax.data.unreadable import read_reasons
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_bytes, write_json, write_npz
+from drifting_jax.files import read_json, write_bytes, write_json, write_npz
 
 IMAGES, LATENTS = FORMATS = ("drifting_jax.images", "drifting_jax.latents")
 UNREADABLE = b""  # the record of an image that could not be read when it was packed
 REASONS = "unreadable.jsonl"
-_NEEDED = ("class_names", "fingerprint", "image_size", "count", "records_per_shard", "checksum")
+_NEEDED = {"class_names": list, "fingerprint": str, "image_size": int, "count": int,
+           "records_per_shard": int, "checksum": str}  # fmt: skip
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # records are read one by one; JPEGs do not shrink
 
 
@@ -63,13 +63,19 @@ class ShardRecords:
         self.fingerprint = self.info["fingerprint"]
         if self.info["image_size"]:  # the bytes differ from the data set's
             self.fingerprint += "-" + self.info["checksum"]
+        classes = len(self.class_names)
         try:
             with np.load(folder / "index.npz") as index:
                 self.labels, self.checksums = index["labels"], index["checksums"]
-                self._names = Names(index["names"], index["ends"])
-            if not len(self.labels) == len(self.checksums) == self.info["count"]:
-                raise ValueError(f"{len(self.labels)} records of {self.info['count']}")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                self._names = Names.checked(index["names"], index["ends"])
+            shape, count = (len(self._names),), self.info["count"]
+            if not self.labels.shape == self.checksums.shape == shape == (count,):
+                raise ValueError(f"{len(self._names)} records of {count}")
+            if self.labels.dtype != np.int32 or self.checksums.dtype != np.uint32:
+                raise ValueError(f"labels of {self.labels.dtype}, sums of {self.checksums.dtype}")
+            if not 0 <= self.labels.min(initial=0) <= self.labels.max(initial=0) < max(classes, 1):
+                raise ValueError(f"labels beyond those of {classes} classes")
+        except Exception as error:  # damaged bytes raise anything
             raise UserError(f"{folder / 'index.npz'} cannot be read: {error}") from None
         unreadable = [self._names[int(i)] for i in self.unreadable_indices]
         reason = "unreadable when packed"
@@ -158,12 +164,14 @@ def read_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / "info.json"
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = read_json(path)
         if info["format"] in FORMATS:
-            missing = [name for name in _NEEDED if name not in info]
-            if not missing:
-                return info
-            raise KeyError(", ".join(missing))
+            wrong = [name for name, kind in _NEEDED.items() if type(info.get(name)) is not kind]
+            if not wrong and all(type(name) is str for name in info["class_names"]):
+                if min(info["count"], info["image_size"], info["records_per_shard"] - 1) >= 0:
+                    return info
+                wrong = ["a number that is not below zero"]
+            raise KeyError(", ".join(wrong))
         found = f"its format is {info['format']!r}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         found = f"{type(error).__name__}: {error}"
@@ -241,7 +249,7 @@ class ShardWriter:
                     "files"
                 )
             write_json(path, self._plan)
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         for name, wanted in json.loads(json.dumps(self._plan)).items():
             if wanted != found.get(name):
                 raise UserError(

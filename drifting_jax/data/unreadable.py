@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import struct
 from pathlib import Path
+
+from drifting_jax.files import read_json_lines
 
 _LONGEST = 200  # characters of a reason
 _SHOWN = 24  # bytes of a file that is no image
@@ -31,10 +31,9 @@ def read_reasons(path: Path) -> dict[int, str]:
     """
     found: dict[int, str] = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                found[int(record["index"])] = str(record.get("reason", ""))
+        for record in read_json_lines(path):
+            if type(index := record.get("index")) is int:
+                found[index] = str(record.get("reason", ""))
     return found
 
 

@@ -28,7 +28,7 @@ from drifting_jax.evaluation.features.image_set import ImageSet
 from drifting_jax.evaluation.metrics.records import MetricRecord, from_json, to_json
 from drifting_jax.evaluation.reference import Reference
 from drifting_jax.evaluation.setup import EvaluationSetup, SampleSet, check_count
-from drifting_jax.files import shown, write_bytes
+from drifting_jax.files import read_json_lines, shown, write_bytes
 
 RECORDS_FILE = "figures.jsonl"
 
@@ -92,12 +92,18 @@ def measure(
 
 def read_lines(out: Path) -> list[dict[str, Any]]:
     """The lines of figures.jsonl; one that was written only in part is left out."""
-    found = []
     with contextlib.suppress(OSError):
-        for line in (out / RECORDS_FILE).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return found
+        return [line for line in read_json_lines(out / RECORDS_FILE) if _is_whole(line)]
+    return []
+
+
+def _is_whole(line: Mapping[str, Any]) -> bool:
+    """Whether a line is what `_compute` writes: a record of a metric, or the last of its set."""
+    if "notes" in line:
+        lists = (line["notes"], line.get("figures"))
+        listed = all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in lists)
+        return listed and isinstance(line.get("left_out"), int | float)
+    return isinstance(line.get("figure"), str) and isinstance(line.get("value"), int | float)
 
 
 def _known(

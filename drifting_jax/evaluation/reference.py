@@ -11,13 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from drifting_jax.errors import UserError
+from drifting_jax.errors import UserError, first_line
 from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.feature_store import FeatureStore
 from drifting_jax.evaluation.metrics.frechet import (
@@ -35,6 +34,8 @@ _MOMENTS = {
     "dinov2": (("mu_dinov2", "sigma_dinov2"),),
 }
 _FEATURES = {"inception": "features", "dinov2": "features_dinov2"}
+_READ = {name for kind in _MOMENTS.values() for pair in kind for name in pair} | {
+    *_FEATURES.values(), "protocol"}  # fmt: skip
 _SYMMETRY = 1e-6  # of the largest entry of a covariance
 _SEMI_DEFINITE = 1e-6  # of the trace: what rounding to float32 may leave below zero
 _SAME_MEANS, _SAME_TRACES = 1e-4, 1e-3  # of the deviation, and of the trace
@@ -146,9 +147,16 @@ def read_reference(path: Path) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as file:
             names = set(file.files)
-            arrays = {name: file[name] for name in names - {"arr_0", "arr_1"}}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no .npz file of statistics that can be read: {error}") from None
+            arrays = {name: file[name] for name in names & _READ}
+    except Exception as error:  # damaged bytes raise anything
+        raise UserError(
+            f"{path} is no .npz file of statistics that can be read: {first_line(error)}"
+        ) from None
+    for name, array in arrays.items():
+        kinds = "U" if name == "protocol" else "biuf"
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
+            expected = "text" if kinds == "U" else "numbers"
+            raise UserError(f"{path}: expected {name} to be an array of {expected}")
     moments = {}
     for kind, spellings in _MOMENTS.items():
         for mean, covariance in spellings:
@@ -173,7 +181,7 @@ def _protocol(path: Path, text: str) -> dict[str, str]:
     """The protocol of a file of ours, or the text of a file of others."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         return {"statistics": f"of {path}, which says: {text}"}

@@ -11,7 +11,8 @@ from absl import logging
 from drifting_jax.data import pipeline
 from drifting_jax.data.unreadable import most_unreadable, read_reasons
 from drifting_jax.digests import digest_bytes
-from drifting_jax.files import write_bytes
+from drifting_jax.errors import UserError
+from drifting_jax.files import parse_json, write_bytes
 
 
 def unreadable_records(folder: Path | None, share: float, count: int) -> pipeline.Unreadable:
@@ -68,15 +69,16 @@ class BatchLog:
         self._path = folder / f"batches_{jax.process_index()}.jsonl"
         self._stage, self._batch = stage, start
         if self._path.is_file():  # the batches after the checkpoint are taken again
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_bytes(self._path, "".join(filter(self._stays, lines)).encode())
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            write_bytes(self._path, b"".join(line for line in lines if self._stays(line)))
 
-    def _stays(self, line: str) -> bool:
+    def _stays(self, line: bytes) -> bool:
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(line, self._path)
+        except UserError:
             return False  # a kill cut it short
-        return record["stage"] != self._stage or record["batch"] < self._batch
+        batch = record.get("batch")
+        return type(batch) is int and (record.get("stage") != self._stage or batch < self._batch)
 
     def write(self, batch: dict[str, np.ndarray]) -> None:
         """Adds the next batch."""

@@ -13,7 +13,7 @@ from drifting_jax.data.sources import DataSpec, Source, make_earlier_source, mak
 from drifting_jax.digests import digest_bytes
 from drifting_jax.distributed.agreement import on_main_process, require_same
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_json
+from drifting_jax.files import read_json, write_json
 from drifting_jax.workdir.opening import has_checkpoints
 
 
@@ -74,7 +74,7 @@ def _is_same(began: dict[str, Any], found: dict[str, Any]) -> bool:
 def _compare_or_write(config: ConfigDict, workdir: Path, found: dict[str, Any]) -> None:
     """Compares the data with data.json, or writes that file if nothing was saved yet."""
     path = workdir / "data.json"
-    began = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    began = read_json(path) if path.is_file() else {}
     if _is_same(began, found):
         return
     if began and has_checkpoints(workdir):
@@ -108,16 +108,26 @@ def read_data_spec(workdir: Path, config: ConfigDict) -> tuple[DataSpec, list[st
         source = make_source(config.data, "train")
         return DataSpec(source.image_shape, source.num_classes), list(source.class_names)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        names = record["class_names"]
-        return DataSpec(tuple(record["image_shape"]), len(names)), names
-    except (OSError, ValueError, KeyError) as error:
+        record = read_json(path)
+    except (OSError, UserError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    shape = _list_of(int, record.get("image_shape"))
+    names = _list_of(str, record.get("class_names"))
+    if shape is None or names is None:
+        raise UserError(f"{path} cannot be read: it lacks image_shape or class_names")
+    return DataSpec(tuple(shape), len(names)), names
+
+
+def _list_of(kind: type, value: Any) -> list[Any] | None:
+    """The value if it is a list with entries of this type alone, else None."""
+    is_list = isinstance(value, list) and all(type(entry) is kind for entry in value)
+    return value if is_list else None
 
 
 def _words(record: dict[str, Any]) -> str:
+    names = record.get("class_names")
     return (
-        f"{record.get('count')} records of {len(record.get('class_names', []))} classes, "
+        f"{record.get('count')} records of {len(names) if isinstance(names, list) else 0} classes, "
         f"fingerprint {record.get('fingerprint') or 'none'}"
     )
 

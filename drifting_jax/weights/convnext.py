@@ -90,7 +90,11 @@ def load(
     model = from_config(config or {}, dtype=dtype)
     tensors = {_full_name(name): array for name, array in tensors.items()}
     params = assemble(
-        param_shapes(model), table(model), tensors, ignored=(_CLASSIFIER,), origin=origin
+        param_shapes(model, tensors=len(tensors)),
+        table(model),
+        tensors,
+        ignored=(_CLASSIFIER,),
+        origin=origin,
     )
     return model, {"params": params}
 

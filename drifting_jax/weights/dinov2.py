@@ -147,7 +147,13 @@ def load(
     if position_offset is None:
         position_offset = _HUB_OFFSET if hub else 0.0
     model = from_config(config, position_offset=position_offset, dtype=dtype)
-    params = assemble(param_shapes(model), table(model), tensors, ignored=_IGNORED, origin=origin)
+    params = assemble(
+        param_shapes(model, tensors=len(tensors)),
+        table(model),
+        tensors,
+        ignored=_IGNORED,
+        origin=origin,
+    )
     return model, {"params": params}
 
 

@@ -16,7 +16,12 @@ import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.files import expanded
-from drifting_jax.weights.foreign_files import describe_file, describe_folder, describe_zip
+from drifting_jax.weights.foreign_files import (
+    PIPELINE,
+    describe_file,
+    describe_folder,
+    describe_zip,
+)
 from drifting_jax.weights.pth import read_pth
 from drifting_jax.weights.reading import flatten, map_file, read_json, zip_members
 from drifting_jax.weights.safetensors import read_safetensors
@@ -113,13 +118,14 @@ def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
     return read_json(config) if config.exists() else None
 
 
-def fetch(name: str | os.PathLike) -> Path:
+def fetch(name: str | os.PathLike, *, part: str | None = None) -> Path:
     """The local path of a name; downloads it first if it is on the Hugging Face Hub.
 
     Args:
       name: a path, or "hf://owner/repo", optionally with "@revision" and "/folder" or
         "/folder/file". A "/" in a revision is written "%2F". Of a folder or a repository the
         weights and .json files are downloaded, with a file the config.json beside it.
+      part: the folder that alone is downloaded of a whole pipeline of diffusers.
 
     Returns:
       The path as given; or the downloaded file or folder, in the Hub's cache.
@@ -144,6 +150,8 @@ def fetch(name: str | os.PathLike) -> Path:
             "or download it elsewhere and give the folder"
         ) from None
     try:
+        if part and not inner and _is_pipeline(huggingface_hub, repo, revision):
+            inner = part
         return _download(huggingface_hub, repo, revision, inner or "")
     except Exception as error:  # errors of the Hub, and of whatever HTTP library it uses
         reason = " ".join(str(error).split())[:200] or repr(error)
@@ -151,6 +159,15 @@ def fetch(name: str | os.PathLike) -> Path:
             f"cannot get {name} ({reason}): check the name and the network, or "
             "download it elsewhere and give the folder"
         ) from None
+
+
+def _is_pipeline(hub: Any, repo: str, revision: str | None) -> bool:
+    """Whether a repository is a whole pipeline of diffusers, whose networks lie in folders."""
+    try:
+        hub.hf_hub_download(repo, PIPELINE, revision=revision)
+        return True
+    except hub.errors.EntryNotFoundError:
+        return False
 
 
 def _download(hub: Any, repo: str, revision: str | None, inner: str) -> Path:

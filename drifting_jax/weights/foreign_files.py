@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+PIPELINE = "model_index.json"  # in the folder of a whole pipeline of diffusers
+
 # The first bytes of a file -> what it is, and what to do. The first match counts.
 _FIRST_BYTES: tuple[tuple[bytes, str, str], ...] = (
     (rb"version https://git-lfs", "a pointer of git-lfs, not the file itself", "run git lfs pull"),
@@ -67,7 +69,7 @@ def describe_zip(members: Collection[str]) -> str:
 
 def describe_folder(folder: Path) -> str | None:
     """What a folder without weight files is, and what to do; None where that is not known."""
-    if (folder / "model_index.json").is_file():
+    if (folder / PIPELINE).is_file():
         return (
             "a whole pipeline of diffusers: give the folder of one network, "
             f"{', '.join(_folders(folder)) or 'which is missing'}"

@@ -28,7 +28,7 @@ from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 from drifting_jax.weights import convnext, dinov2, files, inception, release, resnet, vae, wrappers
-from drifting_jax.weights.foreign_files import describe_folder
+from drifting_jax.weights.foreign_files import PIPELINE, describe_folder
 from drifting_jax.weights.mapping import Tensor, assemble
 from drifting_jax.weights.reading import read_json
 from drifting_jax.weights.shapes import param_shapes
@@ -37,7 +37,6 @@ PyTree = Any
 Model = TypeVar("Model", bound=nn.Module, covariant=True)
 
 _DESCRIPTION, _PARAMS = "network.json", "params.npz"
-_PIPELINE = "model_index.json"  # of diffusers
 _GENERATOR = "generator"
 
 
@@ -173,13 +172,16 @@ def load_network(name: str | Path, *, kind: str = "") -> Network[nn.Module]:
     """
     if kind and kind not in KINDS:
         raise UserError(f"the kind of a network is one of {', '.join(KINDS)}; found {kind!r}")
-    path = files.fetch(name)
+    path = files.fetch(name, part=NETWORKS[kind].folder if kind in NETWORKS else None)
     try:
         found = _read(path, kind)
     except UserError:
         raise
     # Sizes that fit no network may raise nearly anything, in the module or in arithmetic before it.
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+    except (
+        ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError,
+        RecursionError,
+    ) as error:  # fmt: skip
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} describes no network that can be built: {reason}") from error
     if kind and found.kind != kind:
@@ -201,7 +203,7 @@ def _read(path: Path, kind: str) -> Network[nn.Module]:
     beside = path.parent
     if path.is_file() and (release.is_artifact(beside) or (beside / _DESCRIPTION).is_file()):
         raise UserError(f"{path} is a part of the network in {beside}: give that folder")
-    if (path / _PIPELINE).is_file():
+    if (path / PIPELINE).is_file():
         path = _part_of_pipeline(path, kind)
     return _from_others(path, kind)
 
@@ -269,9 +271,10 @@ def _from_ours(path: Path) -> Network[nn.Module]:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / _DESCRIPTION} describes no network: {error!r}") from None
     kind, params = record["network"], path / _PARAMS
-    template = param_shapes(model)
+    tensors = files.read_tensors(params)
+    template = param_shapes(model, tensors=len(tensors))
     table = {name: Tensor(name) for name in flatten_dict(template, sep="/")}
-    found = assemble(template, table, files.read_tensors(params), origin=str(params))
+    found = assemble(template, table, tensors, origin=str(params))
     step, decay = record.get("step", 0), record.get("ema_decay", 0.0)
     return Network(kind, model, {"params": found}, step, decay)
 
@@ -314,7 +317,7 @@ def _from_others(path: Path, kind: str) -> Network[nn.Module]:
 
 def _network_tensors(
     network: NetworkType, tensors: Mapping[str, np.ndarray]
-) -> Mapping[str, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """The tensors of the group that holds the network, without the names of torch's wrappers."""
     if network.takes_groups:
         group = wrappers.weight_group(tensors)

@@ -1,7 +1,6 @@
 """What the readers of weight files share: mapped bytes, zip members, JSON and nested names."""
 
 import itertools
-import json
 import mmap
 import os
 import zipfile
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drifting_jax.errors import UserError
+from drifting_jax.files import parse_json
 
 _MAX_DEPTH, _MAX_CONTAINERS = 32, 1_000_000  # no real file has as many
 
@@ -39,20 +39,7 @@ def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
 
 def read_json(path: Path, start: int = 0, end: int | None = None) -> dict[str, Any]:
     """The JSON object in bytes `start` to `end` of a file."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a name stands twice")
-        return dict(pairs)
-
-    text = map_file(path)[start:end]
-    try:
-        found = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the JSON of {path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"the JSON of {path} is no object but a {type(found).__name__}")
-    return found
+    return parse_json(map_file(path)[start:end], path)
 
 
 def flatten(tree: Any, leaves: tuple[type, ...], origin: object) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from drifting_jax.errors import UserError
+from drifting_jax.files import read_json
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.weights import release_autoencoder, release_generator
@@ -179,10 +180,4 @@ def model_of(metadata: Mapping[str, Any], *, origin: str = _METADATA) -> nn.Modu
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
-    if not isinstance(metadata, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return metadata
+    return read_json(path)

@@ -72,7 +72,8 @@ def from_tensors(
     Raises:
       UserError: a tensor is missing, extra or of another shape; it is named.
     """
-    return assemble(param_shapes(model), _table(model), tensors, origin=origin)
+    template = param_shapes(model, tensors=len(tensors))
+    return assemble(template, _table(model), tensors, origin=origin)
 
 
 def to_tensors(model: ResNetMAE, params: PyTree) -> dict[str, np.ndarray]:

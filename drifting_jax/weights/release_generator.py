@@ -118,7 +118,7 @@ def from_tensors(
         path = _ARRAYS[name]
         if path in tensors and np.ndim(tensors[path]) == 3 and len(tensors[path]) == 1:
             tensors[path] = tensors[path][0]
-    template = param_shapes(model.clone(scan=False))
+    template = param_shapes(model.clone(scan=False), tensors=len(tensors))
     params = assemble(template, _table(model), tensors, origin=origin)
     return dit.stack_blocks(params) if model.scan else params
 

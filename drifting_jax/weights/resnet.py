@@ -84,7 +84,11 @@ def load(
     patterns = (_COUNTER,) if classifier else (_COUNTER, _HEAD)
     ignored = [re.escape(prefix) + pattern for pattern in patterns]
     params = assemble(
-        param_shapes(model), table(model, prefix), tensors, ignored=ignored, origin=origin
+        param_shapes(model, tensors=len(tensors)),
+        table(model, prefix),
+        tensors,
+        ignored=ignored,
+        origin=origin,
     )
     return model, {"params": params}
 

@@ -139,7 +139,13 @@ def load(
         tensors = diffusers_names(tensors)
         origin = f"{origin}, read by diffusers' names,"
     tensors = _present_names(tensors, origin)
-    params = assemble(param_shapes(model), table(model), tensors, ignored=_IGNORED, origin=origin)
+    params = assemble(
+        param_shapes(model, tensors=len(tensors)),
+        table(model),
+        tensors,
+        ignored=_IGNORED,
+        origin=origin,
+    )
     return model, {"params": params}
 
 

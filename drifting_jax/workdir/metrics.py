@@ -22,9 +22,11 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from drifting_jax.files import shown, write_bytes
+from drifting_jax.errors import UserError
+from drifting_jax.files import parse_json, shown, write_bytes
 from drifting_jax.workdir.image_files import check_image, save_png
 
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as JSON's strings
 _FLUSH_SECONDS = 60.0  # a mounted bucket shows nothing of a file before it is flushed
 _file_number = itertools.count()  # event files of the same second and process need two names
 
@@ -226,7 +228,7 @@ def read_metrics(workdir: str | os.PathLike, *, stage: str | None = None) -> lis
             numbers = {n: v for n, v in record.items() if n != "stage"}
             records.append(
                 {"stage": record.get("stage")}
-                | {n: float(v) if isinstance(v, str) else v for n, v in numbers.items()}
+                | {n: float(v) if v in _NOT_FINITE else v for n, v in numbers.items()}
             )
     return records
 
@@ -246,7 +248,7 @@ def _jsonable(value: int | float) -> int | float | str:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except ValueError:  # also of bytes that are not UTF-8
+        record = parse_json(line, "a line")
+    except UserError:
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record.get("step", 0), int | float) else None

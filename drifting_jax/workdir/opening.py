@@ -1,7 +1,6 @@
 """Opens the workdir of a run: locks it and makes sure that it belongs to the config."""
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -21,7 +20,7 @@ from drifting_jax.config import (
 )
 from drifting_jax.distributed.agreement import on_all_processes, on_main_process
 from drifting_jax.errors import UserError
-from drifting_jax.files import shown, write_json
+from drifting_jax.files import read_json, shown, write_json
 from drifting_jax.workdir import layout
 from drifting_jax.workdir.lock import locked_by_main_process
 
@@ -65,9 +64,9 @@ def is_complete(config: ConfigDict, workdir: Path) -> bool:
     """Returns whether the run has done all steps of the config and has measured what it made."""
     trained = config.encoder if config.task == "encoder" else config
     for name in ("evaluation.json", layout.COMPLETE):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            record = json.loads((workdir / name).read_text(encoding="utf-8"))
-            if record["step"] >= trained.train.num_steps:
+        with contextlib.suppress(OSError, UserError):
+            step = read_json(workdir / name).get("step")
+            if type(step) is int and step >= trained.train.num_steps:
                 return True
     return False
 

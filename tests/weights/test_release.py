@@ -128,7 +128,7 @@ def test_what_is_no_artifact_is_said(tmp_path):
     with pytest.raises(UserError, match="model_config lacks 'depth'"):
         model_of(metadata)
     (folder / "metadata.json").write_text("{")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match=r"JSON of .*metadata\.json cannot be read"):
         read_artifact(folder)
 
 

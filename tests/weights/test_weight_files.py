@@ -558,7 +558,7 @@ def hub(monkeypatch, tmp_path):
         pass
 
     calls = []
-    repository = ("config.json", "model.safetensors", "vae/x.safetensors", "vae/m.index.json")
+    repository = ["config.json", "model.safetensors", "vae/x.safetensors", "vae/m.index.json"]
     for name in repository:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -579,6 +579,7 @@ def hub(monkeypatch, tmp_path):
         errors=types.SimpleNamespace(EntryNotFoundError=EntryNotFoundError),
         calls=calls,
         folder=tmp_path,
+        repository=repository,
     )
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     return fake
@@ -616,6 +617,16 @@ def test_folders_of_the_hub(hub):
     assert hub.calls[-1] == hub.calls[-2]
     with pytest.raises(UserError, match="the repository has no weights in unet"):
         files.fetch("hf://o/r/unet")
+
+
+def test_one_part_of_a_pipeline_of_the_hub(hub):
+    assert files.fetch("hf://o/r", part="vae") == hub.folder  # no pipeline
+    assert [call[1] for call in hub.calls] == ["model_index.json", hub.calls[1][1]]
+    assert "*.safetensors" in hub.calls[1][1]
+    hub.repository.append("model_index.json")
+    assert files.fetch("hf://o/r@v1", part="vae") == hub.folder / "vae"
+    assert "vae/*.safetensors" in hub.calls[-1][1] and hub.calls[-1][2] == "v1"
+    assert files.fetch("hf://o/r/vae", part="vae") == hub.folder / "vae"
 
 
 @pytest.mark.parametrize(

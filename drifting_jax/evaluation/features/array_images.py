@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 
 from drifting_jax.digests import digest_values
 from drifting_jax.distributed import transfer
-from drifting_jax.errors import UserError
+from drifting_jax.errors import UserError, first_line
 from drifting_jax.evaluation.features.image_set import Batch, stamp
+
+_MOST_CLASSES = 1_000_000
 
 
 class ArrayImages:
@@ -78,7 +80,7 @@ class ArrayImages:
             for i in range(start, stop):
                 try:
                     data = file.read(size)
-                except (OSError, zipfile.BadZipFile) as error:
+                except Exception as error:  # damaged bytes raise anything
                     raise UserError(f"{self._path} is damaged at image {i}: {error}") from None
                 if len(data) != size:
                     raise UserError(f"{self._path} is cut off at image {i} of {len(self)}")
@@ -89,19 +91,28 @@ class ArrayImages:
             return zipfile.ZipFile(self._path).open("arr_0.npy")
         except KeyError:
             raise UserError(f"{self._path} holds no array called arr_0") from None
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self._path} is no .npz file that can be read: {error}") from None
+        except Exception as error:  # damaged bytes raise anything
+            raise UserError(
+                f"{self._path} is no .npz file that can be read: {first_line(error)}"
+            ) from None
 
     def _labels(self) -> np.ndarray | None:
-        with np.load(self._path) as arrays:
-            if "arr_1" not in arrays.files:
-                return None
-            labels = arrays["arr_1"]
+        try:
+            with np.load(self._path) as arrays:
+                if "arr_1" not in arrays.files:
+                    return None
+                labels = np.asarray(arrays["arr_1"])
+        except Exception as error:  # damaged bytes raise anything
+            raise UserError(f"{self._path}: arr_1 is no array: {first_line(error)}") from None
         whole = labels.dtype.kind in "iu" and labels.shape == (len(self),)
         if not whole or labels.min() < 0:
             raise UserError(
                 f"{self._path}: arr_1 must be {len(self)} labels, none below 0; found "
                 f"{labels.dtype} {list(labels.shape)}"
+            )
+        if labels.max() >= _MOST_CLASSES:
+            raise UserError(
+                f"{self._path}: arr_1 must be labels below {_MOST_CLASSES}; found {labels.max()}"
             )
         return labels.astype(np.int32)
 
@@ -113,8 +124,8 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype
             version, np.lib.format.read_array_header_2_0
         )
         shape, by_columns, dtype = read(file)
-    except ValueError as error:
-        raise UserError(f"{path}: arr_0 is no array: {error}") from None
+    except Exception as error:  # damaged bytes raise anything
+        raise UserError(f"{path}: arr_0 is no array: {first_line(error)}") from None
     if by_columns:
         raise UserError(f"{path}: arr_0 is stored by columns; save it with np.ascontiguousarray")
     return shape, dtype

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import shutil
@@ -13,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_json
+from drifting_jax.files import read_json, write_json
 
 _PROGRESS = "progress.json"
 _USABLE = "usable"
@@ -47,18 +45,27 @@ class FeatureStore:
     def _names(self) -> list[str]:
         return [*self._widths, _USABLE]
 
+    @property
+    def _kinds(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of each array."""
+        kinds = {n: ((self.rows, width), np.dtype(np.float32)) for n, width in self._widths.items()}
+        return kinds | {_USABLE: ((self.rows,), np.dtype(np.bool_))}
+
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
 
     def _found(self) -> int:
         """Number of rows that the folder holds already."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            record = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
-            if record["plan"] == self._plan:
-                for name in self._names:
-                    np.load(self._file(name), mmap_mode="r")
-                return record["done"]
-        return 0
+        try:
+            record = read_json(self.folder / _PROGRESS)
+            arrays = {name: np.load(self._file(name), mmap_mode="r") for name in self._names}
+        except Exception:  # damaged bytes raise anything; without the files, all begins anew
+            return 0
+        done = record.get("done")
+        kinds = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        if record.get("plan") != self._plan or kinds != self._kinds or type(done) is not int:
+            return 0
+        return done if 0 <= done <= self.rows else 0
 
     def _make(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -71,11 +78,10 @@ class FeatureStore:
                 f"{self.folder}, which has {free / 2**30:.1f} left: make room, or choose another "
                 "--out"
             )
-        for name, width in self._widths.items():
-            self._make_array(name, np.float32, (self.rows, width))
-        self._make_array(_USABLE, np.bool_, (self.rows,))
+        for name, (shape, dtype) in self._kinds.items():
+            self._make_array(name, dtype, shape)
 
-    def _make_array(self, name: str, dtype: type, shape: tuple[int, ...]) -> None:
+    def _make_array(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         np.lib.format.open_memmap(self._file(name), "w+", dtype, shape)
         # Reserved now: a memory map crashes if the disk fills up later.
         with open(self._file(name), "r+b") as file:
