@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import tiny_config
 
+from drifting_jax.commands.class_choice import parse_classes
 from drifting_jax.commands.command_line import parse_flags
 from drifting_jax.config import resolve
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.measurement import read_lines
 from drifting_jax.files import parse_json, read_json_lines
-from drifting_jax.sample import parse_classes
 from drifting_jax.workdir.metrics import read_metrics
 
 TARGETS = fuzz_targets.make_targets()

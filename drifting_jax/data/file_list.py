@@ -115,7 +115,7 @@ class FileList:
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
                 return all(pool.map(is_unchanged, parts))
-        except OSError:
+        except (OSError, ValueError):
             return False
 
 

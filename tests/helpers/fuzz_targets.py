@@ -22,8 +22,9 @@ from drifting_jax.commands import packing
 from drifting_jax.config import load_config, resolve, save_config
 from drifting_jax.data import transforms
 from drifting_jax.data.facts import Skipped
-from drifting_jax.data.folder import FileList, Names
+from drifting_jax.data.file_list import FileList
 from drifting_jax.data.journal import Journal
+from drifting_jax.data.names import Names
 from drifting_jax.data.records import open_records
 from drifting_jax.data.shards import ShardRecords, ShardWriter
 from drifting_jax.data.transforms import Augmentation, UnreadableImage
@@ -204,7 +205,7 @@ def _data() -> dict[str, Target]:
             labels=np.array([0, 1], np.int32),
             class_names=Names.of(["a", "b"]),
             folders=Names.of(["", "a", "b"]),
-            changed=np.array([1, 2, 3]),
+            states=np.ones((3, 5), np.int64),
             skipped=(Skipped.of("hidden", [".x"]),),
         ).write(folder / "list.npz")
 
