@@ -15,7 +15,6 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from drifting_jax.commands.command_line import (
-    PATH,
     exit_status,
     given_fields,
     parse_flags,
@@ -29,7 +28,7 @@ from drifting_jax.training import dry_run, run
 from drifting_jax.workdir.orbax_settings import quiet_orbax
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file: PATH.py[:VARIANT].")
-_WORKDIR = flags.DEFINE(PATH, "workdir", "", "Directory of the run; default: runs/<config>.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; default: runs/<config>.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, if several.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, if several.")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from drifting_jax.commands.command_line import PATH, run_program
+from drifting_jax.commands.command_line import run_program
 from drifting_jax.config import load_config
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
@@ -26,9 +26,9 @@ from drifting_jax.weights.networks import KINDS, Network, load_network, save_net
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE(PATH, "list", "", "File or folder whose tensors are listed.")
-    flags.DEFINE(PATH, "source", "", "Where the network is read from.")
-    flags.DEFINE(PATH, "out", "", "Folder that is written, which must not exist.")
+    flags.DEFINE_string("list", "", "File or folder whose tensors are listed.")
+    flags.DEFINE_string("source", "", "Where the network is read from.")
+    flags.DEFINE_string("out", "", "Folder that is written, which must not exist.")
     flags.DEFINE_enum("to", "plain", ("plain", "release"), "Format that is written.")
     flags.DEFINE_string("kind", "", f"What the source is, if unclear: {', '.join(KINDS)}.")
     flags.DEFINE_enum("part", "generator", ("generator", "encoder"), "Of a run's workdir.")

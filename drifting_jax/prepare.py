@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from drifting_jax.commands.command_line import PATH, run_program
+from drifting_jax.commands.command_line import run_program
 from drifting_jax.commands.packing import (
     Views,
     latent_records,
@@ -41,8 +41,8 @@ from drifting_jax.workdir.progress import progress_bar
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE(PATH, "source", None, "Folder of the images, as config.data.path.", required=True)
-    flags.DEFINE(PATH, "out", None, "Folder that gets train/ or val/.", required=True)
+    flags.DEFINE_string("source", None, "Folder of the images, as config.data.path.", required=True)
+    flags.DEFINE_string("out", None, "Folder that gets train/ or val/.", required=True)
     flags.DEFINE_enum(
         "split", "train", ("train", "test"), "Split of the source; test is written as val."
     )
@@ -54,7 +54,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "jpeg_quality", 0, "shards, with --size: 0 keeps the pixels exactly (PNG)."
     )
-    flags.DEFINE(PATH, "vae", "", "latents: weights, folder, file or hf://owner/repo.")
+    flags.DEFINE_string("vae", "", "latents: weights, folder, file or hf://owner/repo.")
     flags.DEFINE_enum("crop", "center", transforms.CROPS, "latents: views of each image.")
     flags.DEFINE_integer("views", 2, "latents: random crops of each image.", lower_bound=1)
     flags.DEFINE_float("min_area", 0.2, "latents: least share of the image in a crop.")

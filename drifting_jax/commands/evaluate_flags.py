@@ -6,7 +6,6 @@ from typing import Any
 
 from absl import flags
 
-from drifting_jax.commands.command_line import PATH
 from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.image_set import ImageSet
@@ -45,28 +44,28 @@ _GOES_WITH = {
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE(PATH, "workdir", "", "Directory of the run to measure.")
-    flags.DEFINE(PATH, "weights", "", "Instead: an artifact of the paper's release, or ours.")
-    flags.DEFINE(PATH, "images", "", "Instead: a folder, a data set or an .npz of images.")
+    flags.DEFINE_string("workdir", "", "Directory of the run to measure.")
+    flags.DEFINE_string("weights", "", "Instead: an artifact of the paper's release, or ours.")
+    flags.DEFINE_string("images", "", "Instead: a folder, a data set or an .npz of images.")
     flags.DEFINE_enum("split", "train", ("train", "test"), "Split of --images.")
     flags.DEFINE_integer("image_size", 0, "Side of centre crops of --images; 0: as they are.")
-    flags.DEFINE(PATH, "vae", "", "Decoder of latents: folder or hf://….")
+    flags.DEFINE_string("vae", "", "Decoder of latents: folder or hf://….")
     flags.DEFINE_float("ema_decay", None, "Moving average to measure; default: the config's.")
     flags.DEFINE_integer("step", None, "Step of the checkpoint; default: the last.", lower_bound=0)
     flags.DEFINE_list("cfg_scales", [], "Guidance scales alpha; default: the config's, or 1.")
     flags.DEFINE_list("seeds", [], "Seeds of the noise: 0,1,2; default: the config's, or 0.")
     flags.DEFINE_integer("num_samples", 50000, "Samples of each alpha and seed.", lower_bound=2)
-    flags.DEFINE(PATH, "reference", "", "Statistics of real images, an .npz file.")
+    flags.DEFINE_string("reference", "", "Statistics of real images, an .npz file.")
     flags.DEFINE_list("figures", [], f"Metrics, of {', '.join(_METRICS)}; default: all possible.")
     flags.DEFINE_integer("k", 5, "Neighbours that make a ball.", lower_bound=1)
-    flags.DEFINE(PATH, "inception", "", "Weights of Inception; default: the usual folder.")
-    flags.DEFINE(PATH, "dinov2", "", "Weights of DINOv2; default: the usual folder.")
-    flags.DEFINE(PATH, "training_images", "", "For nearest neighbours; default: the config's.")
+    flags.DEFINE_string("inception", "", "Weights of Inception; default: the usual folder.")
+    flags.DEFINE_string("dinov2", "", "Weights of DINOv2; default: the usual folder.")
+    flags.DEFINE_string("training_images", "", "For nearest neighbours; default: the config's.")
     flags.DEFINE_integer("batch_size", 64, "Images at once on each device.", lower_bound=1)
     flags.DEFINE_float("max_excluded", 0.001, "Share of images that may be left out as damaged.")
     flags.DEFINE_bool("keep_features", False, "Keep features on the disk, to use again.")
     flags.DEFINE_integer("keep", 10000, "reference: features kept of each network.", lower_bound=2)
-    flags.DEFINE(PATH, "out", "", "Folder of the results; default: <workdir>/evaluation.")
+    flags.DEFINE_string("out", "", "Folder of the results; default: <workdir>/evaluation.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, if several.")
     flags.DEFINE_integer("num_processes", None, "Processes of the job, if several.")
     flags.DEFINE_integer("process_id", None, "Number of this process, if several.")

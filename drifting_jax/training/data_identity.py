@@ -28,7 +28,7 @@ def open_source(config: ConfigDict, workdir: Path) -> Source:
         run see different data.
     """
     path = workdir / "data.json"
-    began = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    began = read_json(path) if path.is_file() else None
     source = _open(config.data, began)
     found = _record(source)
     _require_same_everywhere(found)

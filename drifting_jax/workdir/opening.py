@@ -27,7 +27,7 @@ from drifting_jax.workdir.lock import locked_by_main_process
 _SHARED_DISK_SECONDS = 60.0  # a network disk may show the other machines a new file this late
 # What may be there without a config.json: our own files, hidden ones, and logs of the job.
 _BEFORE_CONFIG = re.compile(
-    r"config\.json\.partial|data\.json|\..*|nohup.*|(log|.*\.(log|out|err|txt))([.-]?\d+)?", re.I
+    r"config\.json\.partial|data\.json|\..*|nohup.*|(log|.*\.(log|out|err))([.-]?\d+)?", re.I
 )
 
 
@@ -94,8 +94,8 @@ def _make_folder(workdir: Path) -> None:
     known = (workdir / "config.json").exists()
     if not known and (found := _other_files(workdir)):
         raise UserError(
-            f"{workdir} holds files ({shown(found[0])}) but no config.json, so it is no run's "
-            "directory: choose another --workdir or empty it"
+            f"{workdir} holds files but no config.json, so it is no run's directory (it has "
+            f"{shown(found[0])}): choose another --workdir or empty it"
         )
 
 

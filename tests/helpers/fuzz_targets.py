@@ -146,7 +146,7 @@ def _runs() -> dict[str, Target]:
             writer.truncate("toy", 1)
 
     def logs(folder: Path) -> None:
-        batch_log.unreadable_records(folder, 1.0)
+        batch_log.unreadable_records(folder, 1.0, 10)
         batch_log.BatchLog(folder, stage="a", start=1)
 
     return {
