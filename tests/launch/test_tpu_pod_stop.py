@@ -17,7 +17,7 @@ def test_tpu_pod_stop_waits(running):
     assert calls.count(ssh(f"{WORKER} stop")) == 3 and DELETE not in calls
     logs = [(running.folder / f"worker{i}/drifting_run/log").read_text() for i in range(2)]
     assert [log.count("asked") for log in logs] == [1, 3]
-    result = running.run(*stop, "--now")
+    result = running.run(*stop[:-1], "--now")  # a killed run ends at once, on a busy machine too
     assert result.returncode == 0 and "goes on from its last save" in result.stderr, result
     assert ssh(f"{WORKER} kill") in running.calls()
 

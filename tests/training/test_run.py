@@ -70,9 +70,9 @@ def resumed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The workdir of a run from start to end."""
+    """The workdir of a run from start to end, which is measured only at its end."""
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    with launch(workdir) as process:
+    with launch(workdir, "--config.eval.every=0") as process:
         result = finish(process)
     assert result.status == 0, result
     assert steps(workdir / "checkpoints") == [STEPS - 10, STEPS]
@@ -241,7 +241,8 @@ def test_metrics_of_another_seed_go_to_a_file_of_their_own(resumed):
     assert (resumed.workdir / "evaluation.json").read_bytes() == before
 
 
-def test_an_evaluation_that_is_stopped_has_no_metrics(resumed):
+def test_an_evaluation_that_is_stopped_has_no_metrics(resumed, monkeypatch):
+    monkeypatch.setattr(small_runs, "make_small_reference", lambda *_, **__: None)  # not reached
     loaded = restore.load_run(resumed.workdir)
     settings = {"workdir": resumed.workdir, "report": print, "seeds": [4]}
     assert small_runs.evaluate_run(loaded, stopped=lambda: True, **settings) is None
