@@ -77,7 +77,7 @@ words = st.one_of(
 @MANY
 @given(st.lists(st.one_of(words, st.sampled_from(NAMES)), max_size=4).map(",".join))
 def test_class_lists(text):
-    with contextlib.suppress(UserError), fuzzing.within(5):
+    with contextlib.suppress(UserError), fuzzing.within(60):
         found = sample.parse_classes(text, NAMES)
         assert len(set(found)) == len(found) and set(found) <= set(range(len(NAMES)))
 
@@ -142,7 +142,7 @@ def test_mesh_rules(listed):
     config = tiny_config.get_config()
     with config.unlocked():
         config.mesh.rules = tuple(listed)
-    with contextlib.suppress(UserError), fuzzing.within(20):
+    with contextlib.suppress(UserError), fuzzing.within(60):
         config = resolve(config)
         shapes = {"params": {"a": {"kernel": jax.ShapeDtypeStruct((4, 8, 3), np.float32)}}}
         mesh = meshes.make_mesh()

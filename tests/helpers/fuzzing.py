@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-SECONDS = 20  # no small file may take longer
+SECONDS = 60  # no small file may take longer
 # Values that a JSON file may hold in place of the expected ones; the last are not valid JSON.
 _VALUES = [
     None, True, False, 0, 1, -1, 3, 0.5, 1e308, -1e-308, 2**31, 2**63, 2**64, 10**30, 10**400,
