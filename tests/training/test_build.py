@@ -65,7 +65,7 @@ def test_kinds_of_networks_are_checked_against_their_tables():
     with found.unlocked():
         found.model.kind = "gan"
     with pytest.raises(UserError, match=r"config\.model\.kind must be one of 'dit'; found 'gan'"):
-        build.make_generator(found, GREY)
+        build.check_choices(found)
     found = config()
     found.extra_encoder.kind = "vae"  # a network, but no encoder
     message = r"config\.extra_encoder\.kind must be one of 'none', 'convnext', 'resnet', 'dinov2'; "

@@ -191,7 +191,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_what_it_began_with(config, tmp
     config.data.path = str(tmp_path / "d" / "train")  # two names more are known now
     assert len(data_identity.open_source(config, tmp_path)) == 2
     assert "a new run would read: 3 records of 1 classes" in capsys.readouterr().out
-    fill("d/train/4.jpg")
+    fill("d/train/4.jpg", "checkpoints/1/state")
     with pytest.raises(UserError, match=r"began with: 2 records .* 4 records"):
         data_identity.open_source(config, tmp_path)
 
