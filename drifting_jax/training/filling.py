@@ -55,14 +55,22 @@ def fill(
                     logging.warning("Stopped before the queue was full: its filling begins anew")
                 return None
             if taken % 16 == 0:
-                filled = np.asarray(queue.by_class.filled)[: queue.num_classes]
-                unconditional = int(queue.unconditional.filled)
-                bar.update(int(filled.sum()) + unconditional - bar.n)
-                if filled.min() == per_class and unconditional == len(queue.unconditional.images):
+                held = _held(queue)
+                bar.update(held - bar.n)
+                if held == room:
                     return queue, taken
             batch = next(batches)
             queue = sample_queue.push(queue, batch["image"], batch["label"])
+        bar.total = _held(queue)  # a class with fewer images than its ring holds leaves room
+        bar.update(bar.total - bar.n)
     return queue, taken + 1
+
+
+def _held(queue: SampleQueue) -> int:
+    """The number of images in all rings."""
+    return int(np.asarray(queue.by_class.filled)[: queue.num_classes].sum()) + int(
+        queue.unconditional.filled
+    )
 
 
 def check_source(config: ConfigDict, source: Source, workdir: Path | None = None) -> None:
