@@ -168,7 +168,7 @@ def test_a_damaged_store_begins_anew(folder):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("seed", 10**400, r"config.seed must be below 2\*\*63"),
+        ("train.num_steps", 10**400, r"config.train.num_steps must be below 2\*\*63"),
         ("mesh.rules", (("a", ({},)),), "may name the mesh axes"),
         ("mesh.rules", (("a", (3,)),), "may name the mesh axes"),
         ("mesh.rules", (("a{99999999999}", ("data",)),), "has the bad regex"),

@@ -64,7 +64,7 @@ def test_good_files_are_read(name, tmp_path):
 @FEW
 @given(seed=st.integers(0, 2**32 - 1))
 def test_damaged_files(name, tmp_path_factory, seed):
-    fuzzing.check(TARGETS[name], tmp_path_factory.getbasetemp() / "damaged", seed)
+    fuzzing.check(TARGETS[name], tmp_path_factory.getbasetemp() / "fuzz_of_files", seed)
 
 
 words = st.one_of(

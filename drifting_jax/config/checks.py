@@ -77,12 +77,12 @@ def _check_value(name: str, value: Any, field: Field) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool | str) or number in field.also:
             continue
-        if isinstance(number, int) and abs(number) >= 2**63:
-            raise UserError(f"config.{name} must be below 2**63 in size; found {value!r}")
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"config.{name} must be finite; found {value!r}")
         if bound := _broken_bound(number, field):
             raise UserError(f"config.{name} must be {bound}; found {value!r} ({field.doc})")
+        if isinstance(number, int) and abs(number) >= 2**63:
+            raise UserError(f"config.{name} must be below 2**63 in size; found {value!r}")
 
 
 def _broken_bound(number: float, field: Field) -> str:
