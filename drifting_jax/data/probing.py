@@ -14,7 +14,7 @@ from drifting_jax.data.transforms import FailedRead, UnreadableImage
 
 _THREADS = 8
 _SMALL = 20_000  # records of a data set that is probed for longer
-_SECONDS, _SECONDS_OF_SMALL = 0.7, 3.0
+_SECONDS, _SECONDS_OF_SMALL = 0.5, 3.0
 
 
 @dataclasses.dataclass(frozen=True)
