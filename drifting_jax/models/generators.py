@@ -119,13 +119,15 @@ def draw_inputs(key: jax.Array, model: nn.Module) -> tuple[jax.Array, jax.Array]
 
     Args:
       key: typed PRNG key of the sample.
-      model: a generator.
+      model: a generator. One that `GENERATORS` does not list has the fields of a `DiT` that its
+        inputs depend on.
 
     Returns:
       Noise float32 and style indices [k] int32, without the batch axis. For `DiT` the noise is
       [h, w, c] standard normal, and each style index is uniform in [0, styles_per_book).
     """
-    return GENERATORS[kind_of(model)].draw_inputs(key, model)
+    kind = kind_of(model) if is_generator(model) else DEFAULT_KIND
+    return GENERATORS[kind].draw_inputs(key, model)
 
 
 def init_generator(key: jax.Array, model: nn.Module) -> PyTree:
