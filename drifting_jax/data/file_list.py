@@ -25,7 +25,7 @@ _SETTLED_NS = 2 * 10**9  # the coarsest clock of a file system
 _State = tuple[int, int, int, int, int]
 _STATES = 5  # numbers in a state
 _LARGEST = 2**63 - 1
-_THREADS = 16  # listing waits for the disk or the network
+_THREADS = 4  # listing waits for the disk; more threads wait for the interpreter's lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class FileList:
             return False
 
 
-def _folder_state(path: str, names: Sequence[bytes] | None = None) -> _State:
+def _folder_state(path: str, names: Sequence[str] | None = None) -> _State:
     """What tells that a folder has changed.
 
     Times alone do not: archives and images of file systems may set them to a fixed date.
@@ -133,7 +133,10 @@ def _folder_state(path: str, names: Sequence[bytes] | None = None) -> _State:
       checksums, which does not depend on their order.
     """
     status = os.stat(path)
-    found = os.listdir(os.fsencode(path)) if names is None else names
+    if names is None:
+        found = os.listdir(os.fsencode(path))
+    else:  # encoded together, which takes a tenth of the time
+        found = os.fsencode("\0".join(names)).split(b"\0") if names else []
     return (
         status.st_mtime_ns,
         status.st_ctime_ns,
@@ -194,7 +197,7 @@ class _Listing:
     Attributes:
       name: of the folder.
       state: see `_folder_state`.
-      files: image files. folders: subfolders. skipped: all other files.
+      files: image files. folders: subfolders. skipped: all other files. All are sorted.
     """
 
     name: str
@@ -208,23 +211,23 @@ class _Listing:
         files: list[str] = []
         folders: list[str] = []
         skipped: list[str] = []
-        names: list[bytes] = []
         path = os.path.join(root, name)
         try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    names.append(os.fsencode(entry.name))
-                    hidden = is_hidden(entry.name)
-                    if is_folder(entry):
-                        kind = None if hidden else folders
-                    else:
-                        is_image = has_suffix(entry.name, suffixes) and not hidden
-                        kind = files if is_image else skipped
-                    if kind is not None:
-                        kind.append(os.path.join(name, entry.name))
-            state = _folder_state(path, names)
+            with os.scandir(path) as found:
+                entries = sorted((entry.name, is_folder(entry)) for entry in found)
+            state = _folder_state(path, [entry for entry, _ in entries])
         except OSError as error:
             raise UserError(f"cannot list {root / name}: {error.strerror or error}") from None
+        start = f"{name}/" if name else ""
+        for entry, holds_others in entries:
+            if is_hidden(entry):
+                kind = None if holds_others else skipped
+            elif holds_others:
+                kind = folders
+            else:
+                kind = files if has_suffix(entry, suffixes) else skipped
+            if kind is not None:
+                kind.append(start + entry)
         return cls(name, state, files, folders, skipped)
 
 
@@ -235,7 +238,7 @@ def is_hidden(name: str) -> bool:
 
 def has_suffix(name: str, suffixes: Collection[str]) -> bool:
     """Whether a name has one of these endings, in any case."""
-    return os.path.splitext(name)[1].lower() in suffixes
+    return name[name.rfind(".") :].lower() in suffixes  # os.path.splitext takes half a scan's time
 
 
 def is_folder(entry: os.DirEntry) -> bool:
