@@ -86,17 +86,19 @@ def drift(
     mass_pos = jnp.sum(a_pos, axis=1, keepdims=True)
     mass_neg = jnp.sum(a_neg, axis=1, keepdims=True)
     if options.combine == "crossed":
-        w_pos, w_neg = a_pos * mass_neg, a_neg * mass_pos
+        by_pos, by_neg = mass_neg, mass_pos
     else:
         tiny = jnp.finfo(x.dtype).tiny
-        w_pos, w_neg = a_pos / jnp.maximum(mass_pos, tiny), a_neg / jnp.maximum(mass_neg, tiny)
-    w_pos, w_neg = options.attraction * w_pos, options.repulsion * w_neg
+        by_pos, by_neg = 1 / jnp.maximum(mass_pos, tiny), 1 / jnp.maximum(mass_neg, tiny)
+    by_pos, by_neg = options.attraction * by_pos, options.repulsion * by_neg
+    # Each side is scaled after its product: XLA for GPUs takes a division by the sum of a row for
+    # a softmax, and its Triton rewriter then fails on it (jax 0.10).
     highest = jax.lax.Precision.HIGHEST
-    v = jnp.einsum("gp,pd->gd", w_pos, y_pos, precision=highest)
-    v -= jnp.einsum("gn,nd->gd", w_neg, y_neg, precision=highest)
+    v = by_pos * jnp.einsum("gp,pd->gd", a_pos, y_pos, precision=highest)
+    v -= by_neg * jnp.einsum("gn,nd->gd", a_neg, y_neg, precision=highest)
     if options.combine == "crossed" and options.attraction == options.repulsion:
         return v  # both sides carry the same mass, so the -x terms of (8) cancel exactly
-    return v - (jnp.sum(w_pos, 1, keepdims=True) - jnp.sum(w_neg, 1, keepdims=True)) * x
+    return v - (by_pos * mass_pos - by_neg * mass_neg) * x
 
 
 def drifting_field(
