@@ -1,9 +1,10 @@
 """Class rows [c, n, ...] as batches [c·n, ...] on the mesh and back, and sums over microbatches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -65,12 +66,29 @@ def real_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
 
 
 def features_of_rows(
-    feature_function: FeatureFunction, variables, images: jax.Array, sharding: NamedSharding
-) -> dict[str, jax.Array]:
-    """Computes features {name: [c, n, t, d]} of images [c, n, h, w, channels]."""
+    feature_function: FeatureFunction, variables, mesh: Mesh, groups: Mapping[str, jax.Array]
+) -> dict[str, dict[str, jax.Array]]:
+    """Computes the features of groups of samples, all of them in one call of the encoders.
+
+    Args:
+      feature_function: see `method.encoders`.
+      variables: of the encoders.
+      mesh: the samples are split over it.
+      groups: {group: images [c, n, h, w, channels]}, the same rows with an n of each group's own.
+
+    Returns:
+      {group: {name of the feature: [c, n, t, d]}}.
+    """
+    images = jnp.concatenate(list(groups.values()), axis=1)
     c, n = images.shape[:2]
-    found = feature_function(variables, merge(images, sharding))
-    return {name: split(x, sharding, c, n) for name, x in found.items()}
+    sharding = real_sharding(mesh, c, n)
+    features = feature_function(variables, merge(images, sharding))
+    features = {name: split(x, sharding, c, n) for name, x in features.items()}
+    ends = np.cumsum([x.shape[1] for x in groups.values()])
+    return {
+        group: {name: x[:, end - images.shape[1] : end] for name, x in features.items()}
+        for (group, images), end in zip(groups.items(), ends, strict=True)
+    }
 
 
 def mean_over_microbatches(function: Callable, batch, parts: int):

@@ -144,10 +144,12 @@ def make_sets(
 def distances(sets: Sets) -> jax.Array:
     """Returns [c, t, g, n] distances of generated samples to all targets; own pairs are 1e-4."""
 
-    def one_set(x: jax.Array, y: jax.Array) -> jax.Array:
-        own = own_pairs(x.shape[0], y.shape[0])
-        distance = pairwise_distance(x, y, squared_minimum=SQUARED_DISTANCE_MINIMUM, ignored=own)
-        return jnp.where(own, jnp.asarray(SQUARED_DISTANCE_MINIMUM**0.5, x.dtype), distance)
+    def one_set(generated: jax.Array, targets: jax.Array) -> jax.Array:
+        own = own_pairs(generated.shape[0], targets.shape[0])
+        distance = pairwise_distance(
+            generated, targets, squared_minimum=SQUARED_DISTANCE_MINIMUM, ignored=own
+        )
+        return jnp.where(own, jnp.asarray(SQUARED_DISTANCE_MINIMUM**0.5, distance.dtype), distance)
 
     over_locations = jax.vmap(one_set, in_axes=1)
     return jax.vmap(over_locations)(sets.generated, sets.targets)
@@ -191,9 +193,9 @@ def raw_drifts(
     for_distance, for_coordinates = _scales(distance_scale, sets.targets.shape[-1])
     field = field_named(options.field)
 
-    def one_set(y: jax.Array, distance: jax.Array, weights: jax.Array) -> jax.Array:
+    def one_set(targets: jax.Array, distance: jax.Array, weights: jax.Array) -> jax.Array:
         scaled = ScaledSets(
-            targets=y / for_coordinates,
+            targets=targets / for_coordinates,
             distance=distance / for_distance,
             weights=weights,
             num_generated=sets.num_generated,

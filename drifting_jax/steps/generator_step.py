@@ -231,25 +231,24 @@ def _feature_sets(
     `apart`: the generated samples go through the encoders by themselves, so that gradients flow
     back through them alone. Otherwise all samples go together: one program instead of two.
     """
-    c, g = rows.input_keys.shape
-    generated = _generate(params, rows, mesh, model)
-    real = [x for x in (rows.positive, rows.unconditional) if x is not None]
-    real = [class_rows.to_float(x) for x in real]
+    generated = {"generated": _generate(params, rows, mesh, model)}
+    drawn = {"positive": rows.positive, "unconditional": rows.unconditional}
+    real = {name: class_rows.to_float(x) for name, x in drawn.items() if x is not None}
+    weight = None
+    if "unconditional" in real:
+        weight = jnp.broadcast_to(rows.weight[:, None], real["unconditional"].shape[:2])
 
-    def features_of(*samples: jax.Array) -> dict[str, jax.Array]:
-        where = class_rows.real_sharding(mesh, c, sum(x.shape[1] for x in samples))
-        joined = jnp.concatenate(samples, axis=1)
-        return class_rows.features_of_rows(feature_function, frozen, joined, where)
-
+    features_of = functools.partial(class_rows.features_of_rows, feature_function, frozen, mesh)
     if apart:
-        of_generated, of_real = features_of(generated), features_of(*real)
+        features = features_of(generated) | features_of(real)
     else:
-        of_generated, of_real = _cut(features_of(generated, *real), g)
-    if rows.unconditional is None:
-        return FeatureSets(of_generated, of_real, None, None)
-    positive, unconditional = _cut(of_real, real[0].shape[1])
-    weight = jnp.broadcast_to(rows.weight[:, None], rows.unconditional.shape[:2])
-    return FeatureSets(of_generated, positive, unconditional, weight)
+        features = features_of(generated | real)
+    return FeatureSets(
+        generated=features["generated"],
+        positive=features["positive"],
+        unconditional=features.get("unconditional"),
+        unconditional_weight=weight,
+    )
 
 
 def _generate(params: PyTree, rows: _Rows, mesh: Mesh, model: nn.Module) -> jax.Array:
@@ -262,23 +261,15 @@ def _generate(params: PyTree, rows: _Rows, mesh: Mesh, model: nn.Module) -> jax.
 
     draw = jax.vmap(jax.vmap(lambda key: generators.draw_inputs(key, model)))
     noise, styles = (class_rows.merge(x, sharding) for x in draw(rows.input_keys))
-    images = model.apply(
+    generated = model.apply(
         {"params": params},
         noise,
         for_each_sample(rows.label),
         styles,
         for_each_sample(rows.cfg_scale),
     )
-    generated = class_rows.keep_split(cast(jax.Array, images), sharding)
+    generated = class_rows.keep_split(cast(jax.Array, generated), sharding)
     return class_rows.split(generated, sharding, c, g)
-
-
-def _cut(features: dict[str, jax.Array], count: int) -> tuple[dict[str, jax.Array], ...]:
-    """Returns the features of the first `count` samples of each row, and those of the others."""
-    return (
-        {name: x[:, :count] for name, x in features.items()},
-        {name: x[:, count:] for name, x in features.items()},
-    )
 
 
 def _loss_and_gradients(
