@@ -25,6 +25,14 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+_LONG_FILES = ("training", "launch", "commands", "steps", "models")
+
+
+def pytest_collection_modifyitems(items):
+    """The folders with the longest files go first, so that no worker is left alone with one."""
+    items.sort(key=lambda item: not item.path.parent.name.startswith(_LONG_FILES))
+
+
 def pytest_unconfigure():
     """Leaves neither processes nor compiled programs behind, after all workers have ended."""
     if _FIRST:

@@ -89,6 +89,7 @@ def test_no_key_is_made_in_another_place():
     assert made == ["streams.py"]
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_same_with_64_bits_switched_on():
     rng = np.random.default_rng(0)
     generated, positive = (rng.normal(size=(2, n, 1, 3)).astype(np.float32) for n in (5, 6))

@@ -46,6 +46,7 @@ def test_same_key_same_classifier(digits):
     assert not np.allclose(logits(1), logits(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
 def test_learns_other_image_sizes(shape):
     # Two classes told apart by brightness, fewer images than a batch holds.

@@ -30,6 +30,7 @@ def test_tpu_pod_resume_ends_at_a_mistake_and_after_too_many_failures(cloud):
     assert cloud.calls()[-1] == DELETE
 
 
+@pytest.mark.slow
 def test_tpu_pod_resume_replaces_a_slice_whose_workers_do_not_answer(cloud):
     """gcloud calls it ready, and bills it, for as long as nobody deletes it."""
     resume = ("resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", "--max_failures=1", *cloud.flags)

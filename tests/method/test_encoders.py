@@ -75,6 +75,7 @@ def small_autoencoder():
     return model, model.init(jax.random.key(0), images, np.zeros((2, 8, 8))), images
 
 
+@pytest.mark.slow
 def test_latents_go_through_the_decoder_with_their_gradients():
     encoder, encoder_variables, _ = small_autoencoder()
     vae = VAE(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)

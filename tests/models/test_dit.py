@@ -104,6 +104,7 @@ def test_bfloat16_is_as_close_as_the_reference_to_itself(name, attention_dtype):
     assert np.abs(images - arrays["out/samples_float32_model"]).max() > 1e-3  # it is bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("scan", [False, True])
 def test_scan_and_remat_change_no_number(scan, remat):

@@ -271,6 +271,7 @@ def test_wrong_shapes_are_named(tiny):
         jax.eval_shape(model.apply, params, np.zeros((2, 6, 6, 3)), np.zeros((2, 6, 6)))
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     model = ResNetMAE(3, 8, 2, (2, 1), groups=4)
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))

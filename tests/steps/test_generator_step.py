@@ -253,6 +253,7 @@ def test_culprits():
         assert culprit.culprit_name(int(number), names, temperatures) == words
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_on_float32_parameters():
     state, _, metrics = make_step(8, jnp.bfloat16)(*inputs("1"))
     trees = state.params, state.ema, state.opt_state

@@ -80,6 +80,7 @@ def test_no_other_network_is_none():
     assert frozen.published_sizes(config()) == (None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

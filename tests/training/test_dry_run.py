@@ -48,6 +48,7 @@ def test_bytes_of_a_step_on_one_device_and_on_eight():
     assert 0 <= dry_run.bytes_per_device(eight.carry.queue) - padded < 200
 
 
+@pytest.mark.slow
 def test_work_grows_with_the_batch_and_not_with_the_mesh():
     more = dry_run.count_flops(config(train__generated_per_label=8), 1)
     less = flops_of_a_step()

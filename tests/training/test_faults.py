@@ -100,6 +100,7 @@ def full_disk(monkeypatch):
 
 
 # Orbax's threads die of the full disk.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_costs_checkpoints_and_at_last_the_run(full_disk, tmp_path, caplog):

@@ -98,6 +98,7 @@ def test_a_killed_run_trains_nothing_again(resumed):
     assert {p: p.stat().st_mtime_ns for p in encoder.rglob("*")} == killed.encoder_files
 
 
+@pytest.mark.slow
 def test_a_disturbed_run_has_the_bits_of_one_that_was_not(resumed, undisturbed, tmp_path):
     expected = read_checkpoint(undisturbed / "checkpoints", STEPS, tmp_path)
     found = read_checkpoint(resumed.workdir / "checkpoints", STEPS, tmp_path)
