@@ -76,10 +76,10 @@ def feature_drifting_loss(
     total = jnp.zeros((), jnp.float32)
     statistics: dict[str, DriftingStatistics] = {}
     for names in _groups(generated):
-        values, found = jax.vmap(one_feature)(
+        loss, found = jax.vmap(one_feature)(
             *(_stacked(features, names) for features in (generated, positive, unconditional))
         )
-        total += jnp.sum(jnp.where(found.is_degenerate, 0.0, values))
+        total += jnp.sum(jnp.where(found.is_degenerate, 0.0, loss))
         statistics |= _unstacked(found, names)
     return total, statistics
 

@@ -234,8 +234,9 @@ def drifted_loss(
     norm = jnp.sqrt(jnp.maximum(drift_mean_square, DRIFT_MEAN_SQUARE_MINIMUM))
     total = jnp.sum(drifts / norm[:, None, None, None, None], axis=0).swapaxes(1, 2)  # [c, g, t, d]
     _, for_coordinates = _scales(distance_scale, generated.shape[-1])
-    x = generated.astype(total.dtype)
-    moved = (x - jax.lax.stop_gradient(x)) / jax.lax.stop_gradient(for_coordinates)
+    generated = generated.astype(total.dtype)
+    moved = generated - jax.lax.stop_gradient(generated)
+    moved = moved / jax.lax.stop_gradient(for_coordinates)
     return jnp.mean(jnp.square(moved - jax.lax.stop_gradient(total)))
 
 

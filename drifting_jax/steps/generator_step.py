@@ -123,7 +123,7 @@ def generator_step(
       batch: new real samples {"image": [b, h, w, c], "label": [b]} for the queue.
       key: the root key of this stage; the step folds in its own number.
       model: the generator.
-      feature_function: (frozen, samples [b, h, w, c]) -> {name: [b, t, d]}.
+      feature_function: (frozen, images [b, h, w, c]) -> {name: [b, t, d]}.
       optimizer: of the parameters.
       settings: see `GeneratorStepConfig`.
 
@@ -150,8 +150,8 @@ def generator_step(
 
     (loss, statistics), gradients = _loss_and_gradients(state.params, rows, features_of, s)
     norm = optax.tree.norm(gradients)
-    updates = state.step - state.skipped
-    metrics = GeneratorMetrics(updates, loss, norm, jnp.mean(rows.cfg_scale), statistics)
+    updates_before = state.step - state.skipped
+    metrics = GeneratorMetrics(updates_before, loss, norm, jnp.mean(rows.cfg_scale), statistics)
     state = apply_gradients(
         state,
         gradients,

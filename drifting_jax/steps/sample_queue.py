@@ -137,22 +137,22 @@ def _advance(
     return slots, (next_slot + counts) % capacity, jnp.minimum(filled + counts, capacity)
 
 
-def _write(images: jax.Array, new: jax.Array, rows: jax.Array, slots: jax.Array) -> jax.Array:
-    """Returns `images` after `images[rows, slots] = new`, in order; rows outside are not written.
+def _write(ring: jax.Array, images: jax.Array, rows: jax.Array, slots: jax.Array) -> jax.Array:
+    """Returns `ring` after `ring[rows, slots] = images`, in order; rows outside are not written.
 
     It writes one slice after another, because a scatter makes TPUs copy the whole ring into another
     layout.
     """
-    n = images.shape[0]
+    n = ring.shape[0]
 
-    def one(images: jax.Array, sample: tuple) -> tuple[jax.Array, None]:
-        new, row, slot = sample
-        at = (jnp.clip(row, 0, n - 1), slot, *[0] * new.ndim)
-        old = jax.lax.dynamic_slice(images, at, (1, 1, *new.shape))
-        new = jnp.where((row >= 0) & (row < n), new[None, None], old)
-        return jax.lax.dynamic_update_slice(images, new, at), None
+    def one(ring: jax.Array, new: tuple) -> tuple[jax.Array, None]:
+        image, row, slot = new
+        at = (jnp.clip(row, 0, n - 1), slot, *[0] * image.ndim)
+        old = jax.lax.dynamic_slice(ring, at, (1, 1, *image.shape))
+        kept = jnp.where((row >= 0) & (row < n), image[None, None], old)
+        return jax.lax.dynamic_update_slice(ring, kept, at), None
 
-    return jax.lax.scan(one, images, (new, rows, slots))[0]
+    return jax.lax.scan(one, ring, (images, rows, slots))[0]
 
 
 @functools.partial(jax.jit, donate_argnames="queue")

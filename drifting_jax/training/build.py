@@ -98,7 +98,7 @@ def make_feature_function(
       vae: decodes latents for it.
 
     Returns:
-      (variables, samples [b, h, w, c]) -> {name: [b, t, d]}. The variables are {"": those of the
+      (variables, images [b, h, w, c]) -> {name: [b, t, d]}. The variables are {"": those of the
       autoencoder, kind: those of `extra`}; behind a VAE, the latter are {"vae": …, "encoder": …}.
     """
     f, kind = config.features, config.extra_encoder.kind
@@ -116,9 +116,9 @@ def make_feature_function(
         functions[kind] = encoders.through_decoder(vae, of_images) if vae else of_images
     of_encoders = encoders.compose(functions)
 
-    def feature_function(variables, samples: jax.Array) -> dict[str, jax.Array]:
-        found = of_encoders(variables, samples)
-        return found | (features.raw_features(samples) if f.raw else {})
+    def feature_function(variables, images: jax.Array) -> dict[str, jax.Array]:
+        found = of_encoders(variables, images)
+        return found | (features.raw_features(images) if f.raw else {})
 
     return feature_function
 

@@ -65,9 +65,9 @@ def affinities(
 
 
 def drift(
-    x: jax.Array,
-    y_pos: jax.Array,
-    y_neg: jax.Array,
+    generated: jax.Array,
+    positive: jax.Array,
+    negative: jax.Array,
     a_pos: jax.Array,
     a_neg: jax.Array,
     *,
@@ -76,7 +76,7 @@ def drift(
     """Attraction minus repulsion for given affinities (Algorithm 2; (8)-(11)).
 
     Args:
-      x: [g, d] samples; y_pos: [p, d] and y_neg: [n, d] targets.
+      generated: [g, d] samples; positive: [p, d] and negative: [n, d] targets.
       a_pos: [g, p] and a_neg: [g, n] affinities, already multiplied by the targets' weights.
       options: `combine`, `attraction` and `repulsion` are used.
 
@@ -88,17 +88,17 @@ def drift(
     if options.combine == "crossed":
         by_pos, by_neg = mass_neg, mass_pos
     else:
-        tiny = jnp.finfo(x.dtype).tiny
+        tiny = jnp.finfo(a_pos.dtype).tiny
         by_pos, by_neg = 1 / jnp.maximum(mass_pos, tiny), 1 / jnp.maximum(mass_neg, tiny)
     by_pos, by_neg = options.attraction * by_pos, options.repulsion * by_neg
     # Each side is scaled after its product: XLA for GPUs takes a division by the sum of a row for
     # a softmax, and its Triton rewriter then fails on it (jax 0.10).
     highest = jax.lax.Precision.HIGHEST
-    v = by_pos * jnp.einsum("gp,pd->gd", a_pos, y_pos, precision=highest)
-    v -= by_neg * jnp.einsum("gn,nd->gd", a_neg, y_neg, precision=highest)
+    v = by_pos * jnp.einsum("gp,pd->gd", a_pos, positive, precision=highest)
+    v -= by_neg * jnp.einsum("gn,nd->gd", a_neg, negative, precision=highest)
     if options.combine == "crossed" and options.attraction == options.repulsion:
         return v  # both sides carry the same mass, so the -x terms of (8) cancel exactly
-    return v - (by_pos * mass_pos - by_neg * mass_neg) * x
+    return v - (by_pos * mass_pos - by_neg * mass_neg) * generated
 
 
 def drifting_field(
