@@ -39,7 +39,9 @@ _HEARTBEAT = flags.DEFINE_integer(
     lower_bound=5,
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what a step needs; run nothing.")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "With --dry_run: a TPU slice, such as v5e:8x8.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "With --dry_run: a GPU or a TPU slice to compile for: h100, h100:8, v5e:8x8."
+)
 flags.mark_flag_as_required("config")
 
 

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from drifting_jax.compiler import hlo
+from drifting_jax.compiler.collectives import collectives
+from drifting_jax.compiler.targets import devices_of
 from drifting_jax.distributed import meshes
-from drifting_jax.distributed.collectives import collectives
+from drifting_jax.distributed.meshes import bytes_per_device
 from drifting_jax.steps import sample_queue
-from drifting_jax.training.dry_run import bytes_per_device, devices_of
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:8x8", "A TPU slice.")
 SHAPE, CLASSES, PER_CLASS, ANY = (256, 256, 3), 1000, 128, 1000
@@ -27,7 +29,7 @@ ROWS, POSITIVES, UNCONDITIONAL, PUSHED = 128, 128, 32, 128
 def moved(program, devices: int) -> tuple[float, float]:
     """(collectives' bytes, temporary bytes a device) of a program in GB."""
     compiled = program.compile()
-    size = sum(one.size for one in collectives(compiled.as_text(), devices))
+    size = sum(one.size for one in collectives(hlo.parse(compiled.as_text()), devices))
     return size / 1e9, compiled.memory_analysis().temp_size_in_bytes / 1e9
 
 

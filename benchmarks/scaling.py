@@ -15,7 +15,9 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # stand fo
 import jax
 from absl import app
 
+from drifting_jax.compiler import targets
 from drifting_jax.config import file_beside, resolve
+from drifting_jax.distributed import meshes
 from drifting_jax.training import build, dry_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -41,14 +43,13 @@ def main(_) -> None:
             if isinstance(topology, int):
                 devices = jax.local_devices(backend="cpu")[:topology]
             else:
-                devices = dry_run.devices_of(topology)
+                devices = targets.devices_of(topology)
             if len(devices) == 128 and config.train.labels_per_step == 64:
                 with config.unlocked():
                     config.mesh.data = 64  # two devices a row
             program = dry_run.program(config, build.make_mesh(config, devices=devices))
             held = {
-                k: dry_run.bytes_per_device(v) / 2**30
-                for k, v in dry_run.arguments(program).items()
+                k: meshes.bytes_per_device(v) / 2**30 for k, v in dry_run.arguments(program).items()
             }
             listed = ", ".join(f"{k} {v:.2f}" for k, v in held.items())
             print(

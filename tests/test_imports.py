@@ -15,6 +15,7 @@ LAYERS = (
     {"files", "digests"},
     {"unpickle"},
     {"surroundings", "drawing"},
+    {"compiler"},
     {"config", "models", "data"},
     {"method"},
     {"weights"},

@@ -244,6 +244,14 @@ def init_sharded(
     return jax.jit(init_fn, out_shardings=shardings(shapes))(*args)
 
 
+def bytes_per_device(tree: PyTree) -> int:
+    """Returns the bytes that one device holds of a tree of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
 def template(
     init_fn: Callable[..., PyTree], *args: Any, shardings: Callable[[PyTree], PyTree]
 ) -> PyTree:

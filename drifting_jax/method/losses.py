@@ -131,10 +131,14 @@ def make_sets(
         if w is not None and jnp.shape(w) != expected:
             raise ValueError(f"{name}_weight must be {expected}; found {jnp.shape(w)}")
         weights.append(jnp.ones(expected, dtype) if w is None else jnp.asarray(w, dtype))
-    targets = jnp.concatenate([a.astype(dtype) for a in groups.values()], axis=1)
-    targets = targets - jnp.mean(targets, axis=1, keepdims=True)
+    joined = jax.lax.stop_gradient(
+        jnp.concatenate([a.astype(dtype) for a in groups.values()], axis=1)
+    )
+    # Stored before it is used: fused into reductions, a concatenation makes XLA for GPUs fail in
+    # its Triton rewriter (jax 0.10).
+    targets = jax.lax.optimization_barrier(joined)
     return Sets(
-        targets=jax.lax.stop_gradient(targets),
+        targets=targets - jnp.mean(targets, axis=1, keepdims=True),
         weights=jax.lax.stop_gradient(jnp.concatenate(weights, axis=1)),
         num_generated=generated.shape[1],
         num_negative=generated.shape[1] + unconditional.shape[1],

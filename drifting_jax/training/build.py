@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from drifting_jax.compiler import targets
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.checks import listed
 from drifting_jax.config.streams import stream_key
@@ -30,6 +31,7 @@ from drifting_jax.steps.toy_step import ToyStepConfig
 from drifting_jax.weights.networks import ENCODERS
 
 _SAMPLES_AT_ONCE = 64  # generated samples of a microbatch on a device, if microbatches is 0
+_MEMORY_OF_THEM = 15 * 2**30  # on a GPU; the ImageNet configs need less
 
 
 def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -177,8 +179,13 @@ def drift_options(config: ConfigDict) -> DriftOptions:
     )
 
 
-def generator_step_config(config: ConfigDict, mesh: Mesh) -> GeneratorStepConfig:
+def generator_step_config(config: ConfigDict, mesh: Mesh, *, held: int = 0) -> GeneratorStepConfig:
     """Returns the sizes and settings of a generator's step on a mesh.
+
+    Args:
+      config: of the run.
+      mesh: the devices.
+      held: bytes that a device holds throughout; see `microbatches`.
 
     Raises:
       UserError: the rows of a step do not split over the mesh.
@@ -195,13 +202,19 @@ def generator_step_config(config: ConfigDict, mesh: Mesh) -> GeneratorStepConfig
         cfg_power=g.power,
         cfg_probability_of_one=g.probability_of_one,
         ema_decays=tuple(t.ema_decays),
-        microbatches=microbatches(config, mesh),
+        microbatches=microbatches(config, mesh, held=held),
         shared_statistics=t.shared_statistics,
     )
 
 
-def microbatches(config: ConfigDict, mesh: Mesh) -> int:
+def microbatches(config: ConfigDict, mesh: Mesh, *, held: int = 0) -> int:
     """Returns the microbatches of a generator's step: as configured, or as many as needed.
+
+    Args:
+      config: of the run.
+      mesh: the devices.
+      held: bytes that a device holds throughout: state, queue and frozen networks. What is left of
+        a GPU's memory says how many samples are computed at once.
 
     Raises:
       UserError: the rows of a step do not split over the microbatches or the mesh.
@@ -230,8 +243,15 @@ def microbatches(config: ConfigDict, mesh: Mesh) -> int:
             fitting.append(count)
     if not fitting:
         raise UserError(f"config.train does not fit the devices: {refused}")
-    most = rows * t.generated_per_label / mesh.size / _SAMPLES_AT_ONCE
+    device = mesh.devices.flat[0]
+    free = targets.memory_of(device) - held if device.platform == "gpu" else 0
+    most = rows * t.generated_per_label / mesh.size / samples_at_once(free)
     return next((count for count in fitting if count >= most), fitting[-1])
+
+
+def samples_at_once(free: int) -> int:
+    """Generated samples of a microbatch on a device with so many free bytes of memory."""
+    return _SAMPLES_AT_ONCE * max(1, round(free / _MEMORY_OF_THEM))
 
 
 def encoder_step_config(config: ConfigDict) -> EncoderStepConfig:

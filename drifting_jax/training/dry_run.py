@@ -1,33 +1,26 @@
 """Reports what a run needs, without running it: parameters, bytes and FLOPs of a step.
 
 `python main.py --config=… --dry_run` compiles the step for the devices at hand. With
-`--topology=v5e:8x8` the TPU compiler compiles the real program for that slice, on any CPU (pip
-install "drifting_jax[tpu]"). Both report memory, FLOPs and collectives.
+`--topology=v5e:8x8` or `--topology=h100` it compiles the real program for that TPU slice or GPU, on
+any CPU (pip install "drifting_jax[tpu]" or "drifting_jax[gpu-compile]").
 """
 
 import math
-import os
-import re
 import sys
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from drifting_jax.compiler.targets import devices_of
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
-from drifting_jax.distributed.collectives import Collective, collectives
-from drifting_jax.errors import UserError
 from drifting_jax.training import build, encoder, frozen, generator, programs, toy
+from drifting_jax.training.compiled_report import compiled_lines, gigabytes
 from drifting_jax.training.programs import Program
 
 PyTree = Any
-
-# GiB of a chip's memory, by jax's name of its kind.
-_MEMORY = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v6 lite": 32}
 
 
 def dry_run(config: ConfigDict, *, topology: str = "") -> str:
@@ -35,7 +28,8 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
 
     Args:
       config: resolved.
-      topology: a TPU slice to compile for, such as "v5e:8x8"; empty for the devices at hand.
+      topology: what to compile for, such as "v5e:8x8", "h100" or "h100:8"; empty for the devices
+        at hand.
 
     Raises:
       UserError: the config does not fit the devices, or the topology cannot be compiled for.
@@ -49,7 +43,7 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     lines.append(f"a step on {mesh.size} {kind} ({shape}), per device:")
     for name, tree in arguments(found).items():
-        lines.append(f"  {name:<24}{_gigabytes(bytes_per_device(tree))}")
+        lines.append(f"  {name:<24}{gigabytes(meshes.bytes_per_device(tree))}")
     flops = count_flops(config, found.microbatches) / mesh.size
     lines.append(f"  {'floating-point work':<24}{flops / 1e12:10.3f} TFLOP")
     if found.microbatches > 1:
@@ -57,8 +51,18 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
         if config.task == "generator":
             whole = count_flops(config, 1) / mesh.size
             lines[-1] += f", {flops / whole:.2f} times that of one"
+    if config.task != "toy":
+        lines.append(f"  rematerialisation: {_rematerialised(config)}")
     print(f"compiling for {topology or kind}, up to some minutes", file=sys.stderr, flush=True)
-    return "\n".join([*lines, *_compiled(found, mesh)])
+    return "\n".join([*lines, *compiled_lines(found, mesh)])
+
+
+def _rematerialised(config: ConfigDict) -> str:
+    """Which networks compute their blocks again in the backward pass."""
+    networks = {"generator": config.model.remat, "encoder": config.encoder.remat}
+    if config.task == "encoder":
+        del networks["generator"]
+    return ", ".join(f"{name} {'on' if remat else 'off'}" for name, remat in networks.items())
 
 
 def program(config: ConfigDict, mesh: Mesh) -> Program:
@@ -106,14 +110,6 @@ def count_parameters(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def bytes_per_device(tree: PyTree) -> int:
-    """Returns the bytes that one device holds of a tree of shapes with shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
 def count_flops(config: ConfigDict, microbatches: int) -> float:
     """Returns the floating-point operations of one step on all devices, by XLA's count.
 
@@ -135,86 +131,7 @@ def count_flops(config: ConfigDict, microbatches: int) -> float:
     return times * _flops(program(one_by_one, on_one).lower())
 
 
-def _flops(found: jax.stages.Lowered | jax.stages.Compiled) -> float:
+def _flops(found: jax.stages.Lowered) -> float:
     costs = found.cost_analysis()
     assert costs is not None  # a backend may not count; those of CPUs, GPUs and TPUs do
     return costs["flops"]
-
-
-def devices_of(topology: str) -> Sequence[jax.Device]:
-    """Returns the devices of a TPU slice such as "v5e:8x8", which exist for the compiler alone.
-
-    Raises:
-      UserError: there is no such slice, or libtpu is not installed.
-    """
-    # Without these, libtpu would look for a TPU.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # a compiler, used by no one alone
-    try:
-        from jax.experimental import topologies
-
-        # A run sees the two cores of such a chip as one device; so must the compiler.
-        fused = {"chip_config_name": "megacore"} if topology.startswith(("v4:", "v5p:")) else {}
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **fused).devices
-    except Exception as error:  # whatever libtpu raises for a name it does not know
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(
-            f"--topology={topology} cannot be compiled for ({reason}): use a name such as v5e:8x8 "
-            'or v4:2x2x1, with pip install "drifting_jax[tpu]"'
-        ) from None
-
-
-def _compiled(found: Program, mesh: Mesh) -> list[str]:
-    """Returns the lines on a step that is compiled for the devices of a mesh."""
-    device, devices = mesh.devices.flat[0], mesh.size
-    kind, capacity = device.device_kind, _capacity(mesh)
-    try:
-        compiled = found.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm", str(error))
-        reason = used[0] if used else str(error).partition("\n")[0]
-        return [f"compiled for {kind}: does NOT fit ({reason})"]
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None and text is not None  # likewise
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = held + memory.temp_size_in_bytes
-    listed = _listed(collectives(text, devices))
-    note = " (by its compiler; others may need less in bfloat16)" if kind == "cpu" else ""
-    lines = [
-        f"compiled for {kind}, a device{note}:",
-        f"  {'arguments and results':<24}{_gigabytes(held)}",
-        f"  {'temporary':<24}{_gigabytes(memory.temp_size_in_bytes)}",
-        f"  {'floating-point work':<24}{_flops(compiled) / 1e12:10.3f} TFLOP (loops counted once)",
-        f"  collectives: {listed} (loops counted once)",
-    ]
-    if capacity:
-        verdict = "fits" if total <= capacity else "does NOT fit"
-        lines.append(f"  {verdict}: {total / 2**30:.2f} of {capacity / 2**30:.0f} GiB")
-    else:
-        lines.append(f"  {'together':<24}{_gigabytes(total)}")
-    return lines
-
-
-def _listed(found: Sequence[Collective]) -> str:
-    """Returns the number of collectives of each name and the bytes that they move together."""
-    counts = Counter(one.name for one in found)
-    sizes = {name: sum(one.size for one in found if one.name == name) for name in counts}
-    words = [f"{counts[name]} {name} of {sizes[name] / 1e6:.1f} MB" for name in sorted(counts)]
-    return ", ".join(words) or "none"
-
-
-def _capacity(mesh: Mesh) -> int:
-    """Returns the bytes of memory of one device of a mesh; 0 if unknown."""
-    device = mesh.devices.flat[0]
-    if device.device_kind in _MEMORY:
-        return _MEMORY[device.device_kind] * 2**30
-    if device.platform != "gpu":
-        return 0
-    return (device.memory_stats() or {}).get("bytes_limit", 0)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 2**30:10.3f} GiB"

@@ -148,7 +148,13 @@ def generator_program(
     variables = _template(config, mesh, frozen.variables_shapes(config, spec, extra, vae))
     sample = jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32)
     features = list(jax.eval_shape(feature_function, variables, sample))
-    settings = build.generator_step_config(config, mesh)
+    init = functools.partial(initial_states.init_generator, config, spec)
+    carry = Carry(
+        initial_states.state_template(config, mesh, init),
+        build.make_queue(config, spec, mesh, make=sample_queue.template),
+    )
+    held = meshes.bytes_per_device((carry, variables))
+    settings = build.generator_step_config(config, mesh, held=held)
     schedule, temperatures = build.generator_schedule(config), settings.drift.temperatures
     step = functools.partial(
         generator_step,
@@ -164,11 +170,6 @@ def generator_program(
         state, queue, metrics = step(carry.state, carry.queue, variables, batch)
         return Carry(state, queue), _report(state, metrics)
 
-    init = functools.partial(initial_states.init_generator, config, spec)
-    carry = Carry(
-        initial_states.state_template(config, mesh, init),
-        build.make_queue(config, spec, mesh, make=sample_queue.template),
-    )
     return Program(
         name="generator",
         mesh=mesh,

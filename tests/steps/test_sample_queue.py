@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drifting_jax.compiler import hlo
+from drifting_jax.compiler.collectives import collectives
 from drifting_jax.distributed import meshes, transfer
-from drifting_jax.distributed.collectives import collectives
 from drifting_jax.steps import sample_queue
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "release" / "H_memory_bank.npz"
@@ -240,7 +241,7 @@ def test_no_collective_moves_more_than_is_drawn_or_pushed():
     labels = jnp.arange(8, dtype=jnp.int32)
 
     def moved(program):
-        return [found.size for found in collectives(program.compile().as_text(), 8)]
+        return [found.size for found in collectives(hlo.parse(program.compile().as_text()), 8)]
 
     for rows, count in ((8, 64), (3, 7)):
         drawn = moved(sample_queue.draw.lower(queue, key, labels[:rows], count))

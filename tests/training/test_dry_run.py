@@ -1,17 +1,20 @@
 """What a run would need: counted by hand for what is small, compiled for a TPU slice."""
 
 import functools
+import types
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import tiny_config
 
+from drifting_jax.compiler import targets
 from drifting_jax.config import base_config, file_beside, resolve
 from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
-from drifting_jax.training import build, dry_run, loop, run
+from drifting_jax.training import build, compiled_report, dry_run, loop, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -35,17 +38,17 @@ def flops_of_a_step():
 def test_bytes_of_a_step_on_one_device_and_on_eight():
     one = dry_run.program(config(), build.make_mesh(config()))
     parameters = dry_run.parameter_counts(one)["generator"]
-    state = dry_run.bytes_per_device(one.carry.state)
+    state = meshes.bytes_per_device(one.carry.state)
     # Parameters, two moments, two averages; a few counters besides.
     assert 0 <= state - 5 * 4 * parameters < 100
     ring = 8 * 10 * 64 + 32 * 64  # uint8 pixels, 10 classes
-    assert 0 <= dry_run.bytes_per_device(one.carry.queue) - ring < 200
+    assert 0 <= meshes.bytes_per_device(one.carry.queue) - ring < 200
     rules = (("kernel", (None, "fsdp")),)
     split = config(mesh__data=1, mesh__fsdp=8, mesh__rules=rules, train__generated_per_label=8)
     eight = dry_run.program(split, build.make_mesh(split))
-    assert dry_run.bytes_per_device(eight.carry.state) < 0.6 * state
+    assert meshes.bytes_per_device(eight.carry.state) < 0.6 * state
     padded = 8 * 2 * 64 + 32 * 64  # 16 classes over 8 devices
-    assert 0 <= dry_run.bytes_per_device(eight.carry.queue) - padded < 200
+    assert 0 <= meshes.bytes_per_device(eight.carry.queue) - padded < 200
 
 
 @pytest.mark.slow
@@ -75,6 +78,34 @@ def test_microbatches_that_are_left_open_follow_the_devices():
     few = config(train__labels_per_step=10, train__microbatches=0, train__generated_per_label=3)
     with pytest.raises(UserError, match="does not fit the devices"):
         build.microbatches(few, meshes.make_mesh(4, 2))
+
+
+def test_samples_at_once_follow_the_free_memory():
+    gigabyte = 2**30
+    for free, expected in ((-3, 64), (0, 64), (16, 64), (30, 128), (54, 256), (59, 256)):
+        assert build.samples_at_once(free * gigabyte) == expected
+
+
+def test_a_failure_of_the_compiler_is_one_line_with_a_flag(monkeypatch):
+    def fails(device, lowered):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(compiled_report, "compile_for", fails)
+    mesh = build.make_mesh(config())
+    program = dry_run.program(config(), mesh)
+    gpu = types.SimpleNamespace(
+        devices=np.array([types.SimpleNamespace(device_kind="a GPU", platform="gpu")]), size=1
+    )
+    monkeypatch.setattr(targets, "memory_of", lambda _: 0)
+    message = "UNKNOWN: 'scf.if' op along control flow edge\n%138 = ..."
+    with pytest.raises(UserError, match=r"failed: UNKNOWN: .*hlo_passes=triton-softmax-rewriter$"):
+        compiled_report.compiled_lines(program, gpu)
+    message = "INTERNAL: Autotuning failed"
+    with pytest.raises(UserError, match=r"try XLA_FLAGS=--xla_gpu_enable_triton_gemm=false$"):
+        compiled_report.compiled_lines(program, gpu)
+    message = "RESOURCE_EXHAUSTED: Out of memory"
+    (line,) = compiled_report.compiled_lines(program, gpu)
+    assert "does NOT fit (RESOURCE_EXHAUSTED: Out of memory)" in line
 
 
 def test_the_report():
@@ -134,7 +165,7 @@ def test_networks_of_the_paper(name, variant, millions):
     for key, expected in millions.items():
         assert abs(counted[key] - expected) <= 3, (key, counted)
     whole = sum(4 * x.size for x in jax.tree.leaves(program.carry.state))
-    assert dry_run.bytes_per_device(program.carry.state) < 0.2 * whole
+    assert meshes.bytes_per_device(program.carry.state) < 0.2 * whole
     assert data_spec(found.data).image_shape in ((32, 32, 4), (256, 256, 3))
 
 
@@ -151,6 +182,6 @@ def test_the_real_program_compiles_for_a_tpu_slice():
         config(mesh__data=-1, train__labels_per_step=4, task="encoder"), topology="v5e:2x2"
     )
     assert "TPU v5 lite" in told and "collectives: " in told and "fits" in told
-    assert len(dry_run.devices_of("v4:2x2x1")) == 4  # a device for each chip, as JAX shows them
+    assert len(targets.devices_of("v4:2x2x1")) == 4  # a device for each chip, as JAX shows them
     with pytest.raises(UserError, match="--topology=v5e:3x7 cannot be compiled for"):
         dry_run.dry_run(config(), topology="v5e:3x7")

@@ -6,9 +6,11 @@ import jax
 import pytest
 import tiny_config
 
+from drifting_jax.compiler import hlo
+from drifting_jax.compiler.collectives import collectives
+from drifting_jax.compiler.targets import devices_of
 from drifting_jax.config import resolve
 from drifting_jax.config.defaults import FSDP_RULES
-from drifting_jax.distributed.collectives import collectives
 from drifting_jax.training import build, dry_run
 
 SIDE, PER_CLASS, SAMPLES, PUSHED = 8, 8192, 8, 64
@@ -31,7 +33,7 @@ def config(microbatches, *, rows=16):
 def check(found, devices=None):
     mesh = build.make_mesh(found, devices=devices)
     program = dry_run.program(resolve(found), mesh)
-    moved = collectives(program.lower().compile().as_text(), mesh.size)
+    moved = collectives(hlo.parse(program.lower().compile().as_text()), mesh.size)
     state, queue = program.carry.state, program.carry.queue
     parameters = [4 * math.prod(x.shape) for x in jax.tree.leaves(state.params)]
     frozen = [4 * math.prod(x.shape) for x in jax.tree.leaves(program.frozen)]
@@ -63,4 +65,4 @@ def test_a_step_moves_drawn_samples_parameters_and_sums(microbatches):
 @pytest.mark.parametrize("topology", ["v5e:8x8"])
 def test_the_program_of_a_tpu_slice_does_so_too(topology):
     pytest.importorskip("libtpu")
-    check(config(1, rows=64), dry_run.devices_of(topology))
+    check(config(1, rows=64), devices_of(topology))

@@ -1,0 +1,1 @@
+"""Programs for devices that this machine may lack: targets, compiled programs, their cost."""
