@@ -38,6 +38,8 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
+        # The CUDA compiler without CUDA's libraries: programs for GPUs, compiled on a CPU.
+        "gpu-compile": [f"jax[cuda12-local]{JAX}", "nvidia-cuda-nvcc-cu12>=12.8,<13"],
         "opencv": ["opencv-python-headless>=5,<6"],  # a faster decoder of images
         "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
         "test": [

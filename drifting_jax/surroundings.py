@@ -106,23 +106,42 @@ def _differs(name: str, wanted: Any) -> bool:
     return getattr(found, "value", found) != wanted
 
 
+# {what the kernel shows of an accelerator: the extra of the installation that uses it}.
+_ACCELERATORS = {
+    "/dev/nvidia0": "cuda",
+    "/dev/dxg": "cuda",
+    "/dev/kfd": "rocm",
+    "/dev/accel0": "tpu",
+}
+
+
 def check_devices() -> None:
     """Starts JAX's devices.
+
+    If the machine has an accelerator that the installed JAX cannot use, a line on stderr says so.
 
     Raises:
       UserError: there are no devices of the platform that JAX_PLATFORMS names.
       TransientError: another process holds them, or they do not answer.
     """
+    platforms = getattr(jax.config, "jax_platforms", None)
     try:
-        jax.devices()
+        devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a plugin, JAX's reason is an assert
-        platforms = getattr(jax.config, "jax_platforms", None)
         kind = TransientError if any(x in str(error) for x in _MAY_PASS) else UserError
         found = f"JAX_PLATFORMS={platforms}" if platforms else "JAX"
         reason = first_line(error).partition(" (set JAX_PLATFORMS")[0]
         raise kind(
             f"{found} finds no devices: {reason}; choose others with JAX_PLATFORMS"
         ) from None
+    unused = [path for path in _ACCELERATORS if os.path.exists(path)]
+    if devices[0].platform == "cpu" and unused and not platforms:
+        print(
+            f"note: this runs on the CPU. The machine has an accelerator ({unused[0]}) that the "
+            f"installed JAX cannot use: pip install -e '.[{_ACCELERATORS[unused[0]]}]', or set "
+            "JAX_PLATFORMS=cpu to run without it",
+            file=sys.stderr,
+        )
 
 
 def guard_output() -> None:

@@ -118,6 +118,30 @@ def test_devices_that_are_not_there_are_one_line(monkeypatch, reason, kind):
     assert type(error.value) is kind and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("there", "platforms", "extra"),
+    [
+        ("/dev/nvidia0", "", "cuda"),
+        ("/dev/accel0", "", "tpu"),
+        ("/dev/nvidia0", "cpu", None),
+        ("", "", None),
+    ],
+)
+def test_an_accelerator_that_is_not_used_is_named(monkeypatch, capsys, there, platforms, extra):
+    monkeypatch.setattr(os.path, "exists", lambda path: path == there)
+    previous = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    try:
+        surroundings.check_devices()
+    finally:
+        jax.config.update("jax_platforms", previous)
+    told = capsys.readouterr().err
+    if extra is None:
+        assert not told
+    else:
+        assert f"({there})" in told and f"pip install -e '.[{extra}]'" in told
+
+
 def test_figures_have_their_own_style(tmp_path):
     import matplotlib
 
