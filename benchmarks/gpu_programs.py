@@ -31,7 +31,7 @@ NAMES = (
 )  # fmt: skip
 _RESULTS = flags.DEFINE_string("results", "docs/gpu_programs.json", "Read, and written anew.")
 _GPUS = flags.DEFINE_list("gpus", ["h100", "h200", "a100", "rtx4090"], "Topologies.")
-_NAMES = flags.DEFINE_list("configs", NAMES, "Configs with variants.")
+_NAMES = flags.DEFINE_list("configs", list(NAMES), "Configs with variants.")
 
 
 def measure(full: str, topology: str) -> dict:

@@ -5,6 +5,7 @@ pip install -e ".[gpu-compile]" && pytest -m slow tests/compiler/test_gpu_progra
 
 import functools
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,11 +18,20 @@ from drifting_jax.compiler import hlo, targets
 from drifting_jax.config import file_beside, resolve
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
+from drifting_jax.evaluation.metrics import blocks
+from drifting_jax.method import encoders
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.losses import drifting_loss
 from drifting_jax.models import generators
+from drifting_jax.models.convnext import ConvNeXtV2
+from drifting_jax.models.dinov2 import DINOv2
+from drifting_jax.models.inception import InceptionV3
+from drifting_jax.models.resnet import ResNet
+from drifting_jax.models.resnet_mae import ResNetMAE
+from drifting_jax.models.vae import VAE
 from drifting_jax.steps.sampling import make_sampler
 from drifting_jax.training import build, compiled_report, dry_run
+from drifting_jax.weights import networks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ("h100", "a100", "rtx4090")
@@ -47,6 +57,12 @@ def compiled(name, lowered):
     return hlo.parse(compiled_report.compile_for(device, lowered).as_text())
 
 
+def is_exact(one):
+    """Whether a product or convolution is true float32."""
+    texts = ('"operand_precision":["HIGHEST","HIGHEST"]', "operand_precision={highest,highest")
+    return any(text in one.attributes for text in texts)
+
+
 def check(module):
     """What holds in every program for a GPU; returns its products and convolutions."""
     found = []
@@ -64,8 +80,7 @@ def check(module):
         found += [("dot", body, inner) for inner in body.values() if inner.opcode == "dot"]
     for target, _, one in found:
         if any(name in one.attributes for name in DISTANCES):
-            exact = ('"operand_precision":["HIGHEST","HIGHEST"]', "precision={highest,highest}")
-            assert any(text in one.attributes for text in exact), (target, one)
+            assert is_exact(one), (target, one)
     return found
 
 
@@ -141,14 +156,71 @@ def test_the_step_of_the_toy_and_the_sampler_of_digits(name):
     model = build.make_generator(digits(), spec)
     params = jax.eval_shape(lambda: generators.init_generator(jax.random.key(0), model))
 
-    def shapes(tree):
-        where = NamedSharding(mesh, P())
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
-
     key = jax.eval_shape(lambda: jax.random.key(0))
     numbers = jax.ShapeDtypeStruct((16,), jnp.int32)
-    inputs = [shapes(x) for x in (params, key, numbers, numbers, jax.ShapeDtypeStruct((), "f4"))]
-    check(compiled(name, make_sampler(model, mesh).lower(*inputs)))
+    inputs = shapes_on(name, (params, key, numbers, numbers, jax.ShapeDtypeStruct((), "f4")))
+    check(compiled(name, jax.jit(make_sampler(model, mesh)).lower(*inputs)))
+
+
+SMALL = {
+    "autoencoder": ResNetMAE(
+        in_channels=3, num_classes=10, width=16, blocks=(1, 1), groups=4, dtype=jnp.bfloat16
+    ),
+    "convnext": ConvNeXtV2((1, 1), (8, 16), image_size=32, dtype=jnp.bfloat16),
+    "resnet": ResNet(width=8, blocks=(1, 1, 1, 1), image_size=64, dtype=jnp.bfloat16),
+    "dinov2": DINOv2(width=32, depth=1, num_heads=2, feature_blocks=(1,), image_size=56),
+}
+
+
+def shapes_on(name, tree):
+    where = NamedSharding(mesh_of(name), P())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+
+def variables_of(model):
+    return jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_encoders_with_their_gradients(kind):
+    if kind == "autoencoder":
+        function = encoders.autoencoder_features(SMALL[kind])
+    else:
+        function = networks.ENCODERS[kind].features(SMALL[kind], (2, 4), False)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    variables = variables_of(SMALL[kind])
+
+    def total(variables, images):
+        return sum(jnp.sum(x) for x in function(variables, images).values())
+
+    inputs = shapes_on("h100", (variables, images))
+    check(compiled("h100", jax.jit(jax.grad(total, 1)).lower(*inputs)))
+
+
+@pytest.mark.parametrize("method", ["encode", "decode_scaled"])
+def test_latents(method):
+    vae = VAE(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
+    shape = {"encode": (2, 32, 32, 3), "decode_scaled": (2, 16, 16, 4)}[method]
+    inputs = shapes_on("h100", (variables_of(vae), jax.ShapeDtypeStruct(shape, jnp.float32)))
+    run = jax.jit(lambda variables, x: vae.apply(variables, x, method=method))
+    check(compiled("h100", run.lower(*inputs)))
+
+
+def test_features_and_neighbours_of_the_evaluation():
+    inception = InceptionV3()
+    images = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
+    inputs = shapes_on("h100", (variables_of(inception), images))
+    products = check(compiled("h100", jax.jit(inception.apply).lower(*inputs)))
+    assert len([one for _, _, one in products if "cudnn" in one.attributes]) > 50
+    assert all(is_exact(one) for _, _, one in products)
+    rows, columns = jax.ShapeDtypeStruct((64, 32), "f4"), jax.ShapeDtypeStruct((48, 32), "f4")
+    number = jax.ShapeDtypeStruct
+    left = (rows, number((64,), "i4"), number((64, 3), "f4"), number((64, 3), "i4"))
+    inputs = shapes_on("h100", (left, (columns, number((48,), "i4"))))
+    products = check(
+        compiled("h100", jax.jit(partial(blocks.closer, blocks.DEVICES)).lower(*inputs))
+    )
+    assert products and all(is_exact(one) for _, _, one in products)
 
 
 def test_the_report_on_a_gpu():
