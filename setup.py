@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-JAX = ">=0.10.2,<0.11"
+JAX = ">=0.7.2,<0.13"
 
 setup(
     name="drifting_jax",
@@ -18,9 +18,9 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         f"jax{JAX}",
-        "flax>=0.12.8,<0.13",
+        "flax>=0.11.2,<0.13",
         "optax>=0.2.8,<0.3",
-        "orbax-checkpoint>=0.12.8,<0.13",
+        "orbax-checkpoint>=0.12.4,<0.13",
         "grain>=0.2.18,<0.3",
         "array_record>=0.8,<0.9",
         "tensorflow-datasets>=4.9.10,<5",
@@ -38,6 +38,8 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda12]{JAX}"],
+        "cuda13": [f"jax[cuda13]{JAX}"],
+        "rocm": [f"jax[rocm7-local]{JAX},>=0.9.2"],  # ROCm 7 itself must be on the machine
         # The CUDA compiler without CUDA's libraries: programs for GPUs, compiled on a CPU.
         "gpu-compile": [f"jax[cuda12-local]{JAX}", "nvidia-cuda-nvcc-cu12>=12.8,<13"],
         "opencv": ["opencv-python-headless>=5,<6"],  # a faster decoder of images

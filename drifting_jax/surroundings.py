@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast
 
 import jax
 
+from drifting_jax.compatibility import enable_x64
 from drifting_jax.errors import TransientError, UserError, first_line
 from drifting_jax.files import shown
 
@@ -43,7 +44,7 @@ JAX_SETTINGS: dict[str, Any] = {
     "jax_transfer_guard_device_to_device": None,
 }
 _CONTEXTS: dict[str, Any] = {
-    "jax_enable_x64": jax.enable_x64,
+    "jax_enable_x64": enable_x64,
     "jax_threefry_partitionable": jax.threefry_partitionable,
     "jax_default_matmul_precision": jax.default_matmul_precision,
     "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,

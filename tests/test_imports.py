@@ -1,6 +1,7 @@
 """Imports run one way, and the mathematics runs without the data and input/output libraries."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ PACKAGE = "drifting_jax"
 
 # From the ground up: a folder imports from itself and from the lines before its own.
 LAYERS = (
-    {"errors"},
+    {"errors", "compatibility"},
     {"files", "digests"},
     {"unpickle"},
     {"surroundings", "drawing"},
@@ -108,6 +109,7 @@ def is_pure(module: str) -> bool:
 def test_the_mathematics_needs_no_more_than_jax_flax_optax_and_numpy():
     allowed = (
         "errors",
+        "compatibility",
         "surroundings",
         "distributed.meshes",
         "distributed.class_rows",
@@ -123,6 +125,48 @@ def test_models_know_neither_devices_nor_data():
     for module, path in sources().items():
         if module.startswith("models."):
             assert {name.partition(".")[0] for name in own(path)} <= {"models"}, module
+
+
+# These two run where libraries that read data and write tables are not installed.
+TRAINS_A_TOY = """
+import sys
+sys.modules |= dict.fromkeys(("clu", "tensorflow_datasets", "tensorflow"))
+import drifting_jax as dj
+
+config = dj.base_config("toy")
+config.model.widths = (8,)
+config.data.num_samples = config.eval.num_samples = 64
+config.eval.directions = 4
+config.optim.schedule, config.optim.warmup_steps, config.mesh.data = "constant", 1, 1
+config.train.generated = config.train.positives = 16
+config.train.num_steps = config.train.save_every = config.log_every = 2
+dj.train(dj.resolve_config(config), workdir=sys.argv[1])
+"""
+SAMPLES = """
+import sys
+sys.modules |= dict.fromkeys(("clu", "tensorflow_datasets", "tensorflow", "array_record", "grain"))
+import drifting_jax.convert, drifting_jax.evaluate, drifting_jax.prepare, drifting_jax.sample
+import drifting_jax as dj
+import jax, jax.numpy as jnp, numpy as np
+from drifting_jax.distributed.meshes import make_mesh
+from drifting_jax.models.dit import DiT
+from drifting_jax.models.generators import init_generator
+
+channels = {"in_channels": 1, "out_channels": 1}
+sizes = {"width": 16, "depth": 1, "num_heads": 2, "num_context_tokens": 2}
+model = DiT(image_size=4, patch_size=2, num_classes=2, **channels, **sizes)
+sampler = dj.make_sampler(model, make_mesh(1, 1))
+label = jnp.zeros(1, jnp.int32)
+key = jax.random.key(0)
+assert sampler(init_generator(key, model), key, label, label, np.float32(1)).finite.all()
+"""
+
+
+def test_a_toy_and_a_sampler_need_no_library_that_reads_data(tmp_path):
+    for program in (TRAINS_A_TOY, SAMPLES):
+        command = [sys.executable, "-c", program, str(tmp_path / "run")]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_importing_a_package_imports_nothing_else():

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
 from absl import logging
 
@@ -173,6 +172,8 @@ def batches(
       ValueError: the source is empty, or the sizes do not fit.
       TransientError: the workers cannot share memory.
     """
+    import grain  # it imports array_record, which a sampler does not need
+
     _check(source, batch_size, start, num_workers, process_index, process_count)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     local = batch_size // process_count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from drifting_jax.models import layers
 from drifting_jax.models.pixels import imagenet_input, one_image
@@ -27,7 +28,7 @@ class GlobalResponseNorm(nn.Module):
     [b, h, w, d] -> same. Parameters `scale` and `bias` are [1, 1, 1, d]; norms are float32.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,7 +47,7 @@ class Block(nn.Module):
     [b, h, w, d] -> same, with a residual connection.
     """
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -75,7 +76,7 @@ class Trunk(nn.Module):
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     patch_size: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -117,7 +118,7 @@ class ConvNeXtV2(nn.Module):
     widths: tuple[int, ...] = (128, 256, 512, 1024)
     patch_size: int = 4
     image_size: int = 224
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         if not self.depths or len(self.depths) != len(self.widths):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from drifting_jax.models import layers
 from drifting_jax.models.pixels import check_images, imagenet_input, one_image
@@ -67,7 +68,7 @@ class Embeddings(nn.Module):
     patch_size: int
     position_grid: int
     position_offset: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
@@ -95,7 +96,7 @@ class Attention(nn.Module):
     """Multi-head self-attention [b, t, width] -> same; logits and softmax are float32."""
 
     num_heads: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -122,7 +123,7 @@ class FeedForward(nn.Module):
 
     mlp_ratio: float
     swiglu: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -147,7 +148,7 @@ class Block(nn.Module):
     num_heads: int
     mlp_ratio: float
     swiglu: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -200,7 +201,7 @@ class DINOv2(nn.Module):
     final_feature: bool = True
     image_size: int | None = None
     resize: str = "bicubic"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         self._check_fields()

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from drifting_jax.models import layers
 from drifting_jax.models.transformer import Block, Modulation, modulate
@@ -25,7 +26,7 @@ class FinalLayer(nn.Module):
 
     features: int
     rms_norm: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
@@ -40,7 +41,7 @@ class ScaleEmbedding(nn.Module):
     """Embeds the CFG scale alpha: RMSNorm(MLP(sinusoid(alpha))), [b] -> [b, width]."""
 
     width: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, cfg_scale: jax.Array) -> jax.Array:
@@ -100,8 +101,8 @@ class DiT(nn.Module):
     swiglu: bool = True
     rope: bool = True
     rms_norm: bool = True
-    dtype: jnp.dtype = jnp.float32
-    attention_dtype: jnp.dtype | None = None
+    dtype: DTypeLike = jnp.float32
+    attention_dtype: DTypeLike | None = None
     remat: bool = False
     scan: bool = False
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -86,7 +87,7 @@ def sinusoid(values: jax.Array, width: int, *, max_period: float = 10000.0) -> j
 
 
 def rotary_angles(
-    num_tokens: int, head_width: int, *, dtype: jnp.dtype, base: float = 10000.0
+    num_tokens: int, head_width: int, *, dtype: DTypeLike, base: float = 10000.0
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of 1-D rotary positions (RoPE), each [num_tokens, head_width / 2].
 
@@ -112,7 +113,7 @@ def apply_rotary(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Arra
 def linear(
     features: int,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     kernel_init: Callable[..., jax.Array] = xavier_uniform,
     name: str | None = None,
 ) -> nn.Dense:
@@ -120,7 +121,7 @@ def linear(
     return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
-def token_norm(*, rms: bool, affine: bool, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
+def token_norm(*, rms: bool, affine: bool, dtype: DTypeLike, name: str | None = None) -> nn.Module:
     """Norm over the last axis, epsilon 1e-6: RMSNorm with a scale, or LayerNorm."""
     if rms:
         return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
@@ -144,7 +145,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int
     stride: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -182,7 +183,7 @@ class GroupNorm(nn.Module):
     """
 
     groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from drifting_jax.models import layers
 
@@ -23,7 +24,7 @@ class MLP(nn.Module):
 
     widths: tuple[int, ...] = (256, 256, 256)
     out_features: int = 2
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, noise: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from drifting_jax.models import layers
 from drifting_jax.models.pixels import check_images, imagenet_input, one_image
@@ -20,7 +21,7 @@ class FrozenBatchNorm(nn.Module):
     as those of every encoder.
     """
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,7 +42,7 @@ class ConvNorm(nn.Module):
     features: int
     kernel_size: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,7 +59,7 @@ class Bottleneck(nn.Module):
     width: int
     stride: int
     project: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -75,7 +76,7 @@ class Trunk(nn.Module):
 
     width: int
     blocks: tuple[int, ...]
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -114,7 +115,7 @@ class ResNet(nn.Module):
     every_k_block: int = 2
     image_size: int | None = None
     resize: str = "bicubic"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         if not self.blocks or min(self.blocks) < 1:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from drifting_jax.models import layers
 from drifting_jax.models.pixels import one_image
@@ -47,7 +48,7 @@ class ConvNorm(nn.Module):
     kernel_size: int
     groups: int
     stride: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,7 +62,7 @@ class BasicBlock(nn.Module):
     features: int
     groups: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -78,7 +79,7 @@ class Encoder(nn.Module):
     width: int
     blocks: tuple[int, ...]
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     remat: bool
 
     @nn.compact
@@ -106,7 +107,7 @@ class UpBlock(nn.Module):
 
     features: int
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array) -> jax.Array:
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
     out_features: int
     num_stages: int
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, maps: dict[str, jax.Array]) -> jax.Array:
@@ -167,7 +168,7 @@ class ResNetMAE(nn.Module):
     mask_patch_size: int = 2
     groups: int = 32
     every_k_block: int = 2
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def setup(self):

@@ -7,6 +7,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from drifting_jax.models import layers
 
@@ -17,8 +18,8 @@ class SelfAttention(nn.Module):
     num_heads: int
     qk_norm: bool
     rms_norm: bool
-    dtype: jnp.dtype
-    attention_dtype: jnp.dtype
+    dtype: DTypeLike
+    attention_dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
@@ -53,7 +54,7 @@ class FeedForward(nn.Module):
 
     mlp_ratio: float
     swiglu: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,7 +81,7 @@ class Modulation(nn.Module):
 
     width: int
     parts: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, condition: jax.Array) -> list[jax.Array]:
@@ -105,8 +106,8 @@ class Block(nn.Module):
     qk_norm: bool
     swiglu: bool
     rms_norm: bool
-    dtype: jnp.dtype
-    attention_dtype: jnp.dtype
+    dtype: DTypeLike
+    attention_dtype: DTypeLike
 
     @nn.compact
     def __call__(

@@ -7,6 +7,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from drifting_jax.models import layers
 from drifting_jax.models.pixels import one_image
@@ -28,7 +29,7 @@ class ResnetBlock(nn.Module):
 
     features: int
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,7 +49,7 @@ class Attention(nn.Module):
     """
 
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -70,7 +71,7 @@ class MidBlock(nn.Module):
     """Block, attention and block at the lowest resolution: [b, h, w, d] -> same."""
 
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -87,7 +88,7 @@ class DownBlock(nn.Module):
     depth: int
     downsample: bool
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,7 +113,7 @@ class UpBlock(nn.Module):
     depth: int
     upsample: bool
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -131,7 +132,7 @@ class Encoder(nn.Module):
     depth: int
     out_features: int
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -152,7 +153,7 @@ class Decoder(nn.Module):
     depth: int
     out_features: int
     groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     remat: bool
 
     @nn.compact
@@ -193,7 +194,7 @@ class VAE(nn.Module):
     layers_per_block: int = 2
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def setup(self):

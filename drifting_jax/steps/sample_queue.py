@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from drifting_jax.compatibility import as_varying
 from drifting_jax.distributed import meshes
 
 Leaf = TypeVar("Leaf")
@@ -300,7 +301,7 @@ def draw(
 
         drawn = jnp.zeros((size, *shape), by_class.images.dtype)
         if num_blocks > 1:
-            drawn = jax.lax.pcast(drawn, meshes.BATCH_AXES, to="varying")
+            drawn = as_varying(drawn, meshes.BATCH_AXES)
         drawn = jax.lax.fori_loop(0, -(-size // piece), move, drawn)
         return drawn.reshape(labels.shape[0] // split[0], count // split[1], *shape)
 

@@ -86,7 +86,7 @@ def first_batch_picture(batch: Mapping[str, jax.Array], count: int) -> np.ndarra
         return images
     colours = images[..., :3].astype(np.float32)
     low, high = colours.min(initial=np.inf), colours.max(initial=-np.inf)
-    return np.rint((colours - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
+    return np.rint((colours - low) * (255.0 / np.maximum(high - low, 1e-12))).astype(np.uint8)
 
 
 def _own_rows(array: jax.Array, count: int) -> np.ndarray:

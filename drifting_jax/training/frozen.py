@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import DataSpec
@@ -104,7 +105,7 @@ def place_networks(
     return FrozenNetworks(variables, extra, decoder, vae)
 
 
-def as_computed(params: PyTree, dtype: jnp.dtype) -> PyTree:
+def as_computed(params: PyTree, dtype: DTypeLike) -> PyTree:
     """Arrays, or their shapes, with each kernel in the dtype that its layer computes in.
 
     The layer would round it to that dtype itself: the numbers are the same, and in bfloat16 there

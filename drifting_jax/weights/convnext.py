@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.convnext import ConvNeXtV2
@@ -39,7 +40,7 @@ def table(model: ConvNeXtV2) -> dict[str, Tensor]:
     return entries
 
 
-def from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> ConvNeXtV2:
+def from_config(config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32) -> ConvNeXtV2:
     """The network that a config.json describes; missing entries have transformers' defaults.
 
     `layer_norm_eps` is not read: every norm has epsilon 1e-6, as the network was trained.
@@ -69,7 +70,7 @@ def load(
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any] | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     origin: str = "the file",
 ) -> tuple[ConvNeXtV2, PyTree]:
     """The network and its variables.

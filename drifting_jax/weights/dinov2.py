@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.dinov2 import DINOv2
@@ -71,7 +72,7 @@ def table(model: DINOv2) -> dict[str, Tensor]:
 
 
 def from_config(
-    config: Mapping[str, Any], *, position_offset: float = 0.0, dtype: jnp.dtype = jnp.float32
+    config: Mapping[str, Any], *, position_offset: float = 0.0, dtype: DTypeLike = jnp.float32
 ) -> DINOv2:
     """The network that a config.json describes; missing entries have transformers' defaults.
 
@@ -111,7 +112,7 @@ def load(
     config: Mapping[str, Any] | None = None,
     *,
     position_offset: float | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     origin: str = "the file",
 ) -> tuple[DINOv2, PyTree]:
     """The network and its variables.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.resnet import ResNet
@@ -48,7 +49,7 @@ def load(
     *,
     classifier: bool = False,
     prefix: str | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     origin: str = "the file",
 ) -> tuple[ResNet, PyTree]:
     """The network, with sizes taken from the tensors, and its variables.

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from drifting_jax.errors import UserError
 from drifting_jax.models.vae import VAE
@@ -50,7 +51,7 @@ _IGNORED = (r"loss\..*", r"model_ema\..*")
 _PROJECTION = re.compile(r".*mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight")
 
 
-def from_config(config: Mapping[str, Any], *, dtype: jnp.dtype = jnp.float32) -> VAE:
+def from_config(config: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32) -> VAE:
     """The network that a config.json describes; missing entries have diffusers' defaults.
 
     Args:
@@ -105,7 +106,7 @@ def load(
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any] | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     origin: str = "the file",
 ) -> tuple[VAE, PyTree]:
     """The network and its variables from the tensors of a file.

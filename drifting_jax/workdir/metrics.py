@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
-from clu import parameter_overview
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -93,15 +93,23 @@ class MetricWriter:
     def write_parameters(self, stage: str, params: Any) -> None:
         """Writes a table to <workdir>/<stage>_parameters.txt and prints the number of parameters.
 
+        There is no table where clu is not installed.
+
         Args:
           stage: As in `write_scalars`.
           params: Tree of arrays; only names, shapes and dtypes are read.
         """
         if not self._enabled:
             return
-        print(f"{stage}: {parameter_overview.count_parameters(params):,} parameters", flush=True)
-        table = parameter_overview.get_parameter_overview(params, include_stats=False)
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+        print(f"{stage}: {count:,} parameters", flush=True)
         path = self._workdir / f"{stage}_parameters.txt"
+        try:
+            from clu import parameter_overview
+        except ImportError as error:
+            logging.warning("%s is not written: %s", path, error)
+            return
+        table = parameter_overview.get_parameter_overview(params, include_stats=False)
         try:
             path.write_text(table + "\n", encoding="utf-8")
         except OSError as error:

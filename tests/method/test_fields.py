@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from read_release import load
 
+from drifting_jax.compatibility import enable_x64
 from drifting_jax.method.fields.mean_shift import drifting_field
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.sets import DIRECT_CHANNELS, pairwise_distance
@@ -68,7 +69,7 @@ def draw(seed, g=6, p=5, n=7, d=3, dtype=np.float64):
 
 def test_reference_numbers_of_algorithm_2():
     arrays = load("B_algorithm2_f64.npz")
-    with jax.enable_x64(True):
+    with enable_x64(True):
         for case in arrays["case_names"]:
             x, y_pos = arrays[f"{case}/x"], arrays[f"{case}/y_pos"]
             own = bool(arrays[f"{case}/y_neg_is_x"])
@@ -95,7 +96,7 @@ def test_reference_numbers_of_algorithm_2():
 )
 def test_options_match_the_written_out_field(options):
     x, y_pos, _ = draw(0)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         v = FIELD(
             x,
             y_pos,
@@ -138,7 +139,7 @@ def test_distances_of_coinciding_samples_do_not_cancel(d, offset, apart):
 @given(SEEDS)
 def test_swapping_positives_and_negatives_negates(seed):
     x, y_pos, y_neg = draw(seed, p=5, n=5)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         v = FIELD(x, y_pos, y_neg, temperature=0.5)
         swapped = FIELD(x, y_neg, y_pos, temperature=0.5)
     np.testing.assert_allclose(v, -swapped, atol=1e-13)
@@ -148,7 +149,7 @@ def test_swapping_positives_and_negatives_negates(seed):
 @given(SEEDS)
 def test_zero_where_the_two_sets_are_the_same(seed):
     x, y, _ = draw(seed)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         v = FIELD(x, y, y, temperature=0.5)
     np.testing.assert_allclose(v, np.zeros_like(v), atol=1e-13)
 
@@ -161,7 +162,7 @@ def test_moves_with_permutation_translation_and_rotation(seed):
     rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     shift = 10 * rng.normal(size=3)
     order = rng.permutation(len(x))
-    with jax.enable_x64(True):
+    with enable_x64(True):
         v = np.asarray(FIELD(x, y_pos, y_neg, temperature=0.5))
         moved = FIELD(
             x @ rotation + shift,

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from read_release import load
 
+from drifting_jax.compatibility import enable_x64
 from drifting_jax.distributed.meshes import BATCH_AXES, make_mesh
 from drifting_jax.method import losses
 from drifting_jax.method.feature_losses import feature_drifting_loss
@@ -103,7 +104,7 @@ def test_reference_numbers(case):
 
 def test_matches_numpy_over_rows_locations_weights_and_negatives():
     gen, pos, neg, weight = draw(0)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         value, statistics = LOSS(gen, pos, neg, unconditional_weight=weight)
     expected, scale, squares, _ = expected_loss(gen, pos, neg, w_neg=weight)
     assert value.dtype == np.float64
@@ -121,7 +122,7 @@ def test_gradient_is_that_of_the_frozen_target_and_none_reaches_the_rest():
     def loss(gen, pos, neg, weight):
         return drifting_loss(gen, pos, neg, unconditional_weight=weight)[0]
 
-    with jax.enable_x64(True):
+    with enable_x64(True):
         gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(gen, pos, neg, weight)
     _, scale, _, total = expected_loss(gen, pos, neg, w_neg=weight)
     expected = -2 * total / (scale / np.sqrt(gen.shape[-1]) * gen.size)  # (36)
@@ -151,7 +152,7 @@ def test_samples_that_coincide_with_positives_drift_as_in_float64(apart):
 
 def test_diversity_statistics():
     gen, pos, neg, _ = draw(2)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         _, statistics = LOSS(gen, pos, neg)
     x, y = (a.transpose(0, 2, 1, 3) for a in (gen, pos))
     among = np.linalg.norm(x[:, :, :, None] - x[:, :, None], axis=-1)
@@ -166,7 +167,7 @@ def test_diversity_statistics():
 @given(SEEDS)
 def test_loss_does_not_depend_on_the_scale_or_place_of_a_feature(seed):
     gen, pos, neg, _ = draw(seed)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         value, statistics = LOSS(gen, pos, neg)
         moved, other = LOSS(30 * gen + 7, 30 * pos + 7, 30 * neg + 7)
     # Own pairs stay at the clip of 1e-4, whatever the scale: that much is not invariant.
@@ -179,7 +180,7 @@ def test_loss_does_not_depend_on_the_scale_or_place_of_a_feature(seed):
 @given(SEEDS)
 def test_loss_does_not_depend_on_the_order_of_samples_rows_or_locations(seed):
     gen, pos, neg, _ = draw(seed)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         value, _ = LOSS(gen, pos, neg)
         for shuffled in (
             (gen[:, ::-1], pos[:, ::-1], neg[:, ::-1]),
@@ -201,7 +202,7 @@ def test_one_temperature_gives_one_and_several_at_most_their_square():
 def test_pieces_over_class_rows_equal_the_whole():
     """Three passes: sums of distances, then of squared drifts, then losses and gradients."""
     gen, pos, neg, weight = draw(4, c=4)
-    with jax.enable_x64(True):
+    with enable_x64(True):
 
         def sets_of(piece):
             return losses.make_sets(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 _PRECISION_BITS = 22  # of Pillow's fixed-point weights of 8-bit images
 
@@ -127,7 +128,7 @@ def _along(values: jax.Array | np.ndarray, axis: int) -> jax.Array | np.ndarray:
     return values.reshape([-1 if i == axis else 1 for i in range(4)])
 
 
-def _check(images: jax.Array, dtypes: tuple[jnp.dtype, ...]) -> None:
+def _check(images: jax.Array, dtypes: tuple[DTypeLike, ...]) -> None:
     if images.ndim != 4 or 0 in images.shape or images.dtype not in dtypes:
         names = " or ".join(jnp.dtype(dtype).name for dtype in dtypes)
         raise ValueError(

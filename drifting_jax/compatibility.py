@@ -1,0 +1,21 @@
+"""What the supported versions of JAX (`setup.py`) do not all have; no other file asks for one."""
+
+from typing import Any
+
+import jax
+import jax.experimental
+
+_jax: Any = jax  # the types of one version lack the names of another
+
+# Context manager that switches 64 bits on or off. JAX 0.7 has it under `jax.experimental` alone.
+enable_x64 = _jax.enable_x64 if hasattr(jax, "enable_x64") else _jax.experimental.enable_x64
+
+# Settings of `surroundings.JAX_SETTINGS` that JAX 0.7 lacks.
+NEWER_SETTINGS = {"jax_thread_guard"}
+
+
+def as_varying(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+    """x, with a type that says that it may differ along these axes of the mesh, in `shard_map`."""
+    if hasattr(jax.lax, "pcast"):
+        return _jax.lax.pcast(x, axes, to="varying")
+    return _jax.lax.pvary(x, axes)  # the name in JAX 0.7
