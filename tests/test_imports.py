@@ -1,6 +1,7 @@
 """Imports run one way, and the mathematics runs without the data and input/output libraries."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,19 @@ def test_a_toy_and_a_sampler_need_no_library_that_reads_data(tmp_path):
         command = [sys.executable, "-c", program, str(tmp_path / "run")]
         subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_flax_is_called_in_one_file():
+    """`init` and `apply` of modules; optimizers have an `init` too, and extractors an `apply`."""
+    called = {}
+    for module, path in sources().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                of = ast.unparse(node.func.value)
+                if node.func.attr in ("init", "apply") and not re.search("optimizer|extractor", of):
+                    called.setdefault(module, set()).add(of)
+    # The check of a config describes an encoder that nothing else makes.
+    assert set(called) - {"training.build"} == {"models.calls"}
 
 
 def test_importing_a_package_imports_nothing_else():

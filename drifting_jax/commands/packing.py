@@ -6,7 +6,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableIma
 from drifting_jax.data.unreadable import most_unreadable
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
+from drifting_jax.models.calls import apply_variables
 from drifting_jax.models.vae import VAE
 
 
@@ -184,8 +185,7 @@ def latent_records(
     def encode(model: VAE, variables: Any, images: jax.Array) -> jax.Array:
         b, v = images.shape[:2]
         pixels = images.reshape(b * v, *images.shape[2:]).astype(jnp.float32) / 127.5 - 1
-        encoded = model.apply(variables, pixels, method=VAE.encode)
-        mean, log_variance = cast(tuple[jax.Array, jax.Array], encoded)
+        mean, log_variance = apply_variables(model, variables, pixels, method=VAE.encode)
         moments = jnp.stack([mean, jnp.exp(log_variance / 2)], 1).astype(jnp.float16)
         return moments.reshape(b, v, *moments.shape[1:])
 

@@ -4,12 +4,13 @@ The variables are an argument, not a constant; gradients flow to the images only
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from drifting_jax.method import features
+from drifting_jax.models.calls import apply_variables
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
@@ -86,7 +87,7 @@ def map_features(
 
 
 def _feature_maps(model: nn.Module, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-    return cast(dict[str, jax.Array], model.apply(variables, images, method="feature_maps"))
+    return apply_variables(model, variables, images, method="feature_maps")
 
 
 def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunction:
@@ -96,8 +97,8 @@ def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunct
     """
 
     def of_latents(variables: PyTree, latents: jax.Array) -> dict[str, jax.Array]:
-        images = vae.apply(variables["vae"], latents, method=VAE.decode_scaled)
-        return feature_function(variables["encoder"], cast(jax.Array, images))
+        images = apply_variables(vae, variables["vae"], latents, method=VAE.decode_scaled)
+        return feature_function(variables["encoder"], images)
 
     return of_latents
 

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from drifting_jax.models.calls import init_params
 from drifting_jax.models.dit import DiT
 
 PyTree = Any
@@ -134,4 +135,4 @@ def init_generator(key: jax.Array, model: nn.Module) -> PyTree:
     """Initial parameters of a generator, float32."""
     noise, styles = draw_inputs(key, model)
     labels, cfg_scale = jnp.zeros(1, jnp.int32), jnp.ones(1)
-    return model.init(key, noise[None], labels, styles[None], cfg_scale)["params"]
+    return init_params(model, key, noise[None], labels, styles[None], cfg_scale)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import optax
 
 from drifting_jax.distributed.class_rows import mean_over_microbatches, to_float
 from drifting_jax.models import layers
+from drifting_jax.models.calls import apply
 from drifting_jax.models.resnet_mae import Reconstruction, ResNetMAE, draw_mask, mae_loss
 from drifting_jax.steps.state import TrainState, apply_gradients
 
@@ -74,7 +74,7 @@ def encoder_step(
 
     def loss_function(params, part):
         images, patches, mask, labels = part
-        output = cast(Reconstruction, model.apply({"params": params}, images, mask))
+        output: Reconstruction = apply(model, params, images, mask)
         loss = mae_loss(output, patches, mask, labels, classification_weight=weight)
         accuracy = jnp.mean(jnp.argmax(output.logits, -1) == labels)
         return jnp.mean(loss.total), (jax.tree.map(jnp.mean, loss), accuracy)

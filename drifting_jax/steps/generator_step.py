@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -24,6 +24,7 @@ from drifting_jax.method.feature_losses import FeatureSets
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.losses import DriftingStatistics
 from drifting_jax.models import generators
+from drifting_jax.models.calls import apply
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.culprit import drift_culprit
 from drifting_jax.steps.sample_queue import SampleQueue
@@ -261,14 +262,15 @@ def _generate(params: PyTree, rows: _Rows, mesh: Mesh, model: nn.Module) -> jax.
 
     draw = jax.vmap(jax.vmap(lambda key: generators.draw_inputs(key, model)))
     noise, styles = (class_rows.merge(x, sharding) for x in draw(rows.input_keys))
-    generated = model.apply(
-        {"params": params},
+    generated = apply(
+        model,
+        params,
         noise,
         for_each_sample(rows.label),
         styles,
         for_each_sample(rows.cfg_scale),
     )
-    generated = class_rows.keep_split(cast(jax.Array, generated), sharding)
+    generated = class_rows.keep_split(generated, sharding)
     return class_rows.split(generated, sharding, c, g)
 
 

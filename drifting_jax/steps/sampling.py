@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.models import generators
+from drifting_jax.models.calls import apply, apply_variables
 from drifting_jax.models.vae import VAE
 from drifting_jax.surroundings import settled_jax
 
@@ -53,9 +54,9 @@ def make_sampler(model: nn.Module, mesh: Mesh, *, vae: VAE | None = None) -> Sam
 
     def pixels(params, *inputs):
         if vae is None:
-            return model.apply({"params": params}, *inputs)
-        latents = model.apply({"params": params["generator"]}, *inputs)
-        return vae.apply(params["vae"], latents, method=VAE.decode_scaled)
+            return apply(model, params, *inputs)
+        latents = apply(model, params["generator"], *inputs)
+        return apply_variables(vae, params["vae"], latents, method=VAE.decode_scaled)
 
     @settled_jax()
     @jax.jit

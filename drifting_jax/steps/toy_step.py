@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import cast
 
 import flax.struct
 import jax
@@ -11,6 +10,7 @@ import optax
 
 from drifting_jax.method import losses
 from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.models.calls import apply
 from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.culprit import drift_culprit
 from drifting_jax.steps.state import TrainState, apply_gradients
@@ -74,7 +74,7 @@ def toy_step(
     positive = batch["image"][None, :, None, :]  # [1, p, 1, 2]
 
     def loss_function(params):
-        points = cast(jax.Array, model.apply({"params": params}, noise))
+        points = apply(model, params, noise)
         generated = points[None, :, None, :]  # [1, g, 1, 2]
         return losses.drifting_loss(generated, positive, options=s.drift)
 

@@ -11,6 +11,7 @@ from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
 from drifting_jax.models import generators
+from drifting_jax.models.calls import init_params
 from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.state import TrainState, create_state
 from drifting_jax.training import build
@@ -33,7 +34,7 @@ def init_encoder(config: ConfigDict, spec: DataSpec) -> TrainState:
     model, key = build.make_encoder(config, spec), stream_key(config, "encoder_init")
     height, width = (side // model.input_patch_size for side in spec.image_shape[:2])
     image, mask = jnp.zeros((1, *spec.image_shape)), jnp.zeros((1, height, width))
-    params = model.init(key, image, mask)["params"]
+    params = init_params(model, key, image, mask)
     optimizer = build.encoder_optimizer(config)
     return create_state(params, optimizer, ema_decays=(config.encoder.train.ema_decay,))
 
@@ -41,7 +42,7 @@ def init_encoder(config: ConfigDict, spec: DataSpec) -> TrainState:
 def init_toy(config: ConfigDict) -> TrainState:
     """Returns a toy's state before the first step, with q where config.start puts it."""
     model, key = MLP(widths=tuple(config.model.widths)), stream_key(config, "toy_init")
-    params = model.init(key, jnp.zeros((1, config.model.noise_features)))["params"]
+    params = init_params(model, key, jnp.zeros((1, config.model.noise_features)))
     # The last layer's bias says where q starts, the scale of its kernel how wide q is.
     params["output"] = {
         "kernel": _START_SPREAD * params["output"]["kernel"],

@@ -15,6 +15,7 @@ from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.toy import measure_toy, toy_json, toy_table
 from drifting_jax.files import write_bytes, write_json
+from drifting_jax.models.calls import apply
 from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.training import build, programs, stage
@@ -84,7 +85,7 @@ def _sampler(config: ConfigDict, model: MLP, state: TrainState) -> Callable[[int
 
     def sample(seed: int, n: int) -> np.ndarray:
         noise = jax.random.normal(root_key(seed), (n, config.model.noise_features))
-        return np.asarray(model.apply({"params": params}, noise))
+        return np.asarray(apply(model, params, noise))
 
     return sample
 
@@ -97,7 +98,7 @@ def _make_frames(
     noise = jax.random.normal(
         stream_key(config, "pictures"), (_FRAME_POINTS, config.model.noise_features)
     )
-    points_of = jax.jit(lambda params: model.apply({"params": params}, noise))
+    points_of = jax.jit(lambda params: apply(model, params, noise))
     folder = workdir / "frames"
 
     def keep_frame(step: int, state: TrainState) -> None:

@@ -9,6 +9,7 @@ import jax
 
 from drifting_jax.config.streams import root_key
 from drifting_jax.models import generators
+from drifting_jax.models.calls import init_params
 
 PyTree = Any
 
@@ -34,7 +35,7 @@ def param_shapes(model: nn.Module, *, tensors: int | None = None) -> PyTree:
     key = root_key(0)
     if generators.is_generator(model):
         return jax.eval_shape(functools.partial(generators.init_generator, model=model), key)
-    return jax.eval_shape(model.init, key, *model.example_inputs())["params"]
+    return jax.eval_shape(functools.partial(init_params, model), key, *model.example_inputs())
 
 
 def _check_sizes(model: nn.Module, tensors: int) -> None:

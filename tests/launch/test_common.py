@@ -16,7 +16,7 @@ def test_shellcheck():
     shellcheck = shutil.which("shellcheck", path=places)
     if not shellcheck:
         pytest.skip('pip install -e ".[test]" brings shellcheck')
-    scripts = [*sorted(LAUNCH.glob("*.sh")), ROOT / ".ci" / "run"]
+    scripts = [*LAUNCH.glob("*.sh"), *(ROOT / "tests").glob("*.sh"), ROOT / ".ci" / "run"]
     command = [shellcheck, "--external-sources", "--source-path=SCRIPTDIR/..", *scripts]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

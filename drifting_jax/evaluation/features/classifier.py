@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from drifting_jax.models.calls import apply, init_params
+
 _PREDICT_BATCH = 512
 
 
@@ -118,18 +120,18 @@ def _optimizer(num_steps: int, learning_rate: float) -> optax.GradientTransforma
 # The network is static, so that a second classifier of the same shape compiles nothing anew.
 @partial(jax.jit, static_argnums=0)
 def _init(net, key, images):
-    return net.init(key, _scaled(images))
+    return init_params(net, key, _scaled(images))
 
 
 @partial(jax.jit, static_argnums=0)
 def _apply(net, params, images):
-    return net.apply(params, _scaled(images))
+    return apply(net, params, _scaled(images))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def _update(net, num_steps, learning_rate, params, opt_state, images, labels):
     def loss(params):
-        _, logits = net.apply(params, _scaled(images))
+        _, logits = apply(net, params, _scaled(images))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     optimizer = _optimizer(num_steps, learning_rate)

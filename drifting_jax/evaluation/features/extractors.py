@@ -16,6 +16,7 @@ from drifting_jax.digests import digest_file, digest_params
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.resize import pil_bicubic, tf_bilinear
 from drifting_jax.files import expanded
+from drifting_jax.models.calls import apply_variables
 from drifting_jax.models.pixels import imagenet_input
 from drifting_jax.weights.networks import Network, load_network
 
@@ -125,7 +126,7 @@ def inception_extractor(network: Network) -> Extractor:
 
     def apply(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         pixels = (tf_bilinear(_as_rgb(images)) - 128.0) / 128.0
-        found: Any = network.model.apply(variables, pixels)
+        found = apply_variables(network.model, variables, pixels)
         return {
             "features": found["2048"],
             "logits": found["logits_unbiased"],
@@ -160,7 +161,7 @@ def dinov2_extractor(network: Network) -> Extractor:
     def apply(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
         resized = pil_bicubic(_as_rgb(images), _DINOV2_SIDE).astype(jnp.float32)
         pixels = imagenet_input(resized / 127.5 - 1.0, None, "bicubic")
-        return {"features": model.apply(variables, pixels)[0]}
+        return {"features": apply_variables(model, variables, pixels)[0]}
 
     return Extractor(
         name="dinov2",
