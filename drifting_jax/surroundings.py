@@ -4,6 +4,7 @@ People set variables once, for all their programs. The numbers of a run must not
 """
 
 import contextlib
+import glob
 import os
 import sys
 import threading
@@ -109,17 +110,17 @@ def _differs(name: str, wanted: Any) -> bool:
 
 # {what the kernel shows of an accelerator: the extra of the installation that uses it}.
 _ACCELERATORS = {
-    "/dev/nvidia0": "cuda",
-    "/dev/dxg": "cuda",
+    "/dev/nvidia[0-9]*": "cuda",
     "/dev/kfd": "rocm",
-    "/dev/accel0": "tpu",
+    "/dev/accel[0-9]*": "tpu",
 }
 
 
 def check_devices() -> None:
     """Starts JAX's devices.
 
-    If the machine has an accelerator that the installed JAX cannot use, a line on stderr says so.
+    If the machine has an accelerator that JAX does not use, a line on stderr says so, unless
+    JAX_PLATFORMS or CUDA_VISIBLE_DEVICES are set.
 
     Raises:
       UserError: there are no devices of the platform that JAX_PLATFORMS names.
@@ -135,14 +136,15 @@ def check_devices() -> None:
         raise kind(
             f"{found} finds no devices: {reason}; choose others with JAX_PLATFORMS"
         ) from None
-    unused = [path for path in _ACCELERATORS if os.path.exists(path)]
-    if devices[0].platform == "cpu" and unused and not platforms:
-        print(
-            f"note: this runs on the CPU. The machine has an accelerator ({unused[0]}) that the "
-            f"installed JAX cannot use: pip install -e '.[{_ACCELERATORS[unused[0]]}]', or set "
-            "JAX_PLATFORMS=cpu to run without it",
-            file=sys.stderr,
-        )
+    if devices[0].platform != "cpu" or platforms or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return
+    for pattern, extra in _ACCELERATORS.items():
+        for path in sorted(glob.glob(pattern))[:1]:
+            print(
+                f"note: this runs on the CPU. JAX does not use the machine's accelerator ({path}): "
+                f"pip install -e '.[{extra}]', or set JAX_PLATFORMS=cpu to run without it",
+                file=sys.stderr,
+            )
 
 
 def guard_output() -> None:

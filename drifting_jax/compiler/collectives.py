@@ -30,7 +30,11 @@ def collectives(module: Module, devices: int) -> list[Collective]:
         for one in (kernel, *module.fusion(kernel).values()):  # TPUs fuse them
             name = one.opcode.removesuffix("-start")
             if name in _NAMES:
-                whole = one.result_bytes * (devices if name == "reduce-scatter" else 1)
-                types = frozenset(shape.dtype for shape in one.results)
+                results = one.results
+                if one.opcode in ("all-gather-start", "collective-permute-start"):
+                    results = results[len(results) // 2 :]  # the inputs come first
+                size = sum(shape.num_bytes for shape in results)
+                whole = size * (devices if name == "reduce-scatter" else 1)
+                types = frozenset(shape.dtype for shape in results)
                 found.append(Collective(name, types, whole, times))
     return found

@@ -89,9 +89,11 @@ class Module:
 
     @cached_property
     def times(self) -> dict[str, int]:
-        """{computation: how often it runs}; a loop of unknown length counts as one pass.
+        """{computation: how often it runs}.
 
-        Of a conditional all branches count. Computations inside fusions are not listed.
+        A loop of unknown length counts with the largest number of its condition, or once. Of a
+        conditional all branches count. Conditions of loops and computations inside fusions are not
+        listed.
         """
         found: Counter[str] = Counter()
 

@@ -1,8 +1,9 @@
 """Kernels of a compiled program, their operations and bytes, and the time that these need at least.
 
 The estimate of a kernel is the larger of its operations over the device's peak for their type and
-its bytes over the bandwidth. Loops count with their passes. What a kernel reads twice, waits for or
-launches is not in it, so a real step takes longer.
+its bytes over the bandwidth of its memory. Loops count with their passes. What a kernel reads
+twice, waits for or launches is not in it; nor is it known what stays in caches between two kernels.
+Collectives count at the speed of the memory, though links between devices are slower.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from drifting_jax.compiler.targets import Gpu
 # They launch nothing of their own.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "opt-barrier"),
-    *("while", "call", "conditional", "async-start", "async-done", "async-update"),
+    *("while", "call", "conditional", "async-start", "async-update"),
     *("after-all", "partition-id", "replica-id"),
 }
+_EXACT = ('"operand_precision":["HIGHEST"', "operand_precision={highest")  # of true float32
 _LAUNCH_SECONDS = 3e-6
 _SHARE_OF_PEAK, _SHARE_OF_BANDWIDTH = 0.65, 0.8  # what good kernels reach
 
@@ -96,7 +98,7 @@ def roofline(module: Module, gpu: Gpu) -> Roofline:
 def kernels(module: Module) -> Iterator[Kernel]:
     """The kernels of a program that was compiled for a GPU."""
     for computation, one, times in module.executed():
-        if one.opcode in _FREE:
+        if one.opcode in _FREE or one.opcode.endswith("-done"):
             continue
         if one.opcode == "fusion":
             yield _fused(one, module.fusion(one), times)
@@ -144,22 +146,14 @@ def _custom(one: Instruction, computation: Computation, times: int) -> Kernel:
         flops = _product(operands[0], one.numbers("lhs_contracting_dimensions"), result)
     elif "cudnn$conv" in kind:
         flops = _convolution(kind, one, operands, result)
-    elif "cudnn$fmha" in kind:
-        flops = _attention(operands) * (2.5 if "Backward" in kind else 1)
     size = sum(shape.num_bytes for shape in operands) + result.num_bytes
-    exact = '"operand_precision":["HIGHEST"' in one.attributes
+    exact = any(text in one.attributes for text in _EXACT)
     dtype = operands[0].dtype if flops else ""
     return Kernel(kind, flops, size, dtype, exact, times)
 
 
 def _product(left: Shape, contracted: tuple[int, ...], result: Shape) -> float:
     return 2.0 * math.prod(left.dimensions[i] for i in contracted) * result.size
-
-
-def _attention(operands: list[Shape]) -> float:
-    """Two products of queries, keys and values [b, t, heads, d] (or of [b, heads, t, d])."""
-    query, key = operands[0], operands[1]
-    return 4.0 * query.size * key.dimensions[1]
 
 
 def _convolution(kind: str, one: Instruction, operands: list[Shape], result: Shape) -> float:
@@ -182,7 +176,7 @@ def _fused(one: Instruction, body: Computation, times: int) -> Kernel:
             left = body[inner.operands[0]].results[0]
             flops += _product(left, inner.numbers("lhs_contracting_dims"), inner.results[0])
             dtype = left.dtype
-            exact = "operand_precision={highest" in inner.attributes
+            exact = any(text in inner.attributes for text in _EXACT)
     read = sum(_read(x, body) for x in body.values() if x.opcode == "parameter")
     root = next(x for x in body.values() if x.is_root)
     roots = [body[x] for x in root.operands] if root.opcode == "tuple" else [root]

@@ -287,7 +287,7 @@ def _gpus(topology: str, gpu: Gpu, count: str) -> Sequence[jax.Device]:
     except Exception as error:  # whatever a missing or older plugin raises
         raise UserError(
             f"--topology={topology} cannot be compiled for ({_first_line(error)}): it needs pip "
-            'install "drifting_jax[gpu-compile]", or the extra cuda12 or cuda13'
+            'install "drifting_jax[gpu-compile]", or the extra cuda'
         ) from None
 
 

@@ -31,7 +31,8 @@ from drifting_jax.steps.toy_step import ToyStepConfig
 from drifting_jax.weights.networks import ENCODERS
 
 _SAMPLES_AT_ONCE = 64  # generated samples of a microbatch on a device, if microbatches is 0
-_MEMORY_OF_THEM = 15 * 2**30  # on a GPU; the ImageNet configs need less
+_MEMORY_OF_THEM = 20 * 2**30  # of the largest ImageNet config, with the real samples of their rows
+_USABLE = 0.75 * 0.9  # of a GPU: what JAX takes by default, less a tenth for workspaces
 
 
 def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -213,8 +214,9 @@ def microbatches(config: ConfigDict, mesh: Mesh, *, held: int = 0) -> int:
     Args:
       config: of the run.
       mesh: the devices.
-      held: bytes that a device holds throughout: state, queue and frozen networks. What is left of
-        a GPU's memory says how many samples are computed at once.
+      held: bytes that a device holds throughout: state, queue and frozen networks. What such a
+        GPU has besides says how many samples are computed at once. Variables do not matter, and
+        all processes find the same number.
 
     Raises:
       UserError: the rows of a step do not split over the microbatches or the mesh.
@@ -243,15 +245,11 @@ def microbatches(config: ConfigDict, mesh: Mesh, *, held: int = 0) -> int:
             fitting.append(count)
     if not fitting:
         raise UserError(f"config.train does not fit the devices: {refused}")
-    device = mesh.devices.flat[0]
-    free = targets.memory_of(device) - held if device.platform == "gpu" else 0
-    most = rows * t.generated_per_label / mesh.size / samples_at_once(free)
+    gpu = targets.gpu_of(mesh.devices.flat[0])
+    free = gpu.memory * _USABLE - held if gpu else 0
+    at_once = _SAMPLES_AT_ONCE * max(1, int(free // _MEMORY_OF_THEM))
+    most = rows * t.generated_per_label / mesh.size / at_once
     return next((count for count in fitting if count >= most), fitting[-1])
-
-
-def samples_at_once(free: int) -> int:
-    """Generated samples of a microbatch on a device with so many free bytes of memory."""
-    return _SAMPLES_AT_ONCE * max(1, round(free / _MEMORY_OF_THEM))
 
 
 def encoder_step_config(config: ConfigDict) -> EncoderStepConfig:

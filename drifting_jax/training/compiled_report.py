@@ -14,6 +14,12 @@ from drifting_jax.compiler.roofline import roofline, tpu_seconds
 from drifting_jax.errors import UserError
 from drifting_jax.training.programs import Program
 
+# {words of a failure: the flag with which the same program compiles}.
+_REMEDIES = {
+    "'scf.": "--xla_disable_hlo_passes=triton-softmax-rewriter",
+    "output tile sizes": "--xla_gpu_enable_triton_gemm=false",
+}
+
 
 def compiled_lines(found: Program, mesh: Mesh) -> list[str]:
     """Returns the lines on a step that is compiled for the devices of a mesh.
@@ -21,7 +27,7 @@ def compiled_lines(found: Program, mesh: Mesh) -> list[str]:
     Raises:
       UserError: the compiler fails, for another reason than too little memory.
     """
-    device = mesh.devices.flat[0]
+    device = _own_device(mesh)
     kind, capacity = device.device_kind, targets.memory_of(device)
     try:
         compiled = compile_for(device, found.lower())
@@ -30,7 +36,7 @@ def compiled_lines(found: Program, mesh: Mesh) -> list[str]:
             used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm", str(error))
             reason = used[0] if used else str(error).partition("\n")[0]
             return [f"compiled for {kind}: does NOT fit ({reason})"]
-        raise UserError(_failure(kind, device.platform, str(error))) from None
+        raise UserError(_failure(kind, str(error))) from None
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None  # those of CPUs, GPUs and TPUs are not
     module = hlo.parse(text)
@@ -57,6 +63,12 @@ def compiled_lines(found: Program, mesh: Mesh) -> list[str]:
                 "by trying kernels out"
             )
     return lines
+
+
+def _own_device(mesh: Mesh) -> jax.Device:
+    """A device of this process, which alone can be asked; the first of those that are not there."""
+    devices = list(mesh.devices.flat)
+    return next((x for x in devices if x.process_index == jax.process_index()), devices[0])
 
 
 def compile_for(device: jax.Device, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
@@ -100,15 +112,14 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e3:10.3f} ms" if seconds < 1 else f"{seconds:10.3f} s "
 
 
-def _failure(kind: str, platform: str, error: str) -> str:
-    """Returns one line on a failure of the compiler, with the flag to try."""
+def _failure(kind: str, error: str) -> str:
+    """Returns one line on a failure of the compiler, with the flag to try if one is known."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     text = f"the compiler for {kind} failed: {lines[0][:300] if lines else 'no reason given'}"
-    if platform != "gpu":
-        return text
-    if "scf." in error or "riton" in error or "tile" in error:
-        return f"{text}; try XLA_FLAGS=--xla_disable_hlo_passes=triton-softmax-rewriter"
-    return f"{text}; try XLA_FLAGS=--xla_gpu_enable_triton_gemm=false"
+    for sign, flag in _REMEDIES.items():
+        if sign in error:
+            return f"{text}; try XLA_FLAGS={flag}"
+    return text
 
 
 def _listed(found: Sequence[Collective]) -> str:

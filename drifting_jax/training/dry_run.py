@@ -16,6 +16,7 @@ from drifting_jax.compiler.targets import devices_of
 from drifting_jax.config import ConfigDict
 from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
+from drifting_jax.errors import UserError
 from drifting_jax.training import build, encoder, frozen, generator, programs, toy
 from drifting_jax.training.compiled_report import compiled_lines, gigabytes
 from drifting_jax.training.programs import Program
@@ -119,7 +120,14 @@ def count_flops(config: ConfigDict, microbatches: int) -> float:
     no further work.
     """
     one_by_one, times = config.copy_and_resolve_references(), 1
-    on_one = meshes.make_mesh(1, 1, devices=jax.local_devices(backend="cpu")[:1])
+    try:
+        cpu = jax.local_devices(backend="cpu")[:1]
+    except RuntimeError:
+        raise UserError(
+            "--dry_run counts on the CPU, which JAX_PLATFORMS leaves out: add cpu to it, as in "
+            "JAX_PLATFORMS=cuda,cpu"
+        ) from None
+    on_one = meshes.make_mesh(1, 1, devices=cpu)
     if config.task == "toy":
         return _flops(program(one_by_one, on_one).lower())
     if config.task == "generator":

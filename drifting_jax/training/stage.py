@@ -139,6 +139,8 @@ def _announce(program: Program, context: RunContext, start: int) -> None:
     print(*(f"  {line}" for line in lines[:_LARGE_SHOWN]), sep="\n", end="\n" if lines else "")
     if len(lines) > _LARGE_SHOWN:
         print(f"  … and {len(lines) - _LARGE_SHOWN} more of at least {meshes.LARGE:,} numbers")
+    if program.microbatches > 1:
+        print(f"{program.name}: {program.microbatches} microbatches a step")
     if start:
         print(f"{program.name}: goes on from step {start}", flush=True)
 

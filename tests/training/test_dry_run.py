@@ -80,10 +80,22 @@ def test_microbatches_that_are_left_open_follow_the_devices():
         build.microbatches(few, meshes.make_mesh(4, 2))
 
 
-def test_samples_at_once_follow_the_free_memory():
-    gigabyte = 2**30
-    for free, expected in ((-3, 64), (0, 64), (16, 64), (30, 128), (54, 256), (59, 256)):
-        assert build.samples_at_once(free * gigabyte) == expected
+@pytest.mark.parametrize(
+    ("name", "held", "expected"),
+    [
+        ("h100", 5, 32),  # 53 of 79 GiB are usable: twice 20 are free
+        ("h100", 20, 64),
+        ("h100", 60, 64),
+        ("h200", 5, 16),
+        ("a100", 5, 64),
+        ("", 5, 64),
+    ],
+)
+def test_microbatches_follow_the_free_memory_of_a_gpu(monkeypatch, name, held, expected):
+    found = load("imagenet_latent", "ablation")
+    mesh = build.make_mesh(found, devices=jax.devices()[:1])
+    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS.get(name))
+    assert build.microbatches(found, mesh, held=held * 2**30) == expected
 
 
 def test_a_failure_of_the_compiler_is_one_line_with_a_flag(monkeypatch):
@@ -93,15 +105,17 @@ def test_a_failure_of_the_compiler_is_one_line_with_a_flag(monkeypatch):
     monkeypatch.setattr(compiled_report, "compile_for", fails)
     mesh = build.make_mesh(config())
     program = dry_run.program(config(), mesh)
-    gpu = types.SimpleNamespace(
-        devices=np.array([types.SimpleNamespace(device_kind="a GPU", platform="gpu")]), size=1
-    )
+    device = types.SimpleNamespace(device_kind="a GPU", platform="gpu", process_index=0)
+    gpu = types.SimpleNamespace(devices=np.array([device]), size=1)
     monkeypatch.setattr(targets, "memory_of", lambda _: 0)
     message = "UNKNOWN: 'scf.if' op along control flow edge\n%138 = ..."
     with pytest.raises(UserError, match=r"failed: UNKNOWN: .*hlo_passes=triton-softmax-rewriter$"):
         compiled_report.compiled_lines(program, gpu)
-    message = "INTERNAL: Autotuning failed"
+    message = "INTERNAL: Couldn't find output tile sizes"
     with pytest.raises(UserError, match=r"try XLA_FLAGS=--xla_gpu_enable_triton_gemm=false$"):
+        compiled_report.compiled_lines(program, gpu)
+    message = "INTERNAL: no ptxas"
+    with pytest.raises(UserError, match=r"^the compiler for a GPU failed: INTERNAL: no ptxas$"):
         compiled_report.compiled_lines(program, gpu)
     message = "RESOURCE_EXHAUSTED: Out of memory"
     (line,) = compiled_report.compiled_lines(program, gpu)
