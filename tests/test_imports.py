@@ -163,6 +163,7 @@ assert sampler(init_generator(key, model), key, label, label, np.float32(1)).fin
 """
 
 
+@pytest.mark.slow
 def test_a_toy_and_a_sampler_need_no_library_that_reads_data(tmp_path):
     for program in (TRAINS_A_TOY, SAMPLES):
         command = [sys.executable, "-c", program, str(tmp_path / "run")]

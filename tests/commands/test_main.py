@@ -31,6 +31,7 @@ def start(*arguments: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line_and_status_two(tmp_path):
     nowhere = tmp_path / "nowhere"
     sampling = ("-m", "drifting_jax.sample", f"--workdir={nowhere}")

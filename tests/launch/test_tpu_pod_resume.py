@@ -95,6 +95,7 @@ def test_tpu_pod_resume_starts_again_when_some_workers_are_left_waiting(cloud):
     assert ssh(f"{WORKER} kill") in cloud.calls()
 
 
+@pytest.mark.slow
 def test_tpu_pod_resume_counts_failures_anew_after_running_well(cloud):
     resume = ("resume", *SLICE, *TYPE, *cloud.disk, "--poll=0", "--max_failures=1", *cloud.flags)
     cloud.set("plan", "nothing 1 " + "nothing " * 21 + "1 nothing 0 ")

@@ -133,6 +133,7 @@ def test_scan_and_remat_change_no_number(scan, remat):
     )
 
 
+@pytest.mark.slow
 def test_a_scan_starts_like_the_blocks_one_by_one():
     model = DiT(**LATENT, width=64, depth=3, num_heads=2, num_classes=5, scan=True)
     assert jax.eval_shape(unstack_blocks, _shapes(model)) == _shapes(model.clone(scan=False))

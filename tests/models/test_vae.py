@@ -131,6 +131,7 @@ def test_bfloat16_is_near_and_returns_float32(loaded):
     assert np.sqrt(np.square(decoded - expected).mean()) < 0.05 * expected.std()
 
 
+@pytest.mark.slow
 def test_gradients_through_the_decoder(loaded):
     """Against a finite difference; the same where activations are computed again."""
     model, variables = loaded

@@ -137,6 +137,7 @@ def test_the_batch_of_an_encoder_that_is_given_need_not_fit():
     assert dry_run.program(found, build.make_mesh(found)).name == "generator"
 
 
+@pytest.mark.slow
 def test_the_dry_run_lowers_the_very_program_that_training_runs(tmp_path, monkeypatch):
     """Lowered with the arrays of a training, and with the shapes of a dry run."""
     found, seen, real = config(encoder__train__num_steps=12), {}, loop.run
