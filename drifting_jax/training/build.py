@@ -20,6 +20,7 @@ from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.table import FIELDS
 from drifting_jax.models import generators, layers
+from drifting_jax.models.calls import init_params
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sample_queue
@@ -155,7 +156,7 @@ def check_models(config: ConfigDict, spec: DataSpec) -> None:
     def init_encoder() -> None:
         grid = layers.patchify(image, encoder.input_patch_size).shape[:3]
         mask = draw_mask(key, *grid, mask_patch_size=encoder.mask_patch_size)
-        encoder.init(key, image, mask)
+        init_params(encoder, key, image, mask)
 
     for section, init in (("model", init_generator), ("encoder", init_encoder)):
         try:
