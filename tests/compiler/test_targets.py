@@ -22,7 +22,7 @@ def absent(kind):
     """A device that exists for the compiler alone: it knows nothing of its memory."""
 
     def memory_stats():
-        raise NotImplementedError
+        raise RuntimeError("not addressable")
 
     return types.SimpleNamespace(device_kind=kind, platform="gpu", memory_stats=memory_stats)
 
