@@ -4,8 +4,8 @@
     python benchmarks/gpu_programs.py --results=docs/gpu_programs.json
 
 A program that stands in the results is not compiled again, so the script goes on where it was
-ended. On two CPU cores a large config takes some minutes to half an hour. The times are estimates:
-the limits of the device ("bound"), and usual kernels with 3 µs for each launch ("plausible").
+ended. The times are estimates: the limits of the device ("bound"), and usual kernels with 3 µs for
+each launch ("plausible").
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the supported versions of JAX (`setup.py`) do not all have; no other file asks for one."""
+"""Names that differ between the versions of JAX in `setup.py`; no other file checks a version."""
 
 from typing import Any
 

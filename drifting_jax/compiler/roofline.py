@@ -1,4 +1,4 @@
-"""Kernels of a compiled program, their operations and bytes, and the time that these need at least.
+"""Kernels of a compiled program, their operations and bytes, and an estimate of their time.
 
 The estimate of a kernel is the larger of its operations over the device's peak for their type and
 its bytes over the bandwidth of its memory. Loops count with their passes. What a kernel reads
@@ -24,7 +24,7 @@ _FREE = {
 }
 _EXACT = ('"operand_precision":["HIGHEST"', "operand_precision={highest")  # of true float32
 _LAUNCH_SECONDS = 3e-6
-_SHARE_OF_PEAK, _SHARE_OF_BANDWIDTH = 0.65, 0.8  # what good kernels reach
+_SHARE_OF_PEAK, _SHARE_OF_BANDWIDTH = 0.65, 0.8  # assumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Kernel:
     times: int
 
     def seconds(self, gpu: Gpu, *, of_peak: float = 1.0, of_bandwidth: float = 1.0) -> float:
-        """The time that one launch needs at least, at these shares of the device's limits."""
+        """The estimate for one launch, at these shares of the device's limits."""
         if self.dtype in ("bf16", "f16"):
             peak = gpu.bf16
         elif self.dtype == "f32" and not self.is_exact:

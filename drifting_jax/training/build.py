@@ -32,7 +32,7 @@ from drifting_jax.steps.toy_step import ToyStepConfig
 from drifting_jax.weights.networks import ENCODERS
 
 _SAMPLES_AT_ONCE = 64  # generated samples of a microbatch on a device, if microbatches is 0
-_MEMORY_OF_THEM = 20 * 2**30  # of the largest ImageNet config, with the real samples of their rows
+_MEMORY_OF_THEM = 20 * 2**30  # of imagenet_pixel:L, with their real samples (docs/scaling.md)
 _USABLE = 0.75 * 0.9  # of a GPU: what JAX takes by default, less a tenth for workspaces
 
 

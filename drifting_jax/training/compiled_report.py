@@ -38,7 +38,7 @@ def compiled_lines(found: Program, mesh: Mesh) -> list[str]:
             return [f"compiled for {kind}: does NOT fit ({reason})"]
         raise UserError(_failure(kind, str(error))) from None
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None and text is not None  # those of CPUs, GPUs and TPUs are not
+    assert memory is not None and text is not None  # CPUs, GPUs and TPUs give both
     module = hlo.parse(text)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = held + memory.temp_size_in_bytes

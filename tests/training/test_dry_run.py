@@ -197,6 +197,7 @@ def test_the_real_program_compiles_for_a_tpu_slice():
         config(mesh__data=-1, train__labels_per_step=4, task="encoder"), topology="v5e:2x2"
     )
     assert "TPU v5 lite" in told and "collectives: " in told and "fits" in told
+    assert "compiler's estimate" in told
     assert len(targets.devices_of("v4:2x2x1")) == 4  # a device for each chip, as JAX shows them
     with pytest.raises(UserError, match="--topology=v5e:3x7 cannot be compiled for"):
         dry_run.dry_run(config(), topology="v5e:3x7")
