@@ -89,7 +89,7 @@ def worker(address: str, number: str) -> None:
     print(json.dumps(found), flush=True)
 
 
-def test_two_processes():
+def test_two_processes(processes_can_meet):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         address = f"localhost:{listener.getsockname()[1]}"

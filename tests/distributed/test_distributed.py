@@ -311,7 +311,7 @@ def worker(path: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_numbers_of_one(tmp_path):
+def test_two_processes_have_the_numbers_of_one(tmp_path, processes_can_meet):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

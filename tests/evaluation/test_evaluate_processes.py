@@ -49,7 +49,7 @@ def write_images(folder: Path, *, damaged: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_metrics_of_one(tmp_path):
+def test_two_processes_give_the_metrics_of_one(tmp_path, processes_can_meet):
     write_images(tmp_path / "images", damaged=1)
     expected = measurement.measure(
         single.setup(tmp_path / "alone"), SampleSet(open_images(tmp_path / "images"))
@@ -61,7 +61,7 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_ends_both(tmp_path):
+def test_an_error_of_one_process_ends_both(tmp_path, processes_can_meet):
     write_images(tmp_path / "images", damaged=10)
     for status, errors in together(tmp_path, "images"):
         assert status == 1 and "10 of 41 images cannot be measured" in errors

@@ -185,7 +185,7 @@ except Exception:
 
 
 @pytest.fixture
-def pair(tmp_path):
+def pair(tmp_path, processes_can_meet):
     """Starts two processes of a run and waits until they have met."""
     with contextlib.ExitStack() as stack:
 

@@ -16,6 +16,14 @@ from child_processes import started
 from drifting_jax.workdir.interruption import Interruption
 
 
+@pytest.fixture(autouse=True)
+def hang_up_not_ignored():
+    """Undoes a nohup around the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)],
