@@ -16,6 +16,11 @@ from drifting_jax.errors import UserError
 
 # GiB of a chip's memory, by JAX's name of its kind.
 _TPU_MEMORY = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v6 lite": 32}
+# Peak operations a second of a chip's products in bfloat16.
+_TPU_PEAKS = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}  # fmt: skip
 _DEFAULT_FRACTION = 0.75  # of a GPU's memory, which JAX takes
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
@@ -219,6 +224,12 @@ def gpu_of(device: jax.Device) -> Gpu | None:
     return next((gpu for gpu in GPUS.values() if gpu.kind == device.device_kind), None)
 
 
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak operations a second of a device's products in bfloat16; None for an unknown kind."""
+    gpu = gpu_of(device)
+    return gpu.bf16 if gpu else _TPU_PEAKS.get(device.device_kind)
+
+
 def is_present(device: jax.Device) -> bool:
     """Whether a device can run programs; others exist for the compiler alone."""
     return device in jax.devices()
@@ -240,6 +251,12 @@ def memory_of(device: jax.Device) -> int:
         return (device.memory_stats() or {}).get("bytes_limit", 0)
     gpu = gpu_of(device)
     return int(gpu.memory * gpu_fraction()) if gpu else 0
+
+
+def nominal_memory(device: jax.Device) -> int:
+    """Bytes of the memory of a device's kind, whoever uses them; 0 if unknown."""
+    gpu = gpu_of(device)
+    return gpu.memory if gpu else _TPU_MEMORY.get(device.device_kind, 0) * 2**30
 
 
 def gpu_fraction() -> float:

@@ -1,7 +1,16 @@
 """The fields of a generator; an encoder by itself has the same sections and reads its own."""
 
 from drifting_jax.config.field import Field, section
-from drifting_jax.config.shared_fields import DRIFT, MESH, NUM_WORKERS, OPTIM, RUN, SCHEDULES, STEPS
+from drifting_jax.config.shared_fields import (
+    DRIFT,
+    MESH,
+    NUM_WORKERS,
+    OPTIM,
+    PROFILE,
+    RUN,
+    SCHEDULES,
+    STEPS,
+)
 
 _DTYPES = ("float32", "bfloat16")
 _CROPS = ("center", "random_resized")
@@ -171,8 +180,15 @@ _TRAIN = section(
     unconditional_per_label=Field(16, "real samples of any class, u; 0 = none", minimum=0),
     microbatches=Field(
         1,
-        "parts of the rows, computed in turn: less memory, twice the work; 0 = as many as needed",
+        "parts of the rows, computed in turn: less memory, more work; 0 = as many as needed",
         minimum=0,
+        on_resume="may change",
+    ),
+    keep_maps=Field(
+        "auto",
+        "keep the encoders' maps of all microbatches, or compute them in each of three passes; auto"
+        " = keep what fits",
+        choices=("auto", "yes", "no"),
         on_resume="may change",
     ),
     shared_statistics=Field(
@@ -238,6 +254,7 @@ GENERATOR = (
     _TRAIN,
     _EVAL,
     MESH,
+    PROFILE,
 )
 _OF_ENCODERS = {
     "": RUN.with_defaults(task="encoder"),

@@ -90,6 +90,15 @@ STEPS = section(
     ),
 )
 
+PROFILE = section(
+    "profile",
+    "A trace of some steps, for TensorBoard's profiler and xprof.",
+    start=Field(
+        10, "the trace begins after this step of each stage", minimum=1, on_resume="may change"
+    ),
+    steps=Field(0, "steps in the trace; 0 = no trace", minimum=0, on_resume="may change"),
+)
+
 MESH = section(
     "mesh",
     "The devices, and how arrays are split over them.",

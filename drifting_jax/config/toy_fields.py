@@ -1,7 +1,15 @@
 """The fields of a two-dimensional toy (5.1)."""
 
 from drifting_jax.config.field import Field, section
-from drifting_jax.config.shared_fields import DRIFT, MESH, NUM_WORKERS, OPTIM, RUN, STEPS
+from drifting_jax.config.shared_fields import (
+    DRIFT,
+    MESH,
+    NUM_WORKERS,
+    OPTIM,
+    PROFILE,
+    RUN,
+    STEPS,
+)
 
 _RUN = section(
     "",
@@ -62,4 +70,4 @@ _EVAL = section(
     ),
 )
 
-TOY = (_RUN, _DATA, _MODEL, _DRIFT, _OPTIM, _TRAIN, _EVAL, MESH)
+TOY = (_RUN, _DATA, _MODEL, _DRIFT, _OPTIM, _TRAIN, _EVAL, MESH, PROFILE)

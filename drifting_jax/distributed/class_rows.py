@@ -1,6 +1,7 @@
 """Class rows [c, n, ...] as batches [c·n, ...] on the mesh and back, and sums over microbatches."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from drifting_jax.distributed import meshes
-from drifting_jax.method.encoders import FeatureFunction
+
+PyTree = Any
 
 
 def to_float(images: jax.Array) -> jax.Array:
@@ -65,28 +67,26 @@ def real_sharding(mesh: Mesh, rows: int, per_row: int) -> NamedSharding:
         return meshes.replicated(mesh)
 
 
-def features_of_rows(
-    feature_function: FeatureFunction, variables, mesh: Mesh, groups: Mapping[str, jax.Array]
-) -> dict[str, dict[str, jax.Array]]:
-    """Computes the features of groups of samples, all of them in one call of the encoders.
+def of_rows(
+    function: Callable[[jax.Array], PyTree], mesh: Mesh, groups: Mapping[str, jax.Array]
+) -> dict[str, PyTree]:
+    """Calls a function of images [b, h, w, channels] once for groups of samples.
 
     Args:
-      feature_function: see `method.encoders`.
-      variables: of the encoders.
+      function: returns a tree of arrays [b, ...].
       mesh: the samples are split over it.
       groups: {group: images [c, n, h, w, channels]}, the same rows with an n of each group's own.
 
     Returns:
-      {group: {name of the feature: [c, n, t, d]}}.
+      {group: tree of arrays [c, n, ...]}.
     """
     images = jnp.concatenate(list(groups.values()), axis=1)
     c, n = images.shape[:2]
     sharding = real_sharding(mesh, c, n)
-    features = feature_function(variables, merge(images, sharding))
-    features = {name: split(x, sharding, c, n) for name, x in features.items()}
+    found = jax.tree.map(lambda x: split(x, sharding, c, n), function(merge(images, sharding)))
     ends = np.cumsum([x.shape[1] for x in groups.values()])
     return {
-        group: {name: x[:, end - images.shape[1] : end] for name, x in features.items()}
+        group: jax.tree.map(lambda x, end=end, n=images.shape[1]: x[:, end - n : end], found)
         for (group, images), end in zip(groups.items(), ends, strict=True)
     }
 

@@ -3,6 +3,8 @@
 The variables are an argument, not a constant; gradients flow to the images only (3.4, A.4).
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,25 @@ from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 
 PyTree = Any
-FeatureFunction = Callable[[PyTree, jax.Array], dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureFunction:
+    """Features of frozen networks: (variables, images [b, h, w, c]) -> {name: [b, t, d]}.
+
+    They come in two parts, so that a step can keep the maps of many samples and compute their
+    features when it needs them.
+
+    Attributes:
+      maps: (variables, images [b, h, w, c]) -> tree of arrays [b, ...]: the work of the networks.
+      features: maps -> {name: [b, t, d]}: statistics of the maps, which take no parameters.
+    """
+
+    maps: Callable[[PyTree, jax.Array], PyTree]
+    features: Callable[[PyTree], dict[str, jax.Array]]
+
+    def __call__(self, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        return self.features(self.maps(variables, images))
 
 
 def autoencoder_features(
@@ -34,15 +54,15 @@ def autoencoder_features(
       input_rms: whether the per-channel root mean square of the patchified input is a feature.
     """
 
-    def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-        maps = _feature_maps(model, variables, images)
+    def maps(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        found = _feature_maps(model, variables, images)
         if not input_rms:
-            del maps["input"]
-        return features.multiscale_features(
-            maps, patch_sizes=patch_sizes, partial_patches=partial_patches
-        )
+            del found["input"]
+        return found
 
-    return feature_function
+    return dataclasses.replace(
+        map_features(model, patch_sizes=patch_sizes, partial_patches=partial_patches), maps=maps
+    )
 
 
 def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
@@ -54,17 +74,22 @@ def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
     """
     last = f"stage{len(model.depths)}"
 
-    def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-        maps = _feature_maps(model, variables, images)
-        pooled = features.location_features(maps.pop("pooled"))
-        found = features.multiscale_features(maps, patch_sizes=())
-        del found["stage1"]
-        found["pooled"] = pooled
+    def maps(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        found = _feature_maps(model, variables, images)
+        statistics = features.multiscale_features({"stage1": found.pop("stage1")}, patch_sizes=())
+        del statistics["stage1"]
+        return found | statistics
+
+    def of_maps(maps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        stages = dict(maps)
+        found = {"pooled": features.location_features(stages.pop("pooled"))}
+        found |= {name: stages.pop(name) for name in maps if name.startswith("stage1/")}
+        found |= features.multiscale_features(stages, patch_sizes=())
         if f"{last}/std" in found:
             found["last/std"] = found[f"{last}/std"]
         return found
 
-    return feature_function
+    return FeatureFunction(maps, of_maps)
 
 
 def map_features(
@@ -76,14 +101,12 @@ def map_features(
       model: of images in [-1, 1].
       patch_sizes, partial_patches: as in `features.multiscale_features`.
     """
-
-    def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
-        maps = _feature_maps(model, variables, images)
-        return features.multiscale_features(
-            maps, patch_sizes=patch_sizes, partial_patches=partial_patches
-        )
-
-    return feature_function
+    return FeatureFunction(
+        maps=functools.partial(_feature_maps, model),
+        features=functools.partial(
+            features.multiscale_features, patch_sizes=patch_sizes, partial_patches=partial_patches
+        ),
+    )
 
 
 def _feature_maps(model: nn.Module, variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
@@ -96,11 +119,11 @@ def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunct
     The function takes the variables {"vae": …, "encoder": …} and scaled latents [b, h, w, 4].
     """
 
-    def of_latents(variables: PyTree, latents: jax.Array) -> dict[str, jax.Array]:
+    def maps(variables: PyTree, latents: jax.Array) -> PyTree:
         images = apply_variables(vae, variables["vae"], latents, method=VAE.decode_scaled)
-        return feature_function(variables["encoder"], images)
+        return feature_function.maps(variables["encoder"], images)
 
-    return of_latents
+    return dataclasses.replace(feature_function, maps=maps)
 
 
 def compose(functions: Mapping[str, FeatureFunction]) -> FeatureFunction:
@@ -114,14 +137,33 @@ def compose(functions: Mapping[str, FeatureFunction]) -> FeatureFunction:
       ValueError: two encoders give a feature of the same name; raised when the function is called.
     """
 
-    def feature_function(variables: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+    def maps(variables: PyTree, images: jax.Array) -> dict[str, PyTree]:
+        return {
+            prefix: function.maps(variables.get(prefix), images)
+            for prefix, function in functions.items()
+        }
+
+    def of_maps(maps: Mapping[str, PyTree]) -> dict[str, jax.Array]:
         found: dict[str, jax.Array] = {}
         for prefix, function in functions.items():
-            new = function(variables.get(prefix), images)
+            new = function.features(maps[prefix])
             named = {f"{prefix}/{name}" if prefix else name: x for name, x in new.items()}
             if both := sorted(named.keys() & found.keys()):
                 raise ValueError(f"two encoders give a feature called {both[0]!r}: name them apart")
             found |= named
         return found
 
-    return feature_function
+    return FeatureFunction(maps, of_maps)
+
+
+def with_raw(feature_function: FeatureFunction) -> FeatureFunction:
+    """The same features and `features.raw_features`: the sample itself as one vector."""
+
+    def maps(variables: PyTree, images: jax.Array) -> tuple[PyTree, jax.Array]:
+        return feature_function.maps(variables, images), images
+
+    def of_maps(maps: tuple[PyTree, jax.Array]) -> dict[str, jax.Array]:
+        of_encoders, images = maps
+        return feature_function.features(of_encoders) | features.raw_features(images)
+
+    return FeatureFunction(maps, of_maps)

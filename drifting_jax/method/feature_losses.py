@@ -2,23 +2,24 @@
 
 A microbatch is some of the class rows with all their samples. What the rows share, the distance
 scale S and the norms of the drift, is taken over the whole batch. So microbatches take three
-passes: `distance_sums`, added up, give S; `drift_sums`, added up, give the norms; the mean of
-`shared_loss` over the microbatches is then the loss of the whole batch, and so is its gradient.
+passes: `distance_sums`, added up, give S; the mean of `drift_mean_squares` gives the norms; the
+mean of `loss_and_cotangents` over the microbatches is then the loss of the whole batch, and so is
+its gradient.
 """
 
-import functools
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from drifting_jax.method import losses
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.losses import DistanceSums, DriftingStatistics, drifting_loss
-
-_STACKED_ELEMENTS = 2**15  # of a feature's generated samples, up to which equal shapes are stacked
+from drifting_jax.method.losses import DistanceSums, DriftingStatistics
 
 Features = Mapping[str, jax.Array]
 
@@ -31,13 +32,15 @@ class FeatureSets:
       generated: of generated samples; gradients reach these alone.
       positive: of real samples of the row's class.
       unconditional: of real samples of any class, or None.
-      unconditional_weight: [c, u], or None.
+      unconditional_weight, generated_weight, positive_weight: [c, n], or None.
     """
 
     generated: Features
     positive: Features
-    unconditional: Features | None
-    unconditional_weight: jax.Array | None
+    unconditional: Features | None = None
+    unconditional_weight: jax.Array | None = None
+    generated_weight: jax.Array | None = None
+    positive_weight: jax.Array | None = None
 
 
 def feature_drifting_loss(
@@ -65,76 +68,110 @@ def feature_drifting_loss(
     Raises:
       ValueError: there is no feature, or the names differ.
     """
-    _check_names(generated, positive, unconditional)
-    one_feature = functools.partial(
-        drifting_loss,
-        generated_weight=generated_weight,
-        positive_weight=positive_weight,
-        unconditional_weight=unconditional_weight,
-        options=options,
+    sets = FeatureSets(
+        generated, positive, unconditional, unconditional_weight, generated_weight, positive_weight
     )
+    loss, cotangents, statistics = loss_and_cotangents(sets, options)
+    for name, cotangent in cotangents.items():
+        loss = losses.with_gradient(loss, generated[name], cotangent)
+    return loss, statistics
+
+
+def loss_and_cotangents(
+    sets: FeatureSets,
+    options: DriftOptions,
+    statistics: Mapping[str, DriftingStatistics] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, DriftingStatistics]]:
+    """Returns the loss of `feature_drifting_loss` and its gradient, which needs no differentiation.
+
+    Args:
+      sets: the features of a batch, or of a microbatch.
+      options: the field and its temperatures.
+      statistics: of the whole batch; None if `sets` is the whole batch.
+
+    Returns:
+      The loss [], {name: its gradient [c, g, t, d] with respect to the generated features, in their
+      dtype}, and the statistics.
+    """
     total = jnp.zeros((), jnp.float32)
-    statistics: dict[str, DriftingStatistics] = {}
-    for names in _groups(generated):
-        loss, found = jax.vmap(one_feature)(
-            *(_stacked(features, names) for features in (generated, positive, unconditional))
-        )
-        total += jnp.sum(jnp.where(found.is_degenerate, 0.0, loss))
-        statistics |= _unstacked(found, names)
-    return total, statistics
+    cotangents: dict[str, jax.Array] = {}
+    found: dict[str, DriftingStatistics] = {}
+    for names, one in _joined(sets):
+        of_all = None if statistics is None else _stacked(statistics, names)
+        loss, cotangent, of_all = losses.drifted(one, options, of_all)
+        total += jnp.sum(jnp.where(of_all.is_degenerate, 0, loss))
+        used = one.for_locations(~of_all.is_degenerate)
+        cotangent = jnp.where(used[None, None, :, None], cotangent, 0)
+        ends = np.cumsum(one.lengths)
+        for name, n, end in zip(names, one.lengths, ends, strict=True):
+            cotangents[name] = cotangent[:, :, end - n : end].astype(sets.generated[name].dtype)
+        found |= _unstacked(of_all, names)
+    return total, cotangents, found
 
 
 def distance_sums(sets: FeatureSets) -> dict[str, DistanceSums]:
     """First pass over a microbatch: the sums that give each feature's S."""
-    return _of_each(sets, lambda one, _: losses.distance_sums(losses.distances(one), one), {})
-
-
-def drift_sums(
-    sets: FeatureSets, distance_scales: Mapping[str, jax.Array], options: DriftOptions
-) -> dict[str, jax.Array]:
-    """Second pass over a microbatch: {name: [n_τ]} Σ drift², given S [] of each feature."""
-
-    def one_feature(one: losses.Sets, scale: jax.Array) -> jax.Array:
-        return losses.drift_sums(losses.raw_drifts(one, losses.distances(one), scale, options))
-
-    return _of_each(sets, one_feature, distance_scales)
-
-
-def shared_loss(
-    sets: FeatureSets, statistics: Mapping[str, DriftingStatistics], options: DriftOptions
-) -> jax.Array:
-    """Third pass over a microbatch: its [] loss, given the statistics of the whole batch."""
-
-    def one_feature(
-        generated: jax.Array, one: losses.Sets, of_all: DriftingStatistics
-    ) -> jax.Array:
-        scale = of_all.distance_scale
-        drifts = losses.raw_drifts(one, losses.distances(one), scale, options)
-        loss = losses.drifted_loss(generated, drifts, scale, of_all.drift_mean_square)
-        return jnp.where(of_all.is_degenerate, 0.0, loss)
-
-    total = jnp.zeros((), jnp.float32)
-    for names in _groups(sets.generated):
-        stacked = _stacked(sets.generated, names)
-        of_all = _stacked(statistics, names)
-        total += jnp.sum(jax.vmap(one_feature)(stacked, _sets_of(sets, names), of_all))
-    return total
-
-
-def _of_each(sets: FeatureSets, function, arguments: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """{name: function(the feature's `losses.Sets`, its argument if there are any)}."""
-    _check_names(sets.generated, sets.positive, sets.unconditional)
-    found: dict[str, Any] = {}
-    for names in _groups(sets.generated):
-        argument = _stacked(arguments, names) if arguments else None
-        found |= _unstacked(jax.vmap(function)(_sets_of(sets, names), argument), names)
+    found: dict[str, DistanceSums] = {}
+    for names, one in _joined(sets):
+        found |= _unstacked(losses.distance_sums(losses.distances(one), one), names)
     return found
 
 
-def _sets_of(sets: FeatureSets, names: Sequence[str]) -> losses.Sets:
-    make = functools.partial(losses.make_sets, unconditional_weight=sets.unconditional_weight)
-    groups = (sets.generated, sets.positive, sets.unconditional)
-    return jax.vmap(make)(*(_stacked(features, names) for features in groups))
+def drift_mean_squares(
+    sets: FeatureSets, distance_scales: Mapping[str, jax.Array], options: DriftOptions
+) -> dict[str, jax.Array]:
+    """Second pass over a microbatch: {name: [n_τ]}, given S [] of each feature of the batch."""
+    found: dict[str, jax.Array] = {}
+    for names, one in _joined(sets):
+        scale = _stacked(distance_scales, names)
+        weights = losses.pair_weights(one, losses.distances(one), scale, options)
+        squares = losses.drift_mean_square(one, losses.drifts(one, weights, scale))
+        found |= _unstacked(squares, names)
+    return found
+
+
+def _joined(sets: FeatureSets) -> Iterator[tuple[list[str], losses.Sets]]:
+    """Yields features of equal channels side by side, and their names.
+
+    Many small kernels cost more than their work, and each takes its time to compile
+    (benchmarks/feature_loss.py).
+    """
+    _check_names(sets.generated, sets.positive, sets.unconditional)
+    for names in _groups(sets.generated):
+        yield (
+            names,
+            losses.make_sets(
+                _side_by_side(sets.generated, names),
+                _side_by_side(sets.positive, names),
+                None if sets.unconditional is None else _side_by_side(sets.unconditional, names),
+                generated_weight=sets.generated_weight,
+                positive_weight=sets.positive_weight,
+                unconditional_weight=sets.unconditional_weight,
+                lengths=[sets.generated[name].shape[2] for name in names],
+            ),
+        )
+
+
+def _groups(features: Features) -> list[list[str]]:
+    """Groups names by channels; no group takes more memory than the largest feature."""
+    most = max(x.size for x in features.values())
+    groups: list[list[str]] = []
+    by_channels = sorted(features, key=lambda name: (features[name].shape[-1], name))
+    for _, names in itertools.groupby(by_channels, lambda name: features[name].shape[-1]):
+        total = math.inf
+        for name in names:
+            total += features[name].size
+            if total > most:
+                groups.append([])
+                total = features[name].size
+            groups[-1].append(name)
+    return groups
+
+
+def _side_by_side(features: Features, names: Sequence[str]) -> jax.Array:
+    found = [features[name] for name in names]
+    dtype = jnp.result_type(*found)
+    return jnp.concatenate([x.astype(dtype) for x in found], axis=2)
 
 
 def _check_names(generated: Features, positive: Features, unconditional: Features | None) -> None:
@@ -148,26 +185,9 @@ def _check_names(generated: Features, positive: Features, unconditional: Feature
         raise ValueError("at least one feature is needed; found none")
 
 
-def _stacked(by_name: Mapping | None, names: Sequence[str]):
-    if by_name is None:
-        return None
+def _stacked(by_name: Mapping[str, Any], names: Sequence[str]):
     return jax.tree.map(lambda *x: jnp.stack(x), *(by_name[name] for name in names))
 
 
 def _unstacked(stacked, names: Sequence[str]) -> dict:
     return {name: jax.tree.map(lambda x, i=i: x[i], stacked) for i, name in enumerate(names)}
-
-
-def _groups(features: Mapping[str, jax.Array]) -> list[list[str]]:
-    """Groups names by shape and dtype: small features together, each large one alone.
-
-    Many small kernels cost more than their work. One kernel for all features of a shape takes 0.8
-    of the time and a third of the compilation (benchmarks/feature_loss.py). Large features would
-    only be copied.
-    """
-    groups: dict[tuple, list[str]] = {}
-    for name in sorted(features):
-        x = features[name]
-        alone = name if x.size > _STACKED_ELEMENTS else ""
-        groups.setdefault((x.shape, x.dtype, alone), []).append(name)
-    return list(groups.values())

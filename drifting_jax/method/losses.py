@@ -1,15 +1,22 @@
 """The drifting loss: a frozen, drifted target and a mean square, (6), (18)-(26), (36).
 
-A feature is [c, n, t, d]: class rows, samples, locations, channels. Every row and location has its
-own field. The distance scale S and the norm of the drift are shared by all of them, so they are
-computed here, between the passes, and never inside the `vmap`. A batch in microbatches (over class
-rows) adds up `distance_sums`, then `drift_sums`, and then averages `drifted_loss` over the
-microbatches (`feature_losses`).
+A feature is [c, n, t, d]: class rows, samples, locations, channels. Features of equal channels may
+lie side by side: t then counts the locations of all, and statistics are [f], one of each feature.
+Every row and location has its own field. The distance scale S and the norm of the drift belong to
+a feature, so they are computed here, between the passes, and never inside the `vmap`. A batch in
+microbatches (over class rows) adds up `distance_sums`, and then averages `drift_mean_square` and
+`loss_and_cotangent` over the microbatches (`feature_losses`).
+
+The loss is not differentiated: its gradient with respect to a generated feature, here called the
+cotangent, is known (36).
 """
+
+from collections.abc import Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.sets import ScaledSets, own_pairs, pairwise_distance
@@ -22,7 +29,9 @@ DRIFT_MEAN_SQUARE_MINIMUM = 1e-8
 
 @flax.struct.dataclass
 class DriftingStatistics:
-    """The numbers behind one feature's loss; float32 (float64 for float64 input).
+    """The numbers behind a feature's loss; float32 (float64 for float64 input).
+
+    Those of several features have their axis [f] before the shapes given here.
 
     Attributes:
       distance_scale: [] S, the weighted mean distance to all targets, before its clip (21).
@@ -49,10 +58,10 @@ class DistanceSums:
     """Sums over pairs of a generated sample and a target; those of microbatches add up.
 
     Attributes:
-      weighted, weight: [] Σ w·distance and Σ w over all pairs (21).
-      generated, generated_pairs: [] Σ distance between different generated samples, and their
+      weighted, weight: [f] Σ w·distance and Σ w over all pairs (21).
+      generated, generated_pairs: [f] Σ distance between different generated samples, and their
         number (at least one a sample, so that g = 1 divides 0 by a positive number).
-      positive, positive_pairs: [] the same to positives.
+      positive, positive_pairs: [f] the same to positives.
     """
 
     weighted: jax.Array
@@ -73,29 +82,42 @@ class DistanceSums:
 
     @property
     def distance_scale(self) -> jax.Array:
-        """[] S (21), before its clip."""
+        """[f] S (21), before its clip."""
         return self.weighted / jnp.maximum(self.weight, jnp.finfo(self.weight.dtype).tiny)
 
 
 @flax.struct.dataclass
 class Sets:
-    """One feature's samples and targets, in the order of the released code: generated first.
+    """Samples and targets of features of d channels, in the order of the released code.
 
     Attributes:
-      targets: [c, n, t, d], n = g + u + p, centred per row and location.
+      targets: [c, t, n, d], n = g + u + p, generated first; centred per row and location.
       weights: [c, n].
       num_generated: g.
       num_negative: g + u, the targets that repel.
+      lengths: locations of each feature, which add up to t.
     """
 
     targets: jax.Array
     weights: jax.Array
     num_generated: int = flax.struct.field(pytree_node=False)
     num_negative: int = flax.struct.field(pytree_node=False)
+    lengths: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
     @property
     def generated(self) -> jax.Array:
-        return self.targets[:, : self.num_generated]
+        """[c, t, g, d]."""
+        return self.targets[:, :, : self.num_generated]
+
+    def for_locations(self, of_features: jax.Array) -> jax.Array:
+        """[f, ...] -> [t, ...]: at each location the entry of its feature."""
+        return of_features[np.repeat(np.arange(len(self.lengths)), self.lengths)]
+
+    def sums(self, of_locations: jax.Array) -> jax.Array:
+        """[t, ...] -> [f, ...]: the sum over the locations of each feature."""
+        ends = np.cumsum(self.lengths)
+        parts = [of_locations[end - n : end] for n, end in zip(self.lengths, ends, strict=True)]
+        return jnp.stack([jnp.sum(part, axis=0) for part in parts])
 
 
 def make_sets(
@@ -106,8 +128,12 @@ def make_sets(
     generated_weight: jax.Array | None = None,
     positive_weight: jax.Array | None = None,
     unconditional_weight: jax.Array | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> Sets:
-    """Checks shapes and gathers all targets, under stop-gradient. Shapes as in `drifting_loss`."""
+    """Checks shapes and gathers all targets, under stop-gradient.
+
+    Shapes are as in `drifting_loss`. `lengths` are the locations of each feature; None for one.
+    """
     if unconditional is None:
         unconditional = generated[:, :0]
     groups = {"generated": generated, "unconditional": unconditional, "positive": positive}
@@ -132,16 +158,17 @@ def make_sets(
             raise ValueError(f"{name}_weight must be {expected}; found {jnp.shape(w)}")
         weights.append(jnp.ones(expected, dtype) if w is None else jnp.asarray(w, dtype))
     joined = jax.lax.stop_gradient(
-        jnp.concatenate([a.astype(dtype) for a in groups.values()], axis=1)
+        jnp.concatenate([a.swapaxes(1, 2).astype(dtype) for a in groups.values()], axis=2)
     )
     # Stored before it is used: fused into reductions, a concatenation makes XLA for GPUs fail in
     # its Triton rewriter (jax 0.10).
     targets = jax.lax.optimization_barrier(joined)
     return Sets(
-        targets=targets - jnp.mean(targets, axis=1, keepdims=True),
+        targets=targets - jnp.mean(targets, axis=2, keepdims=True),
         weights=jax.lax.stop_gradient(jnp.concatenate(weights, axis=1)),
         num_generated=generated.shape[1],
         num_negative=generated.shape[1] + unconditional.shape[1],
+        lengths=tuple(lengths or (generated.shape[2],)),
     )
 
 
@@ -155,49 +182,56 @@ def distances(sets: Sets) -> jax.Array:
         )
         return jnp.where(own, jnp.asarray(SQUARED_DISTANCE_MINIMUM**0.5, distance.dtype), distance)
 
-    over_locations = jax.vmap(one_set, in_axes=1)
-    return jax.vmap(over_locations)(sets.generated, sets.targets)
+    return jax.vmap(jax.vmap(one_set))(sets.generated, sets.targets)
 
 
 def distance_sums(distance: jax.Array, sets: Sets) -> DistanceSums:
     """Sums `distances` [c, t, g, n] for the distance scale S (21) and the diversity."""
-    c, t, g, n = distance.shape
+    c, _, g, n = distance.shape
     positives = n - sets.num_negative
-    own = c * t * g * SQUARED_DISTANCE_MINIMUM**0.5
-    dtype = distance.dtype
+    lengths = jnp.asarray(sets.lengths, distance.dtype)
+    over = (0, 2, 3)  # all axes but locations
+    own = SQUARED_DISTANCE_MINIMUM**0.5 * c * g * lengths
     return DistanceSums(
-        weighted=jnp.sum(distance * sets.weights[:, None, None]),
-        weight=jnp.sum(sets.weights) * (t * g),
-        generated=jnp.sum(distance[..., :g]) - own,
-        generated_pairs=jnp.asarray(float(c * t * g * max(g - 1, 1)), dtype),
-        positive=jnp.sum(distance[..., sets.num_negative :]),
-        positive_pairs=jnp.asarray(float(c * t * g * positives), dtype),
+        weighted=sets.sums(jnp.sum(distance * sets.weights[:, None, None], over)),
+        weight=jnp.sum(sets.weights) * g * lengths,
+        generated=sets.sums(jnp.sum(distance[..., :g], over)) - own,
+        generated_pairs=c * g * max(g - 1, 1) * lengths,
+        positive=sets.sums(jnp.sum(distance[..., sets.num_negative :], over)),
+        positive_pairs=c * g * positives * lengths,
     )
 
 
-def _scales(distance_scale: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
-    """S for distances and S/√d for coordinates, both clipped."""
+def _scales(sets: Sets, distance_scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[t] S for distances and S/√d for coordinates, both clipped, of S [f]."""
+    scale = sets.for_locations(distance_scale)
     return (
-        jnp.maximum(distance_scale, SCALE_MINIMUM),
-        jnp.maximum(distance_scale / d**0.5, SCALE_MINIMUM),
+        jnp.maximum(scale, SCALE_MINIMUM),
+        jnp.maximum(scale / sets.targets.shape[-1] ** 0.5, SCALE_MINIMUM),
     )
 
 
-def raw_drifts(
+def pair_weights(
     sets: Sets, distance: jax.Array, distance_scale: jax.Array, options: DriftOptions
 ) -> jax.Array:
-    """Returns [n_τ, c, t, g, d] drifts in scaled coordinates, not yet normalised (A.6).
+    """Returns [c, t, n_τ, g, n] what each target weighs in the drift of each generated sample.
 
     Args:
       sets: samples and targets.
       distance: [c, t, g, n] of `distances`.
-      distance_scale: [] S, over the whole batch.
+      distance_scale: [f] S, over the whole batch.
       options: the field and its temperatures.
     """
-    for_distance, for_coordinates = _scales(distance_scale, sets.targets.shape[-1])
     field = field_named(options.field)
+    temperatures = jnp.asarray(options.temperatures, distance.dtype)
 
-    def one_set(targets: jax.Array, distance: jax.Array, weights: jax.Array) -> jax.Array:
+    def one_set(
+        targets: jax.Array,
+        distance: jax.Array,
+        weights: jax.Array,
+        for_distance: jax.Array,
+        for_coordinates: jax.Array,
+    ) -> jax.Array:
         scaled = ScaledSets(
             targets=targets / for_coordinates,
             distance=distance / for_distance,
@@ -205,43 +239,95 @@ def raw_drifts(
             num_generated=sets.num_generated,
             num_negative=sets.num_negative,
         )
-        return jnp.stack([field(scaled, tau, options) for tau in options.temperatures])
+        return jax.vmap(lambda temperature: field(scaled, temperature, options))(temperatures)
 
-    over_locations = jax.vmap(one_set, in_axes=(1, 0, None), out_axes=1)
-    return jax.vmap(over_locations, out_axes=1)(sets.targets, distance, sets.weights)
-
-
-def drift_sums(drifts: jax.Array) -> jax.Array:
-    """Returns [n_τ] Σ drift² over all entries; their number makes it the mean square of (23)."""
-    return jnp.sum(jnp.square(drifts), axis=(1, 2, 3, 4))
+    over_locations = jax.vmap(one_set, in_axes=(0, 0, None, 0, 0))
+    over_rows = jax.vmap(over_locations, in_axes=(0, 0, 0, None, None))
+    return over_rows(sets.targets, distance, sets.weights, *_scales(sets, distance_scale))
 
 
-def drifted_loss(
-    generated: jax.Array,
-    drifts: jax.Array,
-    distance_scale: jax.Array,
-    drift_mean_square: jax.Array,
-) -> jax.Array:
-    """Mean square between samples and their frozen drifted selves (25), (26).
+def drifts(sets: Sets, weights: jax.Array, distance_scale: jax.Array) -> jax.Array:
+    """Returns [c, t, k, g, d] drifts Σ w·(y - x) of weights [c, t, k, g, n], over S/√d (A.6)."""
+    _, for_coordinates = _scales(sets, distance_scale)
+    moved = jnp.einsum(
+        "ctkgn,ctnd->ctkgd", weights, sets.targets, precision=jax.lax.Precision.HIGHEST
+    )
+    moved -= jnp.sum(weights, axis=-1, keepdims=True) * sets.generated[:, :, None]
+    return moved / for_coordinates[None, :, None, None, None]
 
-    Written as ((x - stopgrad(x))/S' - ΣV)²: the value and the gradient (36) of the paper's
-    (x/S' - stopgrad(x/S' + ΣV))² without the rounding of adding V to x and taking x away again.
+
+def drift_mean_square(sets: Sets, drifts: jax.Array) -> jax.Array:
+    """Returns [f, n_τ] the mean square (23) of drifts [c, t, n_τ, g, d]."""
+    sums = sets.sums(jnp.sum(jnp.square(drifts), axis=(0, 3, 4)))
+    return sums / _entries(sets)[:, None]
+
+
+def _entries(sets: Sets) -> jax.Array:
+    """[f] entries of each feature's generated samples, as floats: beyond 2³¹ at full size."""
+    c, _, g, d = sets.generated.shape
+    return jnp.asarray([float(c * g * d * n) for n in sets.lengths], sets.targets.dtype)
+
+
+def loss_and_cotangent(
+    sets: Sets, total: jax.Array, distance_scale: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean square between samples and their frozen drifted selves (25), (26), and its gradient.
 
     Args:
-      generated: [c, g, t, d], the only argument that gradients reach.
-      drifts: [n_τ, c, t, g, d] from `raw_drifts`.
-      distance_scale: [], drift_mean_square: [n_τ], over the whole batch.
+      sets: samples and targets.
+      total: [c, t, g, d] ΣV, the sum of the normalised drifts.
+      distance_scale: [f] S, over the whole batch.
 
     Returns:
-      [] loss, at least float32.
+      [f] loss, and [c, g, t, d] its gradient with respect to the generated samples (36).
     """
-    norm = jnp.sqrt(jnp.maximum(drift_mean_square, DRIFT_MEAN_SQUARE_MINIMUM))
-    total = jnp.sum(drifts / norm[:, None, None, None, None], axis=0).swapaxes(1, 2)  # [c, g, t, d]
-    _, for_coordinates = _scales(distance_scale, generated.shape[-1])
-    generated = generated.astype(total.dtype)
-    moved = generated - jax.lax.stop_gradient(generated)
-    moved = moved / jax.lax.stop_gradient(for_coordinates)
-    return jnp.mean(jnp.square(moved - jax.lax.stop_gradient(total)))
+    entries = _entries(sets)
+    loss = sets.sums(jnp.sum(jnp.square(total), axis=(0, 2, 3))) / entries
+    _, for_coordinates = _scales(sets, distance_scale)
+    factor = -2 / (for_coordinates * sets.for_locations(entries))
+    return loss, (total * factor[None, :, None, None]).swapaxes(1, 2)
+
+
+def drifted(
+    sets: Sets, options: DriftOptions, statistics: DriftingStatistics | None = None
+) -> tuple[jax.Array, jax.Array, DriftingStatistics]:
+    """Drifts the generated samples of a batch, or of a microbatch.
+
+    Args:
+      sets: samples and targets.
+      options: the field and its temperatures.
+      statistics: of the whole batch; None if `sets` is the whole batch.
+
+    Returns:
+      The loss [f], its gradient [c, g, t, d] with respect to the generated samples, and the
+      statistics [f].
+    """
+    distance = distances(sets)
+    if statistics is None:
+        sums = distance_sums(distance, sets)
+        weights = pair_weights(sets, distance, sums.distance_scale, options)
+        moved = drifts(sets, weights, sums.distance_scale)
+        statistics = sums.statistics(drift_mean_square(sets, moved))
+        total = jnp.sum(moved / _norms(sets, statistics), axis=2)
+    else:
+        # The norms are known: the weights of all temperatures add up before their product.
+        weights = pair_weights(sets, distance, statistics.distance_scale, options)
+        weights = jnp.sum(weights / _norms(sets, statistics), axis=2, keepdims=True)
+        total = drifts(sets, weights, statistics.distance_scale)[:, :, 0]
+    loss, cotangent = loss_and_cotangent(sets, total, statistics.distance_scale)
+    return loss, cotangent, statistics
+
+
+def _norms(sets: Sets, statistics: DriftingStatistics) -> jax.Array:
+    """[1, t, n_τ, 1, 1] root mean square of the drifts (23)."""
+    norms = jnp.sqrt(jnp.maximum(statistics.drift_mean_square, DRIFT_MEAN_SQUARE_MINIMUM))
+    return sets.for_locations(norms)[None, ..., None, None]
+
+
+def with_gradient(loss: jax.Array, x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """Adds a gradient with respect to x to a loss; its value stays."""
+    moved = x - jax.lax.stop_gradient(x)
+    return loss + jnp.sum(moved * jax.lax.stop_gradient(cotangent))
 
 
 def drifting_loss(
@@ -283,10 +369,5 @@ def drifting_loss(
         positive_weight=positive_weight,
         unconditional_weight=unconditional_weight,
     )
-    distance = distances(sets)
-    sums = distance_sums(distance, sets)
-    drifts = raw_drifts(sets, distance, sums.distance_scale, options)
-    # As a float: beyond 2³¹ at the paper's sizes.
-    drift_mean_square = drift_sums(drifts) / float(generated.size)
-    loss = drifted_loss(generated, drifts, sums.distance_scale, drift_mean_square)
-    return loss, sums.statistics(drift_mean_square)
+    loss, cotangent, statistics = drifted(sets, options)
+    return with_gradient(loss[0], generated, cotangent), jax.tree.map(lambda x: x[0], statistics)

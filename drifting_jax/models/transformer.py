@@ -12,6 +12,44 @@ from jax.typing import DTypeLike
 from drifting_jax.models import layers
 
 
+@jax.custom_vjp
+def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Softmax attention of queries that are scaled already: three [b, t, heads, d] -> same.
+
+    The backward pass computes the weights [b, heads, t, t] again: to keep them for all blocks takes
+    more memory, and on a GPU more time, than all other activations.
+    """
+    return jnp.einsum("bnqk,bknd->bqnd", _attention_weights(q, k), v)
+
+
+def _attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
+    return nn.softmax(jnp.einsum("bqnd,bknd->bnqk", q, k), axis=-1)
+
+
+def _attention_forward(q: jax.Array, k: jax.Array, v: jax.Array):
+    y = attention(q, k, v)
+    return y, (q, k, v, y)
+
+
+def _attention_backward(kept: tuple[jax.Array, ...], g: jax.Array):
+    q, k, v, y = kept
+    weights = _attention_weights(q, k)
+    at_least_float32 = jnp.promote_types(q.dtype, jnp.float32)
+    to_float = functools.partial(jnp.einsum, preferred_element_type=at_least_float32)
+    through_weights = to_float("bqnd,bknd->bnqk", g, v)
+    # The sum over a row of weights * through_weights, without reading either.
+    row_sums = to_float("bqnd,bqnd->bnq", g, y)[..., None]
+    through_logits = (weights * (through_weights - row_sums)).astype(q.dtype)
+    return (
+        jnp.einsum("bnqk,bknd->bqnd", through_logits, k),
+        jnp.einsum("bnqk,bqnd->bknd", through_logits, q),
+        jnp.einsum("bnqk,bqnd->bknd", weights, g),
+    )
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention [b, t, width] -> same, with optional QK-norm and RoPE."""
 
@@ -39,9 +77,7 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q = layers.apply_rotary(q, *rotation)
             k = layers.apply_rotary(k, *rotation)
-        logits = jnp.einsum("bqnd,bknd->bnqk", q * head_width**-0.5, k)  # [b, heads, t, t]
-        weights = nn.softmax(logits, axis=-1)
-        y = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(b, t, width).astype(self.dtype)
+        y = attention(q * head_width**-0.5, k, v).reshape(b, t, width).astype(self.dtype)
         return layers.linear(width, dtype=self.dtype, name="out")(y)
 
 

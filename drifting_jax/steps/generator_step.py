@@ -6,7 +6,6 @@ drifting loss → gradients → new state.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,7 +43,9 @@ class GeneratorStepConfig:
       cfg_minimum, cfg_maximum, cfg_power, cfg_probability_of_one: the law of α.
       ema_decays: one moving average of the parameters for each.
       microbatches: parts of the class rows that are computed one after another, which takes less
-        memory and about twice the work. The numbers do not depend on it.
+        memory and more work. The numbers do not depend on it.
+      keep_maps: whether the encoders' maps of all microbatches are kept from the first pass over
+        them to the last, or computed again in each.
       shared_statistics: what S and the norms of the drift are taken over: "batch" is exact;
         "microbatch" is another method, in which each microbatch has its own, at no further work.
     """
@@ -60,6 +61,7 @@ class GeneratorStepConfig:
     cfg_probability_of_one: float
     ema_decays: tuple[float, ...]
     microbatches: int = 1
+    keep_maps: bool = True
     shared_statistics: str = "batch"
 
 
@@ -134,25 +136,12 @@ def generator_step(
     """
     s = settings
     queue = sample_queue.push(queue, batch["image"], batch["label"])
-    rows = _draw_rows(jax.random.fold_in(key, state.step), queue, s)
-    # Gathered for use: split weights would split the activations, over channels.
-    gathered = meshes.replicated(queue.mesh)
-
-    def features_of(params: PyTree, rows: _Rows, *, apart: bool) -> FeatureSets:
-        return _feature_sets(
-            jax.lax.with_sharding_constraint(params, gathered),
-            frozen,
-            rows,
-            queue.mesh,
-            apart=apart,
-            model=model,
-            feature_function=feature_function,
-        )
-
-    (loss, statistics), gradients = _loss_and_gradients(state.params, rows, features_of, s)
+    microbatches = _draw_rows(jax.random.fold_in(key, state.step), queue, s)
+    networks = _Networks(model, feature_function, frozen, queue.mesh)
+    (loss, statistics), gradients = _loss_and_gradients(state.params, microbatches, networks, s)
     norm = optax.tree.norm(gradients)
-    updates_before = state.step - state.skipped
-    metrics = GeneratorMetrics(updates_before, loss, norm, jnp.mean(rows.cfg_scale), statistics)
+    updates_before, cfg_scale = state.step - state.skipped, jnp.mean(microbatches.cfg_scale)
+    metrics = GeneratorMetrics(updates_before, loss, norm, cfg_scale, statistics)
     state = apply_gradients(
         state,
         gradients,
@@ -217,121 +206,133 @@ def _first(microbatches: _Rows) -> _Rows:
     return jax.tree.map(lambda x: x[0], microbatches)
 
 
-def _feature_sets(
-    params: PyTree,
-    frozen: PyTree,
-    rows: _Rows,
-    mesh: Mesh,
-    *,
-    apart: bool,
-    model: nn.Module,
-    feature_function: FeatureFunction,
-) -> FeatureSets:
-    """Generates the samples of some rows; returns features of them and of the real samples (3.4).
-
-    `apart`: the generated samples go through the encoders by themselves, so that gradients flow
-    back through them alone. Otherwise all samples go together: one program instead of two.
-    """
-    generated = {"generated": _generate(params, rows, mesh, model)}
+def _real_samples(rows: _Rows) -> dict[str, jax.Array]:
     drawn = {"positive": rows.positive, "unconditional": rows.unconditional}
-    real = {name: class_rows.to_float(x) for name, x in drawn.items() if x is not None}
+    return {group: class_rows.to_float(x) for group, x in drawn.items() if x is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Networks:
+    """The networks of a step, on groups of samples of class rows [c, n, ...]."""
+
+    model: nn.Module
+    feature_function: FeatureFunction
+    frozen: PyTree
+    mesh: Mesh
+
+    def generate(self, params: PyTree, rows: _Rows) -> jax.Array:
+        """Returns [c, g, h, w, channels] samples of some rows, split over the mesh."""
+        # Gathered for use: split weights would split the activations, over channels.
+        params = jax.lax.with_sharding_constraint(params, meshes.replicated(self.mesh))
+        c, g = rows.input_keys.shape
+        sharding = meshes.row_sharding(self.mesh, c, g)
+
+        def for_each_sample(per_row: jax.Array) -> jax.Array:
+            return class_rows.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
+
+        draw = jax.vmap(jax.vmap(lambda key: generators.draw_inputs(key, self.model)))
+        noise, styles = (class_rows.merge(x, sharding) for x in draw(rows.input_keys))
+        generated = apply(
+            self.model,
+            params,
+            noise,
+            for_each_sample(rows.label),
+            styles,
+            for_each_sample(rows.cfg_scale),
+        )
+        generated = class_rows.keep_split(generated, sharding)
+        return class_rows.split(generated, sharding, c, g)
+
+    def maps(self, groups: Mapping[str, jax.Array]) -> dict[str, PyTree]:
+        """Returns {group: maps [c, n, ...]} of groups of images, in one call of the encoders."""
+        of_images = functools.partial(self.feature_function.maps, self.frozen)
+        return class_rows.of_rows(of_images, self.mesh, groups)
+
+    def maps_of_all(self, params: PyTree, rows: _Rows) -> dict[str, PyTree]:
+        """Returns the maps of the generated and the real samples of some rows."""
+        return self.maps({"generated": self.generate(params, rows)} | _real_samples(rows))
+
+    def features(self, maps: Mapping[str, PyTree]) -> dict[str, dict[str, jax.Array]]:
+        """Returns {group: {name: [c, n, t, d]}} of the maps of groups (3.4)."""
+        return {group: jax.vmap(self.feature_function.features)(x) for group, x in maps.items()}
+
+
+def _sets(features: Mapping[str, dict[str, jax.Array]], rows: _Rows) -> FeatureSets:
     weight = None
-    if "unconditional" in real:
-        weight = jnp.broadcast_to(rows.weight[:, None], real["unconditional"].shape[:2])
-
-    features_of = functools.partial(class_rows.features_of_rows, feature_function, frozen, mesh)
-    if apart:
-        features = features_of(generated) | features_of(real)
-    else:
-        features = features_of(generated | real)
+    if rows.unconditional is not None:
+        weight = jnp.broadcast_to(rows.weight[:, None], rows.unconditional.shape[:2])
     return FeatureSets(
-        generated=features["generated"],
-        positive=features["positive"],
-        unconditional=features.get("unconditional"),
-        unconditional_weight=weight,
+        features["generated"], features["positive"], features.get("unconditional"), weight
     )
-
-
-def _generate(params: PyTree, rows: _Rows, mesh: Mesh, model: nn.Module) -> jax.Array:
-    """Returns [c, g, h, w, channels] samples of some rows, split over the mesh."""
-    c, g = rows.input_keys.shape
-    sharding = meshes.row_sharding(mesh, c, g)
-
-    def for_each_sample(per_row: jax.Array) -> jax.Array:
-        return class_rows.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
-
-    draw = jax.vmap(jax.vmap(lambda key: generators.draw_inputs(key, model)))
-    noise, styles = (class_rows.merge(x, sharding) for x in draw(rows.input_keys))
-    generated = apply(
-        model,
-        params,
-        noise,
-        for_each_sample(rows.label),
-        styles,
-        for_each_sample(rows.cfg_scale),
-    )
-    generated = class_rows.keep_split(generated, sharding)
-    return class_rows.split(generated, sharding, c, g)
 
 
 def _loss_and_gradients(
-    params: PyTree, microbatches: _Rows, features_of: Callable, s: GeneratorStepConfig
+    params: PyTree, microbatches: _Rows, networks: _Networks, s: GeneratorStepConfig
 ) -> tuple[tuple[jax.Array, dict[str, DriftingStatistics]], PyTree]:
     """Returns ((loss, statistics), gradients) of a batch, in one piece or in microbatches."""
 
-    def loss_of(params: PyTree, rows: _Rows):
-        sets = features_of(params, rows, apart=True)
-        return feature_losses.feature_drifting_loss(
-            sets.generated,
-            sets.positive,
-            sets.unconditional,
-            unconditional_weight=sets.unconditional_weight,
-            options=s.drift,
-        )
+    def of_piece(rows: _Rows, real=None, statistics=None):
+        """Of some rows, given the maps of their real samples and what they share with others."""
 
-    def with_gradients(rows: _Rows):
-        return jax.value_and_grad(loss_of, has_aux=True)(params, rows)
+        def generated_features(params: PyTree) -> dict[str, jax.Array]:
+            generated = {"generated": networks.generate(params, rows)}
+            return networks.features(networks.maps(generated))["generated"]
+
+        generated, pull_back = jax.vjp(generated_features, params)
+        if real is None:
+            real = networks.maps(_real_samples(rows))
+        sets = _sets({"generated": generated} | networks.features(real), rows)
+        loss, cotangents, statistics = feature_losses.loss_and_cotangents(sets, s.drift, statistics)
+        return (loss, statistics), pull_back(cotangents)[0]
 
     if s.microbatches == 1:
-        return with_gradients(_first(microbatches))
+        return of_piece(_first(microbatches))
     if s.shared_statistics == "microbatch":
-        total = class_rows.sum_over_microbatches(with_gradients, microbatches)
+        total = class_rows.sum_over_microbatches(of_piece, microbatches)
         return jax.tree.map(lambda x: x / s.microbatches, total)
-    statistics = _shared_statistics(params, microbatches, features_of, s)
+    statistics, real = _shared_statistics(params, microbatches, networks, s)
 
-    def shared_loss(params: PyTree, rows: _Rows) -> jax.Array:
-        return feature_losses.shared_loss(
-            features_of(params, rows, apart=True), statistics, s.drift
-        )
+    def of_microbatch(piece):
+        rows, real = piece
+        (loss, _), gradients = of_piece(rows, real, statistics)
+        return loss, gradients
 
-    total = class_rows.sum_over_microbatches(
-        lambda rows: jax.value_and_grad(shared_loss)(params, rows), microbatches
-    )
+    total = class_rows.sum_over_microbatches(of_microbatch, (microbatches, real))
     loss, gradients = jax.tree.map(lambda x: x / s.microbatches, total)
     return (loss, statistics), gradients
 
 
 def _shared_statistics(
-    params: PyTree, microbatches: _Rows, features_of: Callable, s: GeneratorStepConfig
-) -> dict[str, DriftingStatistics]:
-    """Returns the statistics of the whole batch, in two passes over its microbatches."""
+    params: PyTree, microbatches: _Rows, networks: _Networks, s: GeneratorStepConfig
+) -> tuple[dict[str, DriftingStatistics], dict[str, PyTree] | None]:
+    """Returns the statistics of a batch in microbatches, and the kept maps of its real samples.
 
-    def distances_of(rows: _Rows):
-        return feature_losses.distance_sums(features_of(params, rows, apart=False))
+    One pass encodes all samples and adds up distances; their maps are kept, in the dtype in which
+    they were computed. A second pass over the maps alone gives the norms of the drifts.
+    """
 
-    sums = class_rows.sum_over_microbatches(distances_of, microbatches)
+    def encoded(rows: _Rows):
+        maps = networks.maps_of_all(params, rows)
+        sums = feature_losses.distance_sums(_sets(networks.features(maps), rows))
+        return (maps if s.keep_maps else None), sums
+
+    maps, sums = jax.lax.map(encoded, microbatches)
+    sums = _of_all(jnp.sum, sums)
     scales = {name: x.distance_scale for name, x in sums.items()}
 
-    def drifts_of(rows: _Rows):
-        return feature_losses.drift_sums(features_of(params, rows, apart=False), scales, s.drift)
+    def drifts(piece: tuple[_Rows, dict[str, PyTree] | None]):
+        rows, maps = piece
+        if maps is None:
+            maps = networks.maps_of_all(params, rows)
+        sets = _sets(networks.features(maps), rows)
+        return feature_losses.drift_mean_squares(sets, scales, s.drift)
 
-    drifts = class_rows.sum_over_microbatches(drifts_of, microbatches)
-    # Entries of each feature of a microbatch's generated samples, as floats: beyond 2³¹ at full
-    # size.
-    one = functools.partial(features_of, apart=True)
-    shapes = jax.eval_shape(one, params, _first(microbatches)).generated
-    entries = {name: float(math.prod(x.shape)) for name, x in shapes.items()}
-    return {
-        name: sums[name].statistics(drifts[name] / (s.microbatches * entries[name]))
-        for name in sums
-    }
+    squares = _of_all(jnp.mean, jax.lax.map(drifts, (microbatches, maps)))
+    statistics = {name: sums[name].statistics(squares[name]) for name in sums}
+    if maps is None:
+        return statistics, None
+    return statistics, {group: x for group, x in maps.items() if group != "generated"}
+
+
+def _of_all(function: Callable, of_microbatches: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: function(x, axis=0), of_microbatches)

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from drifting_jax.compiler import targets
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.checks import listed
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
-from drifting_jax.method import encoders, features
+from drifting_jax.method import encoders
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.table import FIELDS
@@ -29,11 +28,8 @@ from drifting_jax.steps.generator_step import GeneratorStepConfig
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.toy_step import ToyStepConfig
+from drifting_jax.training.memory_plan import MemoryPlan
 from drifting_jax.weights.networks import ENCODERS
-
-_SAMPLES_AT_ONCE = 64  # generated samples of a microbatch on a device, if microbatches is 0
-_MEMORY_OF_THEM = 20 * 2**30  # of imagenet_pixel:L, with their real samples (docs/scaling.md)
-_USABLE = 0.75 * 0.9  # of a GPU: what JAX takes by default, less a tenth for workspaces
 
 
 def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -119,12 +115,7 @@ def make_feature_function(
         of_images = ENCODERS[kind].features(extra, patch_sizes, f.partial_patches)
         functions[kind] = encoders.through_decoder(vae, of_images) if vae else of_images
     of_encoders = encoders.compose(functions)
-
-    def feature_function(variables, images: jax.Array) -> dict[str, jax.Array]:
-        found = of_encoders(variables, images)
-        return found | (features.raw_features(images) if f.raw else {})
-
-    return feature_function
+    return encoders.with_raw(of_encoders) if f.raw else of_encoders
 
 
 def check_choices(config: ConfigDict) -> None:
@@ -181,17 +172,8 @@ def drift_options(config: ConfigDict) -> DriftOptions:
     )
 
 
-def generator_step_config(config: ConfigDict, mesh: Mesh, *, held: int = 0) -> GeneratorStepConfig:
-    """Returns the sizes and settings of a generator's step on a mesh.
-
-    Args:
-      config: of the run.
-      mesh: the devices.
-      held: bytes that a device holds throughout; see `microbatches`.
-
-    Raises:
-      UserError: the rows of a step do not split over the mesh.
-    """
+def generator_step_config(config: ConfigDict, plan: MemoryPlan) -> GeneratorStepConfig:
+    """Returns the sizes and settings of a generator's step."""
     t, g = config.train, config.guidance
     return GeneratorStepConfig(
         labels=t.labels_per_step,
@@ -204,53 +186,10 @@ def generator_step_config(config: ConfigDict, mesh: Mesh, *, held: int = 0) -> G
         cfg_power=g.power,
         cfg_probability_of_one=g.probability_of_one,
         ema_decays=tuple(t.ema_decays),
-        microbatches=microbatches(config, mesh, held=held),
+        microbatches=plan.microbatches,
+        keep_maps=plan.keep_maps,
         shared_statistics=t.shared_statistics,
     )
-
-
-def microbatches(config: ConfigDict, mesh: Mesh, *, held: int = 0) -> int:
-    """Returns the microbatches of a generator's step: as configured, or as many as needed.
-
-    Args:
-      config: of the run.
-      mesh: the devices.
-      held: bytes that a device holds throughout: state, queue and frozen networks. What such a
-        GPU has besides says how many samples are computed at once. Variables do not matter, and
-        all processes find the same number.
-
-    Raises:
-      UserError: the rows of a step do not split over the microbatches or the mesh.
-    """
-    t = config.train
-    rows, wanted = t.labels_per_step, t.microbatches
-    if wanted:
-        if rows % wanted:
-            raise UserError(
-                "config.train.microbatches must divide config.train.labels_per_step; found "
-                f"{wanted} and {rows}"
-            )
-        try:
-            meshes.row_sharding(mesh, rows // wanted, t.generated_per_label)
-        except ValueError as error:
-            parts = f" (the rows of each of {wanted} microbatches)" if wanted > 1 else ""
-            raise UserError(f"config.train does not fit the devices{parts}: {error}") from None
-        return wanted
-    fitting = []
-    for count in (n for n in range(1, rows + 1) if rows % n == 0):
-        try:
-            meshes.row_sharding(mesh, rows // count, t.generated_per_label)
-        except ValueError as error:
-            refused = error
-        else:
-            fitting.append(count)
-    if not fitting:
-        raise UserError(f"config.train does not fit the devices: {refused}")
-    gpu = targets.gpu_of(mesh.devices.flat[0])
-    free = gpu.memory * _USABLE - held if gpu else 0
-    at_once = _SAMPLES_AT_ONCE * max(1, int(free // _MEMORY_OF_THEM))
-    most = rows * t.generated_per_label / mesh.size / at_once
-    return next((count for count in fitting if count >= most), fitting[-1])
 
 
 def encoder_step_config(config: ConfigDict) -> EncoderStepConfig:

@@ -45,13 +45,15 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
     lines.append(f"a step on {mesh.size} {kind} ({shape}), per device:")
     for name, tree in arguments(found).items():
         lines.append(f"  {name:<24}{gigabytes(meshes.bytes_per_device(tree))}")
-    flops = count_flops(config, found.microbatches) / mesh.size
+    keeps = found.keeps_maps
+    flops = count_flops(config, found.microbatches, keep_maps=keeps) / mesh.size
     lines.append(f"  {'floating-point work':<24}{flops / 1e12:10.3f} TFLOP")
     if found.microbatches > 1:
         lines[-1] += f" in {found.microbatches} microbatches"
         if config.task == "generator":
             whole = count_flops(config, 1) / mesh.size
-            lines[-1] += f", {flops / whole:.2f} times that of one"
+            kept = "kept" if keeps else "computed in each of three passes"
+            lines[-1] += f", {flops / whole:.2f} times that of one (maps: {kept})"
     if config.task != "toy":
         lines.append(f"  rematerialisation: {_rematerialised(config)}")
     print(f"compiling for {topology or kind}, up to some minutes", file=sys.stderr, flush=True)
@@ -111,7 +113,7 @@ def count_parameters(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def count_flops(config: ConfigDict, microbatches: int) -> float:
+def count_flops(config: ConfigDict, microbatches: int, *, keep_maps: bool = True) -> float:
     """Returns the floating-point operations of one step on all devices, by XLA's count.
 
     Recomputation in the backward pass is counted. XLA counts the body of a loop once, so blocks are
@@ -136,6 +138,7 @@ def count_flops(config: ConfigDict, microbatches: int) -> float:
         one_by_one.model.scan = False
         one_by_one.encoder.train.microbatches = 1
         one_by_one.train.microbatches = times
+        one_by_one.train.keep_maps = "yes" if keep_maps else "no"
     return times * _flops(program(one_by_one, on_one).lower())
 
 

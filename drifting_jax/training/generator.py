@@ -29,6 +29,7 @@ from drifting_jax.training import (
 from drifting_jax.training.device_batches import GlobalBatches
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.loop import Hook, Moment
+from drifting_jax.training.memory_plan import memory_plan
 from drifting_jax.training.stage import Stage
 from drifting_jax.weights.networks import Network
 from drifting_jax.workdir.image_files import image_grid
@@ -92,7 +93,7 @@ def _require_test_split(config: ConfigDict) -> None:
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Makes sure that the rows of a step and the images of a batch split over the mesh."""
-    build.microbatches(config, mesh)
+    memory_plan(config, mesh)
     if config.queue.push_per_step % jax.process_count():
         raise UserError(
             f"config.queue.push_per_step must be a multiple of the {jax.process_count()} "

@@ -17,6 +17,7 @@ from drifting_jax.distributed import transfer
 from drifting_jax.errors import TransientError, UserError
 from drifting_jax.training.loop import Moment
 from drifting_jax.training.programs import Carry, Program, Report
+from drifting_jax.training.utilisation import Utilisation
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.metrics import MetricWriter
@@ -83,6 +84,7 @@ class MetricLines:
         self._program, self._context, self._batches, self._bar = program, context, batches, bar
         self._pending: _Line | None = None
         self._start = start
+        self._utilisation = Utilisation(program)
         self._started = self._printed_at = self._compiled_at = time.monotonic()
         self._last = _Line(start, None, self._started, 0.0)
 
@@ -112,9 +114,12 @@ class MetricLines:
         scalars = dict(self._program.to_scalars(report.metrics))
         before, self._last = self._last, dataclasses.replace(line, report=None)
         passed = max(line.at - before.at, 1e-9)
-        images = self._program.images_per_step * (line.step - before.step)
+        steps = line.step - before.step
+        scalars |= self._utilisation.of(steps, passed)
+        if before.step == self._start:
+            scalars["compile_seconds"] = self._compiled_at - self._started
         scalars |= {
-            "images_per_second": images / passed,
+            "images_per_second": self._program.images_per_step * steps / passed,
             "seconds": line.at - self._started,
             "skipped": int(report.skipped),
             "waiting_for_data": (line.waited - before.waited) / passed,
@@ -138,7 +143,7 @@ class MetricLines:
 
 
 def postfix(scalars: Mapping[str, float]) -> str:
-    """Returns what the progress bar shows: loss, raw drift per temperature, images per second."""
+    """Returns what the progress bar shows: loss, raw drift per temperature, and rates."""
     parts = [f"loss {scalars['loss']:.4g}"]
     drifts = {name: value for name, value in scalars.items() if name.startswith("drift/mean/")}
     if drifts:
@@ -146,6 +151,8 @@ def postfix(scalars: Mapping[str, float]) -> str:
             f"{name.removeprefix('drift/mean/')}:{value:.2g}" for name, value in drifts.items()
         )
         parts.append(f"drift² {values}")
+    share = f"{scalars['mfu']:.0%}" if "mfu" in scalars else "unknown"
+    parts.append(f"{scalars['tflops_per_device']:.3g} TFLOP/s (MFU {share})")
     return ", ".join([*parts, f"{scalars['images_per_second']:.0f} img/s"])
 
 

@@ -6,6 +6,7 @@ is what a step changes, and its step is (carry, frozen, batch) -> (carry, report
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
 from drifting_jax.training import build, frozen, initial_states, scalars
+from drifting_jax.training.memory_plan import memory_plan
 
 PyTree = Any
 
@@ -58,11 +60,15 @@ class Report:
 
 
 class Step(Protocol):
-    """A jitted step: it can be called, or only lowered for the shapes of its arguments."""
+    """A jitted step: it can be called, or only traced or lowered for shapes of its arguments."""
 
     def __call__(
         self, carry: Carry, frozen: PyTree, batch: Mapping[str, jax.Array], /
     ) -> tuple[Carry, Report]: ...
+
+    def trace(
+        self, carry: Carry, frozen: PyTree, batch: Mapping[str, jax.ShapeDtypeStruct], /
+    ) -> jax.stages.Traced: ...
 
     def lower(
         self, carry: Carry, frozen: PyTree, batch: Mapping[str, jax.ShapeDtypeStruct], /
@@ -88,6 +94,7 @@ class Program:
       num_steps: steps of the whole training.
       images_per_step: what `images_per_second` counts.
       microbatches: parts of a batch that are computed one after another.
+      keeps_maps: whether the encoders' maps of all microbatches are kept.
     """
 
     name: str
@@ -104,6 +111,7 @@ class Program:
     num_steps: int
     images_per_step: int
     microbatches: int = 1
+    keeps_maps: bool = False
 
     def lower(self) -> jax.stages.Lowered:
         """Returns the step, lowered for its mesh: nothing is computed and no array is made."""
@@ -147,14 +155,16 @@ def generator_program(
     feature_function = build.make_feature_function(config, spec, extra=extra, vae=vae)
     variables = _template(config, mesh, frozen.variables_shapes(config, spec, extra, vae))
     sample = jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32)
-    features = list(jax.eval_shape(feature_function, variables, sample))
+    maps = jax.eval_shape(feature_function.maps, variables, sample)
+    features = list(jax.eval_shape(feature_function.features, maps))
     init = functools.partial(initial_states.init_generator, config, spec)
     carry = Carry(
         initial_states.state_template(config, mesh, init),
         build.make_queue(config, spec, mesh, make=sample_queue.template),
     )
     held = meshes.bytes_per_device((carry, variables))
-    settings = build.generator_step_config(config, mesh, held=held)
+    plan = memory_plan(config, mesh, held=held, maps=_bytes(maps))
+    settings = build.generator_step_config(config, plan)
     schedule, temperatures = build.generator_schedule(config), settings.drift.temperatures
     step = functools.partial(
         generator_step,
@@ -188,7 +198,8 @@ def generator_program(
         checkpoint_items=_generator_items,
         num_steps=config.train.num_steps,
         images_per_step=settings.labels * settings.generated,
-        microbatches=settings.microbatches,
+        microbatches=plan.microbatches,
+        keeps_maps=plan.keep_maps and plan.microbatches > 1,
     )
 
 
@@ -281,6 +292,10 @@ def _images(
         "image": jax.ShapeDtypeStruct((size, *spec.image_shape), dtype, sharding=rows),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
     }
+
+
+def _bytes(shapes: PyTree) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def _jit(step: Callable, carry: Carry, mesh: Mesh) -> Step:

@@ -26,6 +26,7 @@ from drifting_jax.training.hooks import (
     TimedBatches,
 )
 from drifting_jax.training.loop import BatchError, Hook, Moment
+from drifting_jax.training.profiling import FOLDER, Profiler
 from drifting_jax.training.programs import Carry, Program, carry_of
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.image_files import image_grid
@@ -140,7 +141,8 @@ def _announce(program: Program, context: RunContext, start: int) -> None:
     if len(lines) > _LARGE_SHOWN:
         print(f"  … and {len(lines) - _LARGE_SHOWN} more of at least {meshes.LARGE:,} numbers")
     if program.microbatches > 1:
-        print(f"{program.name}: {program.microbatches} microbatches a step")
+        kept = ", whose maps are kept" if program.keeps_maps else ""
+        print(f"{program.name}: {program.microbatches} microbatches a step{kept}")
     if start:
         print(f"{program.name}: goes on from step {start}", flush=True)
 
@@ -201,7 +203,15 @@ def run_loop(
             keep_every=config.train.keep_every,
             batches_before=taken - start,
         )
-        hooks = _hooks(stage, config, context, lines, skipped, saver)
+        profiler = Profiler(
+            stage.folder.parent / FOLDER,
+            start=config.profile.start,
+            steps=config.profile.steps,
+        )
+        hooks = [
+            *_hooks(stage, config, context, lines, skipped, saver),
+            *([Hook(1, profiler)] if config.profile.steps else []),
+        ]
         try:
             carry, complete = loop.run(program, carry, stage.frozen, timed, hooks, start=start)
         except BatchError as error:  # the steps that are done are not lost
@@ -214,6 +224,7 @@ def run_loop(
                 raise cause from None
             return None
         finally:
+            profiler.close()
             with contextlib.suppress(Exception):  # of devices that failed: their own error counts
                 lines.flush()
         saver.require_saved()

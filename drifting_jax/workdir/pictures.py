@@ -131,10 +131,11 @@ def _field_on_grid(
     samples = losses.make_sets(points, targets)
     scale = losses.distance_sums(losses.distances(samples), samples).distance_scale
     sets = losses.make_sets(probes, targets, points, generated_weight=jnp.zeros(probes.shape[:2]))
-    distance = losses.distances(sets).at[..., : len(grid)].set(_FAR * scale)
+    distance = losses.distances(sets).at[..., : len(grid)].set(_FAR * scale[0])
     options = dataclasses.replace(options, temperatures=(max(options.temperatures),))
-    drifts = losses.raw_drifts(sets, distance, scale, options)  # in units of S/√2
-    return np.asarray(drifts[0, 0, 0] * scale / 2**0.5)
+    weights = losses.pair_weights(sets, distance, scale, options)
+    drifts = losses.drifts(sets, weights, scale)  # in units of S/√2
+    return np.asarray(drifts[0, 0, 0] * scale[0] / 2**0.5)
 
 
 @_draws

@@ -48,7 +48,9 @@ FLAGS = (
 )
 FOLDERS = {"encoder": "encoder/checkpoints", "generator": "checkpoints"}
 # Metrics that depend on the clock.
-_TIMES = {"images_per_second", "seconds", "waiting_for_data"}
+_TIMES = {
+    "images_per_second", "seconds", "waiting_for_data", "tflops_per_device", "compile_seconds",
+}  # fmt: skip
 
 
 class Stuck(Exception):

@@ -8,6 +8,7 @@ import read_release
 import release_names
 
 from drifting_jax.method.encoders import (
+    FeatureFunction,
     autoencoder_features,
     compose,
     convnext_features,
@@ -100,8 +101,9 @@ def test_latents_go_through_the_decoder_with_their_gradients():
 
 def test_features_of_one_name_are_refused():
     model, variables, images = small_autoencoder()
-    both = compose({"": map_features(model), "a": lambda v, x: raw_features(x)})
+    raw = FeatureFunction(lambda _, x: x, raw_features)
+    both = compose({"": map_features(model), "a": raw})
     assert {"stem", "stage1/mean", "a/raw"} <= set(both({"": variables}, images))
-    clash = compose({"": lambda v, x: {"a/raw": x}, "a": lambda v, x: raw_features(x)})
+    clash = compose({"": FeatureFunction(lambda _, x: {"a/raw": x}, dict), "a": raw})
     with pytest.raises(ValueError, match="two encoders give a feature called 'a/raw'"):
         clash({}, images)

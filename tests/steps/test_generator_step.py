@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from drifting_jax.distributed import class_rows, meshes, transfer
+from drifting_jax.method import encoders
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE
@@ -48,11 +49,13 @@ OPTIMIZER = optax.sgd(0.1)
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def linear_features(frozen, images):
-    """Stands for an encoder: four locations of a random projection, and the images themselves."""
+def _projections(frozen, images):
     patches = images.reshape(len(images), 4, 4)
-    projected = jnp.tanh(jnp.einsum("btd,de->bte", patches, frozen))
-    return {"stage": projected, "raw": images.reshape(len(images), 1, 16)}
+    return {"stage": jnp.tanh(jnp.einsum("btd,de->bte", patches, frozen))}
+
+
+# Stands for an encoder: four locations of a random projection, and the images themselves.
+linear_features = encoders.with_raw(encoders.FeatureFunction(_projections, dict))
 
 
 FROZEN = np.random.default_rng(5).normal(size=(4, 6)).astype(np.float32)
@@ -158,15 +161,17 @@ def assert_same_step(found, expected):
 
 
 @pytest.mark.parametrize(
-    "mesh, labels, microbatches",
+    "mesh, labels, microbatches, keep_maps",
     [
-        ("1", 10, 2),
-        pytest.param("1", 8, 8, marks=pytest.mark.slow),
-        pytest.param("4x2", 8, 2, marks=pytest.mark.slow),
+        ("1", 10, 2, True),
+        pytest.param("1", 10, 2, False, marks=pytest.mark.slow),
+        pytest.param("1", 8, 8, True, marks=pytest.mark.slow),
+        pytest.param("4x2", 8, 2, True, marks=pytest.mark.slow),
+        pytest.param("4x2", 8, 2, False, marks=pytest.mark.slow),
     ],
 )
-def test_a_step_is_the_same_in_pieces(mesh, labels, microbatches):
-    found = first_step(mesh, labels, microbatches=microbatches)
+def test_a_step_is_the_same_in_pieces(mesh, labels, microbatches, keep_maps):
+    found = first_step(mesh, labels, microbatches=microbatches, keep_maps=keep_maps)
     assert_same_step(found, first_step("1", labels))
 
 

@@ -12,7 +12,7 @@ import read_release
 import release_names
 
 from drifting_jax.distributed import meshes
-from drifting_jax.method import encoders, features
+from drifting_jax.method import encoders
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE
@@ -117,10 +117,7 @@ def test_steps_equal_the_release(monkeypatch):
         ema_decays=(0.9,),
     )
 
-    of_encoder = encoders.autoencoder_features(encoder)
-
-    def feature_function(variables, images):
-        return of_encoder(variables, images) | features.raw_features(images)
+    feature_function = encoders.with_raw(encoders.autoencoder_features(encoder))
 
     # Compiling takes most of the time, running next to nothing.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -15,6 +15,7 @@ from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.training import build, compiled_report, dry_run, loop, run
+from drifting_jax.training.memory_plan import MemoryPlan, memory_plan
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -62,40 +63,54 @@ def test_work_grows_with_the_batch_and_not_with_the_mesh():
     )
 
 
-def test_microbatches_cost_about_twice_the_work():
-    """Three passes for the one, two of them without gradients, are 6 to 7 forwards for 3 to 4."""
-    assert 1.5 < dry_run.count_flops(config(), 4) / flops_of_a_step() < 2.3
+def test_what_microbatches_cost():
+    """With kept maps one more forward pass of all samples, and two more without."""
+    one, kept = flops_of_a_step(), dry_run.count_flops(config(), 4)
+    again = dry_run.count_flops(config(), 4, keep_maps=False)
+    assert 1.1 < kept / one < again / one < 2.3
+    assert again / kept > 1.1
 
 
 def test_microbatches_that_are_left_open_follow_the_devices():
     found = load("imagenet_latent", "L")
     for devices, expected in ((1, 128), (8, 16)):
         mesh = build.make_mesh(found, devices=jax.devices()[:devices])
-        assert build.microbatches(found, mesh) == expected
+        assert memory_plan(found, mesh).microbatches == expected
     found.train.microbatches = 3
     with pytest.raises(UserError, match=r"must divide .*labels_per_step; found 3 and 128"):
-        build.microbatches(found, mesh)
+        memory_plan(found, mesh)
     few = config(train__labels_per_step=10, train__microbatches=0, train__generated_per_label=3)
     with pytest.raises(UserError, match="does not fit the devices"):
-        build.microbatches(few, meshes.make_mesh(4, 2))
+        memory_plan(few, meshes.make_mesh(4, 2))
 
 
 @pytest.mark.parametrize(
-    ("name", "held", "expected"),
+    ("name", "held", "microbatches", "keeps"),
     [
-        ("h100", 5, 32),  # 53 of 79 GiB are usable: twice 20 are free
-        ("h100", 20, 64),
-        ("h100", 60, 64),
-        ("h200", 5, 16),
-        ("a100", 5, 64),
-        ("", 5, 64),
+        ("h100", 5, 16, True),  # 53 of 79 GiB are usable; the maps take 26 of them
+        ("h100", 30, 16, False),
+        ("h100", 60, 64, False),
+        ("h200", 5, 8, True),
+        ("a100", 5, 16, False),
+        ("", 5, 64, False),
     ],
 )
-def test_microbatches_follow_the_free_memory_of_a_gpu(monkeypatch, name, held, expected):
+def test_the_memory_of_a_gpu_gives_the_plan(monkeypatch, name, held, microbatches, keeps):
     found = load("imagenet_latent", "ablation")
     mesh = build.make_mesh(found, devices=jax.devices()[:1])
     monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS.get(name))
-    assert build.microbatches(found, mesh, held=held * 2**30) == expected
+    plan = memory_plan(found, mesh, held=held * 2**30, maps=int(2.91 * 2**20))
+    assert plan == MemoryPlan(microbatches, keeps)
+
+
+def test_a_configured_plan_is_kept(monkeypatch):
+    found = load("imagenet_latent", "ablation")
+    mesh = build.make_mesh(found, devices=jax.devices()[:1])
+    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS["h100"])
+    found.train.microbatches = 32
+    for choice, keeps in (("auto", True), ("no", False), ("yes", True)):
+        found.train.keep_maps = choice
+        assert memory_plan(found, mesh, held=0, maps=2**21) == MemoryPlan(32, keeps)
 
 
 def test_a_failure_of_the_compiler_is_one_line_with_a_flag(monkeypatch):

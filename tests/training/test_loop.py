@@ -22,6 +22,7 @@ from drifting_jax.workdir.stopping import StopAgreement
 
 def make_program(step):
     """Ten steps of a program that only counts."""
+    step.trace = lambda *_: jax.jit(lambda: 0).trace()
     return Program(
         name="encoder",
         mesh=meshes.make_mesh(1),

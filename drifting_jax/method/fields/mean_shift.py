@@ -18,16 +18,15 @@ _SELF_DISTANCE = 100.0
 
 
 def mean_shift(
-    sets: ScaledSets, temperature: float, options: DriftOptions = ALGORITHM_2
+    sets: ScaledSets, temperature: float | jax.Array, options: DriftOptions = ALGORITHM_2
 ) -> jax.Array:
-    """V [g, d] of the generated samples at one temperature, in the scaled coordinates of `sets`."""
+    """Weights [g, n] of the targets in the drift of the generated samples at one temperature."""
     own = own_pairs(*sets.distance.shape)
     distance = sets.distance + jnp.where(own, _SELF_DISTANCE, 0.0)
     logits = kernel_logits(distance, temperature=temperature, kernel=options.kernel)
     a = affinities(logits, floor=options.affinity_floor, normalize=options.normalize)
     a = a * sets.weights[None, :]
-    m = sets.num_negative
-    return drift(sets.generated, sets.positive, sets.negative, a[:, m:], a[:, :m], options=options)
+    return pair_weights(a, sets.num_negative, options)
 
 
 def kernel_logits(
@@ -64,41 +63,26 @@ def affinities(
     return jnp.maximum(jnp.exp(logits - log_norm), floor**0.5)
 
 
-def drift(
-    generated: jax.Array,
-    positive: jax.Array,
-    negative: jax.Array,
-    a_pos: jax.Array,
-    a_neg: jax.Array,
-    *,
-    options: DriftOptions = ALGORITHM_2,
-) -> jax.Array:
+def pair_weights(a: jax.Array, num_negative: int, options: DriftOptions) -> jax.Array:
     """Attraction minus repulsion for given affinities (Algorithm 2; (8)-(11)).
 
     Args:
-      generated: [g, d] samples; positive: [p, d] and negative: [n, d] targets.
-      a_pos: [g, p] and a_neg: [g, n] affinities, already multiplied by the targets' weights.
+      a: [g, n] affinities, already multiplied by the targets' weights; negative targets first.
+      num_negative: how many of the targets repel.
       options: `combine`, `attraction` and `repulsion` are used.
 
     Returns:
-      V [g, d].
+      w [g, n], with which V(x) = Σ w·(y - x) over the targets y.
     """
-    mass_pos = jnp.sum(a_pos, axis=1, keepdims=True)
-    mass_neg = jnp.sum(a_neg, axis=1, keepdims=True)
+    repels = jnp.arange(a.shape[1]) < num_negative
+    mass_neg = jnp.sum(jnp.where(repels, a, 0), axis=1, keepdims=True)
+    mass_pos = jnp.sum(jnp.where(repels, 0, a), axis=1, keepdims=True)
     if options.combine == "crossed":
         by_pos, by_neg = mass_neg, mass_pos
     else:
-        tiny = jnp.finfo(a_pos.dtype).tiny
+        tiny = jnp.finfo(a.dtype).tiny
         by_pos, by_neg = 1 / jnp.maximum(mass_pos, tiny), 1 / jnp.maximum(mass_neg, tiny)
-    by_pos, by_neg = options.attraction * by_pos, options.repulsion * by_neg
-    # Each side is scaled after its product: XLA for GPUs takes a division by the sum of a row for
-    # a softmax, and its Triton rewriter then fails on it (jax 0.10).
-    highest = jax.lax.Precision.HIGHEST
-    v = by_pos * jnp.einsum("gp,pd->gd", a_pos, positive, precision=highest)
-    v -= by_neg * jnp.einsum("gn,nd->gd", a_neg, negative, precision=highest)
-    if options.combine == "crossed" and options.attraction == options.repulsion:
-        return v  # both sides carry the same mass, so the -x terms of (8) cancel exactly
-    return v - (by_pos * mass_pos - by_neg * mass_neg) * generated
+    return a * jnp.where(repels, -options.repulsion * by_neg, options.attraction * by_pos)
 
 
 def drifting_field(
@@ -129,17 +113,18 @@ def drifting_field(
     dtype = jnp.promote_types(jnp.result_type(x, y_pos, y_neg), jnp.float32)
     x, y_pos, y_neg = (jnp.asarray(a, dtype) for a in (x, y_pos, y_neg))
     _check_sets(x, y_pos, y_neg, exclude_self)
-    targets = jnp.concatenate([y_pos, y_neg])
+    targets = jnp.concatenate([y_neg, y_pos])
     logits = kernel_logits(
         pairwise_distance(x, targets), temperature=temperature, kernel=options.kernel
     )
-    p = y_pos.shape[0]
     if exclude_self:
-        own = jnp.arange(targets.shape[0])[None, :] == p + jnp.arange(x.shape[0])[:, None]
+        own = own_pairs(*logits.shape)
         logits = jnp.where(own, jnp.asarray(_MASKED_LOGIT, dtype), logits)
     a = affinities(logits, floor=options.affinity_floor, normalize=options.normalize)
+    weights = pair_weights(a, y_neg.shape[0], options)
     centre = jnp.mean(targets, axis=0, keepdims=True)
-    return drift(x - centre, y_pos - centre, y_neg - centre, a[:, :p], a[:, p:], options=options)
+    moved = jnp.einsum("gn,nd->gd", weights, targets - centre, precision=jax.lax.Precision.HIGHEST)
+    return moved - jnp.sum(weights, axis=1, keepdims=True) * (x - centre)
 
 
 def _check_sets(x: jax.Array, y_pos: jax.Array, y_neg: jax.Array, exclude_self: bool) -> None:

@@ -8,8 +8,9 @@ from drifting_jax.method.fields.mean_shift import mean_shift
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.sets import ScaledSets
 
-# (one row and location, temperature, options) -> V [g, d] of the generated samples.
-Field = Callable[[ScaledSets, float, DriftOptions], jax.Array]
+# (one row and location, temperature, options) -> weights [g, n] of the targets, with which the
+# generated samples x drift by Σ w·(y - x) over the targets y.
+Field = Callable[[ScaledSets, float | jax.Array, DriftOptions], jax.Array]
 
 FIELDS: dict[str, Field] = {
     "mean_shift": mean_shift,

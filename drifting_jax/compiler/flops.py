@@ -1,0 +1,43 @@
+"""Floating-point operations of a traced program: those of matrix products and convolutions."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def product_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
+    """Returns the operations of all products, two for each multiply-add.
+
+    The body of a `scan` counts once for each of its trips, and what a program computes again in a
+    backward pass counts again. Of a `cond` the costliest branch counts, and of a `while`, whose
+    trips are not known, one trip.
+    """
+    if isinstance(jaxpr, ClosedJaxpr):
+        jaxpr = jaxpr.jaxpr
+    return sum(_flops(equation) for equation in jaxpr.eqns)
+
+
+def _flops(equation: Any) -> float:
+    name, shapes = equation.primitive.name, [x.aval.shape for x in equation.invars[:2]]
+    if name == "dot_general":
+        contracting = equation.params["dimension_numbers"][0][0]
+        size = math.prod(equation.outvars[0].aval.shape)
+        return 2.0 * size * math.prod(shapes[0][axis] for axis in contracting)
+    if name == "conv_general_dilated":
+        features = equation.params["dimension_numbers"].rhs_spec[0]
+        size = math.prod(equation.outvars[0].aval.shape)
+        return 2.0 * size * math.prod(shapes[1]) / shapes[1][features]
+    inner = [product_flops(x) for x in _inner(equation.params)]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+
+
+def _inner(parameters: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """The programs inside an operation."""
+    for value in parameters.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, ClosedJaxpr | Jaxpr):
+                yield one
