@@ -21,6 +21,8 @@ from drifting_jax.method import losses
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.losses import DistanceSums, DriftingStatistics
 
+_JOINED_ELEMENTS = 2**21  # of generated samples, up to which features are joined in any case
+
 Features = Mapping[str, jax.Array]
 
 
@@ -153,8 +155,8 @@ def _joined(sets: FeatureSets) -> Iterator[tuple[list[str], losses.Sets]]:
 
 
 def _groups(features: Features) -> list[list[str]]:
-    """Groups names by channels; no group takes more memory than the largest feature."""
-    most = max(x.size for x in features.values())
+    """Groups names by channels; no large group takes more memory than the largest feature."""
+    most = max(_JOINED_ELEMENTS, *(x.size for x in features.values()))
     groups: list[list[str]] = []
     by_channels = sorted(features, key=lambda name: (features[name].shape[-1], name))
     for _, names in itertools.groupby(by_channels, lambda name: features[name].shape[-1]):

@@ -11,6 +11,7 @@ The loss is not differentiated: its gradient with respect to a generated feature
 cotangent, is known (36).
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.struct
@@ -308,7 +309,9 @@ def drifted(
         weights = pair_weights(sets, distance, sums.distance_scale, options)
         moved = drifts(sets, weights, sums.distance_scale)
         statistics = sums.statistics(drift_mean_square(sets, moved))
-        total = jnp.sum(moved / _norms(sets, statistics), axis=2)
+        norms = _norms(sets, statistics)
+        normalised = [moved[:, :, i] / norms[:, :, i] for i in range(norms.shape[2])]
+        total = functools.reduce(jnp.add, normalised)
     else:
         # The norms are known: the weights of all temperatures add up before their product.
         weights = pair_weights(sets, distance, statistics.distance_scale, options)

@@ -52,15 +52,18 @@ def affinities(
       [g, n], not negative.
     """
     if normalize == "both":
-        log_norm = 0.5 * (
-            jax.nn.logsumexp(logits, axis=1, keepdims=True)
-            + jax.nn.logsumexp(logits, axis=0, keepdims=True)
-        )
+        log_norm = 0.5 * (_log_sum_exp(logits, axis=1) + _log_sum_exp(logits, axis=0))
     elif normalize == "targets":
-        log_norm = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+        log_norm = _log_sum_exp(logits, axis=1)
     else:
         log_norm = jnp.zeros_like(logits)
     return jnp.maximum(jnp.exp(logits - log_norm), floor**0.5)
+
+
+def _log_sum_exp(logits: jax.Array, *, axis: int) -> jax.Array:
+    """log Σ exp of finite logits; without the care for infinite ones, XLA fuses all of it."""
+    largest = jnp.max(logits, axis=axis, keepdims=True)
+    return largest + jnp.log(jnp.sum(jnp.exp(logits - largest), axis=axis, keepdims=True))
 
 
 def pair_weights(a: jax.Array, num_negative: int, options: DriftOptions) -> jax.Array:
@@ -74,15 +77,17 @@ def pair_weights(a: jax.Array, num_negative: int, options: DriftOptions) -> jax.
     Returns:
       w [g, n], with which V(x) = Σ w·(y - x) over the targets y.
     """
-    repels = jnp.arange(a.shape[1]) < num_negative
-    mass_neg = jnp.sum(jnp.where(repels, a, 0), axis=1, keepdims=True)
-    mass_pos = jnp.sum(jnp.where(repels, 0, a), axis=1, keepdims=True)
+    # Factors, where a `where` or slices would keep XLA from fusing the sums.
+    repels = (jnp.arange(a.shape[1]) < num_negative).astype(a.dtype)[None]
+    mass_neg = jnp.sum(a * repels, axis=1, keepdims=True)
+    mass_pos = jnp.sum(a * (1 - repels), axis=1, keepdims=True)
     if options.combine == "crossed":
         by_pos, by_neg = mass_neg, mass_pos
     else:
         tiny = jnp.finfo(a.dtype).tiny
         by_pos, by_neg = 1 / jnp.maximum(mass_pos, tiny), 1 / jnp.maximum(mass_neg, tiny)
-    return a * jnp.where(repels, -options.repulsion * by_neg, options.attraction * by_pos)
+    attracted, repelled = options.attraction * by_pos, options.repulsion * by_neg
+    return a * ((1 - repels) * attracted - repels * repelled)
 
 
 def drifting_field(
