@@ -1,9 +1,9 @@
-"""The drifting loss over a set of features: one after another, or those of equal shape stacked.
+"""The drifting loss over a set of features: one after another, of equal shape stacked, or joined.
 
     python benchmarks/feature_loss.py
 
 Times the gradient of the same sum over features with one `drifting_loss` a feature, with a `vmap`
-over all features of one shape, and as the library does it (small ones stacked). The figures are
+over all features of one shape, and as the library does it (equal channels together). Figures are
 ratios within one run, with the order alternating.
 """
 

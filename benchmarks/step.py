@@ -34,7 +34,6 @@ def configured(setting: str):
     if setting != "small":
         config = file_beside(str(HERE / "configs" / "any.py"), "digits.py").get_config()
         if setting == "digits_encoder":
-            config = file_beside(str(HERE / "configs" / "any.py"), "digits.py").get_config()
             config.task = "encoder"
         return resolve(config), None
     config = base_config("generator")

@@ -20,7 +20,9 @@ def product_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
 
 
 def _flops(equation: Any) -> float:
-    name, shapes = equation.primitive.name, [x.aval.shape for x in equation.invars[:2]]
+    name = equation.primitive.name
+    if name in ("dot_general", "conv_general_dilated"):
+        shapes = [x.aval.shape for x in equation.invars[:2]]
     if name == "dot_general":
         contracting = equation.params["dimension_numbers"][0][0]
         size = math.prod(equation.outvars[0].aval.shape)

@@ -43,7 +43,7 @@ class GeneratorStepConfig:
       cfg_minimum, cfg_maximum, cfg_power, cfg_probability_of_one: the law of α.
       ema_decays: one moving average of the parameters for each.
       microbatches: parts of the class rows that are computed one after another, which takes less
-        memory and more work. The numbers do not depend on it.
+        memory and more work. The numbers do not depend on it, with `shared_statistics` "batch".
       keep_maps: whether the encoders' maps of all microbatches are kept from the first pass over
         them to the last, or computed again in each.
       shared_statistics: what S and the norms of the drift are taken over: "batch" is exact;
@@ -63,6 +63,11 @@ class GeneratorStepConfig:
     microbatches: int = 1
     keep_maps: bool = True
     shared_statistics: str = "batch"
+
+    @property
+    def shares_statistics(self) -> bool:
+        """Whether microbatches take three passes, of which the first can keep maps."""
+        return self.shared_statistics == "batch"
 
 
 @flax.struct.dataclass

@@ -52,8 +52,9 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
         lines[-1] += f" in {found.microbatches} microbatches"
         if config.task == "generator":
             whole = count_flops(config, 1) / mesh.size
-            kept = "kept" if keeps else "computed in each of three passes"
-            lines[-1] += f", {flops / whole:.2f} times that of one (maps: {kept})"
+            lines[-1] += f", {flops / whole:.2f} times that of one"
+        if config.train.shared_statistics == "batch" and config.task == "generator":
+            lines[-1] += f" (maps: {'kept' if keeps else 'computed in each of three passes'})"
     if config.task != "toy":
         lines.append(f"  rematerialisation: {_rematerialised(config)}")
     print(f"compiling for {topology or kind}, up to some minutes", file=sys.stderr, flush=True)

@@ -85,6 +85,7 @@ class MetricLines:
         self._pending: _Line | None = None
         self._start = start
         self._utilisation = Utilisation(program)
+        self._compiling = 0.0
         self._started = self._printed_at = self._compiled_at = time.monotonic()
         self._last = _Line(start, None, self._started, 0.0)
 
@@ -93,6 +94,7 @@ class MetricLines:
         self._bar.update()
         if moment.step == self._start + 1:
             self._compiled_at = time.monotonic()
+            self._compiling = self._compiled_at - self._started - self._batches.waited
 
     def __call__(self, moment: Moment) -> None:
         """Writes the line before, and keeps this one until the next call."""
@@ -117,7 +119,7 @@ class MetricLines:
         steps = line.step - before.step
         scalars |= self._utilisation.of(steps, passed)
         if before.step == self._start:
-            scalars["compile_seconds"] = self._compiled_at - self._started
+            scalars["compile_seconds"] = self._compiling
         scalars |= {
             "images_per_second": self._program.images_per_step * steps / passed,
             "seconds": line.at - self._started,

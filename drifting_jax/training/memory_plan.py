@@ -65,21 +65,37 @@ def memory_plan(config: ConfigDict, mesh: Mesh, *, held: int = 0, maps: int = 0)
     if t.microbatches:
         count = _checked(config, mesh)
         if t.keep_maps == "auto":
-            keeps = fits(generated / count)
+            keeps = fits(generated / count) and _splits(config, mesh, count)
         return MemoryPlan(count, keeps)
     at_once = _SAMPLES_AT_ONCE
+    fitting = _counts(config, mesh)
     if targets.gpu_of(device) and maps:
+        if fitting[0] == 1 and _OVER_MAPS * for_each * generated <= free:
+            return MemoryPlan(1, keeps)  # one microbatch keeps nothing
         room = free - kept if keeps else free
         at_once *= max(1, int(room // (_OVER_MAPS * for_each * at_once)))
-    fitting = _counts(config, mesh)
     most = generated / at_once
-    return MemoryPlan(next((n for n in fitting if n >= most), fitting[-1]), keeps)
+    count = next((n for n in fitting if n >= most), fitting[-1])
+    if t.keep_maps == "auto":
+        keeps = keeps and _splits(config, mesh, count)
+    return MemoryPlan(count, keeps)
 
 
 def _usable(device: jax.Device) -> float:
     """Bytes of a device of this kind that a plan may use; 0 if its memory is not known."""
     memory = targets.nominal_memory(device)
     return memory * (_USABLE_OF_GPU if targets.gpu_of(device) else _USABLE_OF_TPU)
+
+
+def _splits(config: ConfigDict, mesh: Mesh, count: int) -> bool:
+    """Whether all samples of a microbatch split over the devices; otherwise each holds all maps."""
+    t = config.train
+    samples = t.generated_per_label + t.positives_per_label + t.unconditional_per_label
+    try:
+        meshes.row_sharding(mesh, t.labels_per_step // count, samples)
+    except ValueError:
+        return False
+    return True
 
 
 def _checked(config: ConfigDict, mesh: Mesh) -> int:

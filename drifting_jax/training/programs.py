@@ -199,7 +199,7 @@ def generator_program(
         num_steps=config.train.num_steps,
         images_per_step=settings.labels * settings.generated,
         microbatches=plan.microbatches,
-        keeps_maps=plan.keep_maps and plan.microbatches > 1,
+        keeps_maps=plan.keep_maps and plan.microbatches > 1 and settings.shares_statistics,
     )
 
 

@@ -224,9 +224,9 @@ def run_loop(
                 raise cause from None
             return None
         finally:
-            profiler.close()
             with contextlib.suppress(Exception):  # of devices that failed: their own error counts
                 lines.flush()
+            profiler.close()
         saver.require_saved()
     return carry if complete else None
 

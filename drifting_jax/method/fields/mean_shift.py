@@ -77,7 +77,8 @@ def pair_weights(a: jax.Array, num_negative: int, options: DriftOptions) -> jax.
     Returns:
       w [g, n], with which V(x) = Σ w·(y - x) over the targets y.
     """
-    # Factors, where a `where` or slices would keep XLA from fusing the sums.
+    # Factors, where a `where` or slices would keep XLA from fusing the sums. XLA's Triton rewriter
+    # for GPUs (jax 0.10) fails on some divisions by the sum of a row; the tests compile this one.
     repels = (jnp.arange(a.shape[1]) < num_negative).astype(a.dtype)[None]
     mass_neg = jnp.sum(a * repels, axis=1, keepdims=True)
     mass_pos = jnp.sum(a * (1 - repels), axis=1, keepdims=True)

@@ -29,21 +29,6 @@ class ScaledSets:
     num_generated: int = flax.struct.field(pytree_node=False)
     num_negative: int = flax.struct.field(pytree_node=False)
 
-    @property
-    def generated(self) -> jax.Array:
-        """[g, d] the samples that drift."""
-        return self.targets[: self.num_generated]
-
-    @property
-    def negative(self) -> jax.Array:
-        """[g + u, d] the targets that repel."""
-        return self.targets[: self.num_negative]
-
-    @property
-    def positive(self) -> jax.Array:
-        """[p, d] the targets that attract."""
-        return self.targets[self.num_negative :]
-
 
 def own_pairs(g: int, n: int) -> jax.Array:
     """[g, n] bool: pairs of a generated sample with itself, where generated samples come first."""
