@@ -63,7 +63,8 @@ def assert_same_curves(workdir, whole):
     found, expected = read_metrics(workdir), read_metrics(whole)
     assert [(r["stage"], r["step"]) for r in found] == [(r["stage"], r["step"]) for r in expected]
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours.keys() == theirs.keys()
+        # Each start measures its own compilations, in the first row that follows them.
+        assert ours.keys() ^ theirs.keys() <= {"compile_seconds"}
         if "loss" in theirs:
             np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
             np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm"], rtol=1e-3)
