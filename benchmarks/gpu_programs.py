@@ -54,7 +54,7 @@ def measure(full: str, topology: str) -> dict:
     return {
         "jax": jax.__version__,
         "microbatches": found.microbatches,
-        "keeps_maps": found.keeps_maps,
+        "keep_maps": found.keep_maps,
         "peak_gib": round(peak / 2**30, 2),
         "usable_gib": round(targets.memory_of(device) / 2**30, 1),
         "kernels": sums.kernels,

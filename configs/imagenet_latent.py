@@ -64,7 +64,7 @@ def set_common(config):
     config.model.num_style_books = 32
     config.model.styles_per_book = 64
     config.model.dtype = "bfloat16"
-    config.model.remat = True
+    config.model.remat = "block"
     config.model.scan = True
 
     config.queue.per_class = 128

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import jax
@@ -106,6 +107,24 @@ def _differs(name: str, wanted: Any) -> bool:
     """Whether this version of JAX has a setting and its value is another one."""
     found = getattr(jax.config, name, wanted)
     return getattr(found, "value", found) != wanted
+
+
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def keep_compiled() -> None:
+    """Makes JAX keep compiled programs in the user's cache folder, for the next start.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, or none if it is empty. Without a cache folder
+    that can be made, nothing is kept.
+    """
+    if _CACHE in os.environ:
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home folder
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "drifting_jax" / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 # {what the kernel shows of an accelerator: the extra of the installation that uses it}.

@@ -250,3 +250,27 @@ def test_a_path_begins_in_the_home_folder(monkeypatch):
 
 def test_names_that_are_not_utf8_are_shown():
     assert shown(os.fsdecode(b"caf\xe9 \xc2\xb2")) == "caf\N{REPLACEMENT CHARACTER} ²"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"XDG_CACHE_HOME": "{tmp}"}, "{tmp}/drifting_jax/compiled"),
+        ({"HOME": "{tmp}"}, "{tmp}/.cache/drifting_jax/compiled"),
+        ({"XDG_CACHE_HOME": "{tmp}", "JAX_COMPILATION_CACHE_DIR": "/elsewhere"}, "/elsewhere"),
+        ({"XDG_CACHE_HOME": "{tmp}", "JAX_COMPILATION_CACHE_DIR": ""}, ""),
+        ({"XDG_CACHE_HOME": "/dev/null"}, "None"),  # no folder can be made there
+    ],
+)
+def test_compiled_programs_are_kept_in_the_users_cache_folder(tmp_path, variables, expected):
+    inherited = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
+    environment = {name: x for name, x in os.environ.items() if name not in inherited}
+    environment |= {name: x.format(tmp=tmp_path) for name, x in variables.items()}
+    text = (
+        "import jax\nfrom drifting_jax import surroundings\n"
+        "surroundings.keep_compiled()\nprint(jax.config.jax_compilation_cache_dir)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", text], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == expected.format(tmp=tmp_path), found.stderr

@@ -14,7 +14,7 @@ from drifting_jax.config.checks import unknown_field
 from drifting_jax.config.values import flat
 from drifting_jax.errors import TransientError, UserError
 from drifting_jax.files import expanded
-from drifting_jax.surroundings import guard_output, settle_jax
+from drifting_jax.surroundings import guard_output, keep_compiled, settle_jax
 from drifting_jax.workdir.orbax_settings import quiet_orbax
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
@@ -28,11 +28,12 @@ def run_main(
     """Runs the main function of a program through absl, apart from its surroundings.
 
     Nothing that is printed can end it, and no setting of JAX that was made for other programs
-    reaches it.
+    reaches it. Compiled programs are kept for the next start.
     """
     guard_output()
     if ignored := settle_jax():
         print(f"note: settings of JAX that are ignored: {', '.join(ignored)}", file=sys.stderr)
+    keep_compiled()
     app.run(main_function, flags_parser=flags_parser)
 
 

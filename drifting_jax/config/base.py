@@ -90,7 +90,7 @@ def converted(value: Any, field: Field) -> Any:
     """
     if field.is_path and isinstance(value, str):
         return expanded(value)
-    return _with_floats(value, field.default)
+    return _with_floats(field.meant(value), field.default)
 
 
 def _with_floats(value: Any, default: Any) -> Any:

@@ -24,8 +24,9 @@ def check_fields(values: Mapping[str, Any], fields: Mapping[str, Field]) -> None
     for name, field in fields.items():
         if name not in values:
             raise UserError(f"config.{name} is missing: start from base_config({values['task']!r})")
-        _check_type(name, values[name], field.default, may_be_empty=field.may_be_empty)
-        _check_value(name, values[name], field)
+        value = field.meant(values[name])
+        _check_type(name, value, field.default, may_be_empty=field.may_be_empty)
+        _check_value(name, value, field)
     _check_relations(values)
 
 

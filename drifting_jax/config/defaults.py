@@ -31,7 +31,7 @@ PAPER_ENCODER = {
     "groups": 32,
     "every_k_block": 2,
     "dtype": "bfloat16",
-    "remat": True,
+    "remat": "block",
     "train": {
         "num_steps": 33000,
         "classifier_steps": 3000,

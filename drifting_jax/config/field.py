@@ -1,7 +1,7 @@
 """A field of a config: its default, what it means, and every rule that its value must keep."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Value = bool | int | float | str | tuple[Any, ...]
@@ -20,6 +20,7 @@ class Field:
       default: the value that `base_config` gives.
       doc: what the field means, in one line; reference pages and error messages show it.
       choices: the values that a string may have; empty for any string.
+      aliases: {what older configs and command lines say: the value that it means}.
       minimum: the smallest value of a number, or of each number of a tuple. None: above zero.
       maximum: the largest value; None for no bound.
       below: a bound that a number must stay under; None for no bound.
@@ -37,6 +38,7 @@ class Field:
     doc: str
     _: dataclasses.KW_ONLY
     choices: tuple[str, ...] = ()
+    aliases: Mapping[Any, Value] = dataclasses.field(default_factory=dict)
     minimum: float | None = None
     maximum: float | None = None
     below: float | None = None
@@ -46,6 +48,11 @@ class Field:
     check: Callable[[str, Any], None] | None = None
     on_resume: OnResume = "fixed"
     absent: Value | None = None
+
+    def meant(self, value: Any) -> Any:
+        """Returns the value that an alias stands for, and any other value as it is."""
+        known = isinstance(value, bool | str) and value in self.aliases
+        return self.aliases[value] if known else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,14 @@ from drifting_jax.config.shared_fields import (
     STEPS,
 )
 
+_REMAT = Field(
+    "auto",
+    "what blocks keep for the backward pass: all (none), results of products (dots), or their input"
+    " alone (block); auto = as much as fits the memory",
+    choices=("auto", "none", "dots", "block"),
+    aliases={False: "none", True: "block", "False": "none", "True": "block"},
+    on_resume="may change",
+)
 _DTYPES = ("float32", "bfloat16")
 _CROPS = ("center", "random_resized")
 
@@ -64,7 +72,7 @@ _ENCODER = section(
     mask_patch_size=Field(2, "side of a masked square, in input locations"),
     every_k_block=Field(1, "take features after every k-th residual block of a stage"),
     dtype=Field("float32", "dtype of the computation; parameters are float32", choices=_DTYPES),
-    remat=Field(False, "compute blocks again in the backward pass: less memory, more time"),
+    remat=_REMAT,
     path=Field(
         "",
         "workdir or weights of a trained encoder; empty = the run trains its own first",
@@ -146,7 +154,7 @@ _MODEL = section(
     styles_per_book=Field(16, "entries that each of them is drawn from; 0 = no styles", minimum=0),
     dtype=Field("float32", "dtype of the computation; parameters are float32", choices=_DTYPES),
     attention_dtype=Field("float32", "dtype of the attention's computation", choices=_DTYPES),
-    remat=Field(False, "compute blocks again in the backward pass: less memory, more time"),
+    remat=_REMAT,
     scan=Field(False, "compile one block and use it for all: shorter compilation"),
 )
 
@@ -186,9 +194,9 @@ _TRAIN = section(
     ),
     keep_maps=Field(
         "auto",
-        "keep the encoders' maps of all microbatches, or compute them in each of three passes; auto"
-        " = keep what fits",
-        choices=("auto", "yes", "no"),
+        "keep the encoders' maps of all microbatches on the device or in its host's memory, or"
+        " compute them in each of three passes; auto = as the memory allows",
+        choices=("auto", "yes", "host", "no"),
         on_resume="may change",
     ),
     shared_statistics=Field(

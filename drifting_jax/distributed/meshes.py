@@ -245,10 +245,14 @@ def init_sharded(
 
 
 def bytes_per_device(tree: PyTree) -> int:
-    """Returns the bytes that one device holds of a tree of shapes with shardings."""
+    """Returns the bytes that one device holds of a tree of shapes with shardings.
+
+    What lies in the host's memory does not count.
+    """
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != "pinned_host"
     )
 
 

@@ -158,14 +158,15 @@ def make_sets(
         if w is not None and jnp.shape(w) != expected:
             raise ValueError(f"{name}_weight must be {expected}; found {jnp.shape(w)}")
         weights.append(jnp.ones(expected, dtype) if w is None else jnp.asarray(w, dtype))
-    joined = jax.lax.stop_gradient(
-        jnp.concatenate([a.swapaxes(1, 2).astype(dtype) for a in groups.values()], axis=2)
-    )
+    sets = [jax.lax.stop_gradient(a).astype(dtype) for a in groups.values()]
+    total = functools.reduce(jnp.add, [jnp.sum(a, axis=1, keepdims=True) for a in sets])
+    centre = total / sum(a.shape[1] for a in sets)
+    joined = jnp.concatenate([(a - centre).swapaxes(1, 2) for a in sets], axis=2)
     # Stored before it is used: fused into reductions, a concatenation makes XLA for GPUs fail in
     # its Triton rewriter (jax 0.10).
     targets = jax.lax.optimization_barrier(joined)
     return Sets(
-        targets=targets - jnp.mean(targets, axis=2, keepdims=True),
+        targets=targets,
         weights=jax.lax.stop_gradient(jnp.concatenate(weights, axis=1)),
         num_generated=generated.shape[1],
         num_negative=generated.shape[1] + unconditional.shape[1],
@@ -179,7 +180,11 @@ def distances(sets: Sets) -> jax.Array:
     def one_set(generated: jax.Array, targets: jax.Array) -> jax.Array:
         own = own_pairs(generated.shape[0], targets.shape[0])
         distance = pairwise_distance(
-            generated, targets, squared_minimum=SQUARED_DISTANCE_MINIMUM, ignored=own
+            generated,
+            targets,
+            squared_minimum=SQUARED_DISTANCE_MINIMUM,
+            ignored=own,
+            are_centred=True,
         )
         return jnp.where(own, jnp.asarray(SQUARED_DISTANCE_MINIMUM**0.5, distance.dtype), distance)
 

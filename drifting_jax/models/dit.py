@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from drifting_jax.models import layers
+from drifting_jax.models import layers, rematerialisation
 from drifting_jax.models.transformer import Block, Modulation, modulate
 
 PyTree = Any
@@ -79,7 +79,7 @@ class DiT(nn.Module):
       rms_norm: RMSNorm instead of LayerNorm without parameters.
       dtype: compute dtype; parameters are always float32.
       attention_dtype: dtype of queries, keys, values and softmax; None means `dtype`.
-      remat: compute each block again in the backward pass instead of keeping its activations.
+      remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
       scan: compile one block for all; their parameters are then stacked as "blocks", in place of
         "block_0", "block_1", ... (see `stack_blocks`).
     """
@@ -103,7 +103,7 @@ class DiT(nn.Module):
     rms_norm: bool = True
     dtype: DTypeLike = jnp.float32
     attention_dtype: DTypeLike | None = None
-    remat: bool = False
+    remat: str | bool = "none"
     scan: bool = False
 
     def setup(self):
@@ -130,8 +130,7 @@ class DiT(nn.Module):
                 "context_embedding", _NORMAL_02, (self.num_context_tokens, self.width)
             )
         names = ["blocks"] if self.scan else [f"block_{i}" for i in range(self.depth)]
-        # A scan keeps the compiler from merging the recomputation with the forward pass.
-        block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        block = rematerialisation.with_policy(Block, self.remat, in_scan=self.scan)
         self.blocks = [
             block(
                 self.num_heads,

@@ -57,7 +57,7 @@ def _build_dit(section: Any, image_shape: tuple[int, int, int], num_classes: int
         styles_per_book=section.styles_per_book,
         dtype=jnp.dtype(section.dtype),
         attention_dtype=jnp.dtype(section.attention_dtype),
-        remat=section.remat,
+        remat="none" if section.remat == "auto" else section.remat,
         scan=section.scan,
     )
 

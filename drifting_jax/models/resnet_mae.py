@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from drifting_jax.models import layers
+from drifting_jax.models import layers, rematerialisation
 from drifting_jax.models.pixels import one_image
 
 
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
     blocks: tuple[int, ...]
     groups: int
     dtype: DTypeLike
-    remat: bool
+    remat: str | bool
 
     @nn.compact
     def __call__(self, x: jax.Array, every_k_block: int = 0) -> dict[str, jax.Array]:
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         # [b, h', w', width]
         x = nn.relu(ConvNorm(self.width, 3, self.groups, 1, self.dtype, name="stem")(x))
         maps = {"stem": x}
-        block = nn.remat(BasicBlock) if self.remat else BasicBlock
+        block = rematerialisation.with_policy(BasicBlock, self.remat)
         for i, depth in enumerate(self.blocks):
             stage = f"stage{i + 1}"
             for j in range(depth):
@@ -156,8 +156,8 @@ class ResNetMAE(nn.Module):
       num_classes: classes of the linear classifier.
       every_k_block: `feature_maps` also gives the output of every k-th block; 0 for none.
       dtype: compute dtype; parameters and norm statistics are always float32.
-      remat: compute each block of the encoder again in the backward pass instead of keeping its
-        activations.
+      remat: what blocks of the encoder keep for the backward pass, of
+        `rematerialisation.POLICIES`.
     """
 
     in_channels: int
@@ -169,7 +169,7 @@ class ResNetMAE(nn.Module):
     groups: int = 32
     every_k_block: int = 2
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
 
     def setup(self):
         blocks = tuple(self.blocks)

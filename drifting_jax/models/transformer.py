@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from drifting_jax.models import layers
+from drifting_jax.models import layers, rematerialisation
+
+
+_LOGITS_WORTH_A_PART = 2**17  # of a sample: half a MiB in float32
 
 
 @jax.custom_vjp
@@ -17,34 +21,60 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Softmax attention of queries that are scaled already: three [b, t, heads, d] -> same.
 
     The backward pass computes the weights [b, heads, t, t] again: to keep them for all blocks takes
-    more memory, and on a GPU more time, than all other activations.
+    more memory, and on a GPU more time, than all other activations. On a CPU, one sample at a time
+    has weights that fit its cache (benchmarks/step.py: half the time of all samples at once).
     """
-    return jnp.einsum("bnqk,bknd->bqnd", _attention_weights(q, k), v)
+    return jax.lax.platform_dependent(q, k, v, cpu=_in_parts(_attend), default=_attend)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [b, heads, t, d]
+    return jnp.einsum("bnqk,bnkd->bnqd", _attention_weights(q, k), v).swapaxes(1, 2)
 
 
 def _attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
-    return nn.softmax(jnp.einsum("bqnd,bknd->bnqk", q, k), axis=-1)
+    return nn.softmax(jnp.einsum("bnqd,bnkd->bnqk", q, k), axis=-1)
 
 
 def _attention_forward(q: jax.Array, k: jax.Array, v: jax.Array):
-    y = attention(q, k, v)
+    y = rematerialisation.kept(attention(q, k, v))
     return y, (q, k, v, y)
 
 
 def _attention_backward(kept: tuple[jax.Array, ...], g: jax.Array):
-    q, k, v, y = kept
+    return jax.lax.platform_dependent(*kept, g, cpu=_in_parts(_pull_back), default=_pull_back)
+
+
+def _pull_back(q: jax.Array, k: jax.Array, v: jax.Array, y: jax.Array, g: jax.Array):
+    q, k, v, y, g = (x.swapaxes(1, 2) for x in (q, k, v, y, g))  # [b, heads, t, d]
     weights = _attention_weights(q, k)
     at_least_float32 = jnp.promote_types(q.dtype, jnp.float32)
     to_float = functools.partial(jnp.einsum, preferred_element_type=at_least_float32)
-    through_weights = to_float("bqnd,bknd->bnqk", g, v)
+    through_weights = to_float("bnqd,bnkd->bnqk", g, v)
     # The sum over a row of weights * through_weights, without reading either.
-    row_sums = to_float("bqnd,bqnd->bnq", g, y)[..., None]
+    row_sums = to_float("bnqd,bnqd->bnq", g, y)[..., None]
     through_logits = (weights * (through_weights - row_sums)).astype(q.dtype)
-    return (
-        jnp.einsum("bnqk,bknd->bqnd", through_logits, k),
-        jnp.einsum("bnqk,bqnd->bknd", through_logits, q),
-        jnp.einsum("bnqk,bqnd->bknd", weights, g),
+    found = (
+        jnp.einsum("bnqk,bnkd->bnqd", through_logits, k),
+        jnp.einsum("bnqk,bnqd->bnkd", through_logits, q),
+        jnp.einsum("bnqk,bnqd->bnkd", weights, g),
     )
+    return tuple(x.swapaxes(1, 2) for x in found)
+
+
+def _in_parts(function: Callable) -> Callable:
+    """Returns a function of arrays [b, t, heads, d] that computes some of the b samples at once."""
+
+    def in_parts(*arrays: jax.Array):
+        b, t, heads, _ = arrays[0].shape
+        at_once = jax.device_count()  # a part has one sample of each device
+        if b % at_once or heads * t * t < _LOGITS_WORTH_A_PART:
+            return function(*arrays)
+        parts = [x.reshape(at_once, -1, *x.shape[1:]).swapaxes(0, 1) for x in arrays]
+        found = jax.lax.map(lambda x: function(*x), parts)
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, *x.shape[2:]), found)
+
+    return in_parts
 
 
 attention.defvjp(_attention_forward, _attention_backward)

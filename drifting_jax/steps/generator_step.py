@@ -45,7 +45,8 @@ class GeneratorStepConfig:
       microbatches: parts of the class rows that are computed one after another, which takes less
         memory and more work. The numbers do not depend on it, with `shared_statistics` "batch".
       keep_maps: whether the encoders' maps of all microbatches are kept from the first pass over
-        them to the last, or computed again in each.
+        them to the last: "yes", on the devices; "host", in pinned memory of their host; "no", each
+        pass computes them again.
       shared_statistics: what S and the norms of the drift are taken over: "batch" is exact;
         "microbatch" is another method, in which each microbatch has its own, at no further work.
     """
@@ -61,7 +62,7 @@ class GeneratorStepConfig:
     cfg_probability_of_one: float
     ema_decays: tuple[float, ...]
     microbatches: int = 1
-    keep_maps: bool = True
+    keep_maps: str = "yes"
     shared_statistics: str = "batch"
 
     @property
@@ -299,7 +300,7 @@ def _loss_and_gradients(
 
     def of_microbatch(piece):
         rows, real = piece
-        (loss, _), gradients = of_piece(rows, real, statistics)
+        (loss, _), gradients = of_piece(rows, _on_device(real), statistics)
         return loss, gradients
 
     total = class_rows.sum_over_microbatches(of_microbatch, (microbatches, real))
@@ -319,7 +320,7 @@ def _shared_statistics(
     def encoded(rows: _Rows):
         maps = networks.maps_of_all(params, rows)
         sums = feature_losses.distance_sums(_sets(networks.features(maps), rows))
-        return (maps if s.keep_maps else None), sums
+        return _kept(maps, s.keep_maps), sums
 
     maps, sums = jax.lax.map(encoded, microbatches)
     sums = _of_all(jnp.sum, sums)
@@ -329,6 +330,7 @@ def _shared_statistics(
         rows, maps = piece
         if maps is None:
             maps = networks.maps_of_all(params, rows)
+        maps = _on_device(maps)
         sets = _sets(networks.features(maps), rows)
         return feature_losses.drift_mean_squares(sets, scales, s.drift)
 
@@ -337,6 +339,18 @@ def _shared_statistics(
     if maps is None:
         return statistics, None
     return statistics, {group: x for group, x in maps.items() if group != "generated"}
+
+
+def _kept(maps: PyTree, where: str) -> PyTree | None:
+    """Returns the maps of a microbatch where the passes that follow will read them."""
+    if where == "no":
+        return None
+    return jax.device_put(maps, jax.memory.Space.Host) if where == "host" else maps
+
+
+def _on_device(maps: PyTree | None) -> PyTree | None:
+    """Returns maps that may lie in the host's memory; None stays."""
+    return jax.device_put(maps, jax.memory.Space.Device)
 
 
 def _of_all(function: Callable, of_microbatches: PyTree) -> PyTree:

@@ -38,8 +38,18 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, clip_norm: float
+    schedule: optax.Schedule,
+    *,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    clip_norm: float,
+    mean_dtype: str = "float32",
 ) -> optax.GradientTransformation:
-    """Returns a clip by global norm (0: none), then AdamW with decay on every parameter."""
+    """Returns a clip by global norm (0: none), then AdamW with decay on every parameter.
+
+    `mean_dtype` is that of the stored mean of the gradients; it is computed in float32.
+    """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    return optax.chain(clip, optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay))
+    adamw = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mean_dtype)
+    return optax.chain(clip, adamw)

@@ -82,7 +82,7 @@ def make_encoder(config: ConfigDict, spec: DataSpec) -> ResNetMAE:
         every_k_block=e.every_k_block,
         num_classes=spec.num_classes,
         dtype=jnp.dtype(e.dtype),
-        remat=e.remat,
+        remat="none" if e.remat == "auto" else e.remat,
     )
 
 
@@ -236,6 +236,7 @@ def generator_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         b2=o.b2,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,
+        mean_dtype=o.mean_dtype,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from drifting_jax.compiler import hlo, targets
@@ -73,9 +74,18 @@ def _own_device(mesh: Mesh) -> jax.Device:
 
 def compile_for(device: jax.Device, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles a program, for a GPU that is not there with the options that this needs."""
-    if device.platform == "gpu" and not targets.is_present(device):
-        return lowered.compile(compiler_options=targets.GPU_OPTIONS)
-    return lowered.compile()
+    if targets.is_present(device):
+        return lowered.compile()
+    # JAX cannot load a kept program for a device that is not there.
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        options = targets.GPU_OPTIONS if device.platform == "gpu" else None
+        return lowered.compile(compiler_options=options)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def gigabytes(count: int) -> str:

@@ -12,16 +12,24 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from drifting_jax.compiler.flops import product_flops
 from drifting_jax.compiler.targets import devices_of
 from drifting_jax.config import ConfigDict
+from drifting_jax.config.stored import with_values
 from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
-from drifting_jax.training import build, encoder, frozen, generator, programs, toy
+from drifting_jax.training import activations, build, encoder, frozen, generator, programs, toy
 from drifting_jax.training.compiled_report import compiled_lines, gigabytes
 from drifting_jax.training.programs import Program
 
 PyTree = Any
+
+_MAPS = {
+    "yes": "kept",
+    "host": "kept in the host's memory",
+    "no": "computed in each of three passes",
+}
 
 
 def dry_run(config: ConfigDict, *, topology: str = "") -> str:
@@ -45,8 +53,10 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
     lines.append(f"a step on {mesh.size} {kind} ({shape}), per device:")
     for name, tree in arguments(found).items():
         lines.append(f"  {name:<24}{gigabytes(meshes.bytes_per_device(tree))}")
-    keeps = found.keeps_maps
-    flops = count_flops(config, found.microbatches, keep_maps=keeps) / mesh.size
+    if config.task != "toy":
+        config = activations.with_remat(config, found.remat)
+    keeps = found.keep_maps
+    flops = count_flops(config, found.microbatches, keep_maps=keeps != "no") / mesh.size
     lines.append(f"  {'floating-point work':<24}{flops / 1e12:10.3f} TFLOP")
     if found.microbatches > 1:
         lines[-1] += f" in {found.microbatches} microbatches"
@@ -54,19 +64,12 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
             whole = count_flops(config, 1) / mesh.size
             lines[-1] += f", {flops / whole:.2f} times that of one"
         if config.train.shared_statistics == "batch" and config.task == "generator":
-            lines[-1] += f" (maps: {'kept' if keeps else 'computed in each of three passes'})"
+            lines[-1] += f" (maps: {_MAPS[keeps]})"
     if config.task != "toy":
-        lines.append(f"  rematerialisation: {_rematerialised(config)}")
+        of_generator = f"generator {config.model.remat}, " if config.task == "generator" else ""
+        lines.append(f"  rematerialisation: {of_generator}encoder {config.encoder.remat}")
     print(f"compiling for {topology or kind}, up to some minutes", file=sys.stderr, flush=True)
     return "\n".join([*lines, *compiled_lines(found, mesh)])
-
-
-def _rematerialised(config: ConfigDict) -> str:
-    """Which networks compute their blocks again in the backward pass."""
-    networks = {"generator": config.model.remat, "encoder": config.encoder.remat}
-    if config.task == "encoder":
-        del networks["generator"]
-    return ", ".join(f"{name} {'on' if remat else 'off'}" for name, remat in networks.items())
 
 
 def program(config: ConfigDict, mesh: Mesh) -> Program:
@@ -115,14 +118,11 @@ def count_parameters(tree: PyTree) -> int:
 
 
 def count_flops(config: ConfigDict, microbatches: int, *, keep_maps: bool = True) -> float:
-    """Returns the floating-point operations of one step on all devices, by XLA's count.
+    """Returns the floating-point operations of one step on all devices, products alone.
 
-    Recomputation in the backward pass is counted. XLA counts the body of a loop once, so blocks are
-    traced one by one, and the work of one of a generator's microbatches is multiplied by their
-    number (with the optimizer's share, a few operations a parameter). An encoder's microbatches do
-    no further work.
+    The step is traced, not compiled. Loops count with their trips, and so does what the backward
+    pass computes again.
     """
-    one_by_one, times = config.copy_and_resolve_references(), 1
     try:
         cpu = jax.local_devices(backend="cpu")[:1]
     except RuntimeError:
@@ -130,20 +130,10 @@ def count_flops(config: ConfigDict, microbatches: int, *, keep_maps: bool = True
             "--dry_run counts on the CPU, which JAX_PLATFORMS leaves out: add cpu to it, as in "
             "JAX_PLATFORMS=cuda,cpu"
         ) from None
-    on_one = meshes.make_mesh(1, 1, devices=cpu)
-    if config.task == "toy":
-        return _flops(program(one_by_one, on_one).lower())
     if config.task == "generator":
-        times = microbatches
-    with one_by_one.unlocked():
-        one_by_one.model.scan = False
-        one_by_one.encoder.train.microbatches = 1
-        one_by_one.train.microbatches = times
-        one_by_one.train.keep_maps = "yes" if keep_maps else "no"
-    return times * _flops(program(one_by_one, on_one).lower())
-
-
-def _flops(found: jax.stages.Lowered) -> float:
-    costs = found.cost_analysis()
-    assert costs is not None  # a backend may not count; those of CPUs, GPUs and TPUs do
-    return costs["flops"]
+        keeps = "yes" if keep_maps else "no"
+        config = with_values(
+            config, {"train.microbatches": microbatches, "train.keep_maps": keeps}
+        )
+    found = program(config, meshes.make_mesh(1, 1, devices=cpu))
+    return product_flops(found.step.trace(found.carry, found.frozen, found.batch).jaxpr)

@@ -1,8 +1,9 @@
 """The training states before the first step, and their shapes and shardings."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -52,7 +53,19 @@ def init_toy(config: ConfigDict) -> TrainState:
     return create_state(params, optimizer, ema_decays=config.train.ema_decays)
 
 
-def state_template(config: ConfigDict, mesh: Mesh, init: Callable[[], TrainState]) -> TrainState:
-    """Returns the shapes and shardings of the state that `init` makes; nothing is computed."""
-    shardings = functools.partial(meshes.sharding_for_tree, mesh=mesh, rules=config.mesh.rules)
+def state_template(
+    config: ConfigDict, mesh: Mesh, init: Callable[[], TrainState], *, on_host: bool = False
+) -> TrainState:
+    """Returns the shapes and shardings of the state that `init` makes; nothing is computed.
+
+    `on_host` puts the state of the optimizer into the host's memory.
+    """
+
+    def shardings(shapes: TrainState) -> TrainState:
+        found = meshes.sharding_for_tree(shapes, mesh, config.mesh.rules)
+        if not on_host:
+            return found
+        pinned = jax.tree.map(lambda x: x.with_memory_kind("pinned_host"), found.opt_state)
+        return dataclasses.replace(found, opt_state=pinned)
+
     return meshes.template(init, shardings=shardings)

@@ -1,10 +1,11 @@
-"""How a generator's step uses the memory of a device: its microbatches, and the maps that it keeps.
+"""How a generator's step uses the memory of a device: microbatches, and what is kept in it.
 
 The plan follows the kind of device, not what is free at the moment, so all processes and all
 restarts find the same one. No number of a run depends on it.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +14,7 @@ from drifting_jax.compiler import targets
 from drifting_jax.config import ConfigDict
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
+from drifting_jax.models.rematerialisation import POLICIES
 
 _SAMPLES_AT_ONCE = 64  # generated samples of a microbatch on a device, at least
 # Memory of a microbatch over that of its maps: 6 was seen for imagenet_latent:ablation on an H100,
@@ -21,6 +23,7 @@ _OVER_MAPS = 10
 _USABLE_OF_GPU = 0.75 * 0.9  # what JAX takes by default, less a tenth for workspaces
 _USABLE_OF_TPU = 0.85
 _KEPT_ELSEWHERE = 4 * 2**30  # bytes of maps that are kept on a device of unknown memory
+_KEPT_ON_HOST = 32 * 2**30  # bytes of maps that a GPU's host keeps for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +33,23 @@ class MemoryPlan:
     Attributes:
       microbatches: parts of the class rows that are computed one after another.
       keep_maps: whether the maps of all samples are kept from the first pass over the microbatches
-        to the last. Otherwise each pass computes them again.
+        to the last: "yes", "host", or "no"; see `GeneratorStepConfig`.
+      remat: what the blocks of networks keep whose config says "auto".
     """
 
     microbatches: int
-    keep_maps: bool
+    keep_maps: str
+    remat: str = "none"
 
 
-def memory_plan(config: ConfigDict, mesh: Mesh, *, held: int = 0, maps: int = 0) -> MemoryPlan:
+def memory_plan(
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    held: int = 0,
+    maps: int = 0,
+    activations: Callable[[str], int] = lambda policy: 0,
+) -> MemoryPlan:
     """Returns the plan of a generator's step: as configured, or as the devices need it.
 
     Args:
@@ -45,6 +57,8 @@ def memory_plan(config: ConfigDict, mesh: Mesh, *, held: int = 0, maps: int = 0)
       mesh: the devices.
       held: bytes that a device holds throughout: state, queue and frozen networks.
       maps: bytes of the maps of one sample; 0 to check the config alone.
+      activations: rematerialisation policy -> bytes that the networks whose config says "auto" keep
+        of one generated sample until the backward pass.
 
     Raises:
       UserError: the rows of a step do not split over the microbatches or the mesh.
@@ -55,30 +69,43 @@ def memory_plan(config: ConfigDict, mesh: Mesh, *, held: int = 0, maps: int = 0)
     for_each = maps * (1 + drawn / t.generated_per_label)  # bytes of maps for a generated sample
     free, kept = _usable(device) - held, for_each * generated
 
-    def fits(at_once: float) -> bool:
-        """Whether the maps of all samples leave room for so many generated samples at once."""
+    def place(at_once: float) -> str:
+        """Where the maps of all samples lie, beside so many generated samples at once."""
+        if t.keep_maps != "auto":
+            return t.keep_maps
         if not _usable(device):
-            return kept <= _KEPT_ELSEWHERE
-        return kept + _OVER_MAPS * for_each * at_once <= free
+            return "yes" if kept <= _KEPT_ELSEWHERE else "no"
+        if kept + _OVER_MAPS * for_each * at_once <= free:
+            return "yes"
+        return "host" if targets.gpu_of(device) and kept <= _KEPT_ON_HOST else "no"
 
-    keeps = fits(_SAMPLES_AT_ONCE) if t.keep_maps == "auto" else t.keep_maps == "yes"
+    def planned(count: int, keep_maps: str) -> MemoryPlan:
+        if t.keep_maps == "auto" and not _splits(config, mesh, count):
+            keep_maps = "no"
+        at_once = generated / count
+        room = free - _OVER_MAPS * for_each * at_once
+        if count > 1 and keep_maps == "yes":
+            room -= kept
+        remat = "none" if not _usable(device) else _policy(activations, room / at_once)
+        return MemoryPlan(count, keep_maps, remat)
+
     if t.microbatches:
         count = _checked(config, mesh)
-        if t.keep_maps == "auto":
-            keeps = fits(generated / count) and _splits(config, mesh, count)
-        return MemoryPlan(count, keeps)
-    at_once = _SAMPLES_AT_ONCE
+        return planned(count, place(generated / count))
+    at_once, keep_maps = _SAMPLES_AT_ONCE, place(_SAMPLES_AT_ONCE)
     fitting = _counts(config, mesh)
     if targets.gpu_of(device) and maps:
         if fitting[0] == 1 and _OVER_MAPS * for_each * generated <= free:
-            return MemoryPlan(1, keeps)  # one microbatch keeps nothing
-        room = free - kept if keeps else free
+            return planned(1, keep_maps)  # one microbatch keeps nothing
+        room = free - kept if keep_maps == "yes" else free
         at_once *= max(1, int(room // (_OVER_MAPS * for_each * at_once)))
     most = generated / at_once
-    count = next((n for n in fitting if n >= most), fitting[-1])
-    if t.keep_maps == "auto":
-        keeps = keeps and _splits(config, mesh, count)
-    return MemoryPlan(count, keeps)
+    return planned(next((n for n in fitting if n >= most), fitting[-1]), keep_maps)
+
+
+def _policy(activations: Callable[[str], int], room: float) -> str:
+    """The rematerialisation that keeps most in so many bytes for each sample."""
+    return next((x for x in POLICIES[:-1] if activations(x) <= room), POLICIES[-1])
 
 
 def _usable(device: jax.Device) -> float:

@@ -30,7 +30,7 @@ from drifting_jax.steps.generator_step import generator_step
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
-from drifting_jax.training import build, frozen, initial_states, scalars
+from drifting_jax.training import activations, build, frozen, initial_states, scalars
 from drifting_jax.training.memory_plan import memory_plan
 
 PyTree = Any
@@ -94,7 +94,8 @@ class Program:
       num_steps: steps of the whole training.
       images_per_step: what `images_per_second` counts.
       microbatches: parts of a batch that are computed one after another.
-      keeps_maps: whether the encoders' maps of all microbatches are kept.
+      keep_maps: whether the encoders' maps of all microbatches are kept: "yes", "host" or "no".
+      remat: what the blocks keep for the backward pass of networks whose config says "auto".
     """
 
     name: str
@@ -111,7 +112,8 @@ class Program:
     num_steps: int
     images_per_step: int
     microbatches: int = 1
-    keeps_maps: bool = False
+    keep_maps: str = "no"
+    remat: str = "none"
 
     def lower(self) -> jax.stages.Lowered:
         """Returns the step, lowered for its mesh: nothing is computed and no array is made."""
@@ -159,18 +161,22 @@ def generator_program(
     features = list(jax.eval_shape(feature_function.features, maps))
     init = functools.partial(initial_states.init_generator, config, spec)
     carry = Carry(
-        initial_states.state_template(config, mesh, init),
+        initial_states.state_template(config, mesh, init, on_host=config.optim.on_host),
         build.make_queue(config, spec, mesh, make=sample_queue.template),
     )
     held = meshes.bytes_per_device((carry, variables))
-    plan = memory_plan(config, mesh, held=held, maps=_bytes(maps))
+    kept = activations.kept_activations(
+        config, spec, carry.state.params, variables, extra=extra, vae=vae
+    )
+    plan = memory_plan(config, mesh, held=held, maps=_bytes(maps), activations=kept)
+    config = activations.with_remat(config, plan.remat)
     settings = build.generator_step_config(config, plan)
     schedule, temperatures = build.generator_schedule(config), settings.drift.temperatures
     step = functools.partial(
         generator_step,
         key=stream_key(config, "generator_steps"),
         model=build.make_generator(config, spec),
-        feature_function=feature_function,
+        feature_function=build.make_feature_function(config, spec, extra=extra, vae=vae),
         optimizer=build.generator_optimizer(config),
         settings=settings,
     )
@@ -180,6 +186,7 @@ def generator_program(
         state, queue, metrics = step(carry.state, carry.queue, variables, batch)
         return Carry(state, queue), _report(state, metrics)
 
+    passes = 3 if plan.microbatches > 1 and settings.shares_statistics else 1
     return Program(
         name="generator",
         mesh=mesh,
@@ -199,7 +206,8 @@ def generator_program(
         num_steps=config.train.num_steps,
         images_per_step=settings.labels * settings.generated,
         microbatches=plan.microbatches,
-        keeps_maps=plan.keep_maps and plan.microbatches > 1 and settings.shares_statistics,
+        keep_maps=plan.keep_maps if passes > 1 else "no",
+        remat=plan.remat,
     )
 
 
@@ -247,7 +255,9 @@ def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
         settings=settings,
     )
     init = functools.partial(initial_states.init_toy, config)
-    carry = Carry(initial_states.state_template(config, mesh, init))
+    carry = Carry(
+        initial_states.state_template(config, mesh, init, on_host=config.optim.on_host)
+    )
     rows, points = meshes.batch_sharding(mesh), config.train.positives
     return Program(
         name="toy",
@@ -300,7 +310,14 @@ def _bytes(shapes: PyTree) -> int:
 
 def _jit(step: Callable, carry: Carry, mesh: Mesh) -> Step:
     shardings = jax.tree.map(lambda x: x.sharding, carry)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
+
+    def on_device(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
+        # Where it is in the host's memory; `out_shardings` puts it back.
+        opt_state = jax.device_put(carry.state.opt_state, jax.memory.Space.Device)
+        state = dataclasses.replace(carry.state, opt_state=opt_state)
+        return step(dataclasses.replace(carry, state=state), variables, batch)
+
+    return jax.jit(on_device, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
 
 
 def _without_queue(step: Callable) -> Callable:

@@ -33,6 +33,7 @@ from drifting_jax.workdir.image_files import image_grid
 from drifting_jax.workdir.progress import progress_bar
 
 PyTree = Any
+_KEPT = {"yes": ", whose maps are kept", "host": ", whose maps the host keeps", "no": ""}
 _LARGE_SHOWN = 40  # parameters, at the start of a run
 _PICTURE_IMAGES, _PICTURE_COLUMNS, _LEAST_GRID_PIXELS = 64, 8, 400
 
@@ -141,7 +142,7 @@ def _announce(program: Program, context: RunContext, start: int) -> None:
     if len(lines) > _LARGE_SHOWN:
         print(f"  … and {len(lines) - _LARGE_SHOWN} more of at least {meshes.LARGE:,} numbers")
     if program.microbatches > 1:
-        kept = ", whose maps are kept" if program.keeps_maps else ""
+        kept = _KEPT[program.keep_maps]
         print(f"{program.name}: {program.microbatches} microbatches a step{kept}")
     if start:
         print(f"{program.name}: goes on from step {start}", flush=True)

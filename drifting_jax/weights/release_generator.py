@@ -101,7 +101,7 @@ def to_config(model: DiT) -> dict[str, Any]:
         "use_rmsnorm": model.rms_norm,
         "use_bf16": jnp.dtype(model.dtype) == jnp.bfloat16,
         "attn_fp32": jnp.dtype(model.attention_dtype or model.dtype) == jnp.float32,
-        "use_remat": model.remat,
+        "use_remat": model.remat not in (False, "none"),
     }
 
 

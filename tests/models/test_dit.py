@@ -8,6 +8,7 @@ import read_release
 import release_names
 
 from drifting_jax.models.dit import DiT, stack_blocks, unstack_blocks
+from drifting_jax.models.rematerialisation import POLICIES
 from drifting_jax.weights.release import model_of
 
 FLOAT = jnp.float32
@@ -105,7 +106,7 @@ def test_bfloat16_is_as_close_as_the_reference_to_itself(name, attention_dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", POLICIES)
 @pytest.mark.parametrize("scan", [False, True])
 def test_scan_and_remat_change_no_number(scan, remat):
     model = DiT(**LATENT | {"image_size": 8}, width=16, depth=3, num_heads=2, num_classes=5)

@@ -3,16 +3,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from drifting_jax.compatibility import enable_x64
 from drifting_jax.models.transformer import attention
 
 SHAPE = (2, 7, 3, 4)  # b, t, heads, d
+MANY_LOGITS = (16, 182, 4, 2)  # a CPU computes them in parts, one sample of each device at once
 
 
-def draw(dtype):
+def draw(dtype, shape=SHAPE):
     rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.normal(size=SHAPE), dtype) for _ in range(4)]
+    return [jnp.asarray(rng.normal(size=shape), dtype) for _ in range(4)]
 
 
 def formula(q, k, v):
@@ -26,9 +28,10 @@ def value_and_gradients(function, *inputs):
     return value, *pull_back(g)
 
 
-def test_value_and_gradients_are_those_of_the_formula():
+@pytest.mark.parametrize("shape", [SHAPE, MANY_LOGITS])
+def test_value_and_gradients_are_those_of_the_formula(shape):
     with enable_x64(True):
-        inputs = draw(np.float64)
+        inputs = draw(np.float64, shape)
         found = value_and_gradients(attention, *inputs)
         for ours, wanted in zip(found, value_and_gradients(formula, *inputs), strict=True):
             assert ours.dtype == np.float64
@@ -46,3 +49,11 @@ def test_no_weights_are_kept_for_the_backward_pass():
     q, k, v, _ = draw(np.float32)
     _, pull_back = jax.vjp(attention, q, k, v)
     assert {leaf.shape for leaf in jax.tree.leaves(pull_back)} == {SHAPE}
+
+
+def test_many_logits_are_never_all_in_memory_on_a_cpu():
+    inputs = draw(np.float32, MANY_LOGITS)[:3]
+    lowered = jax.jit(attention).lower(*inputs)
+    b, t, heads, _ = MANY_LOGITS
+    assert f"{b}x{heads}x{t}x{t}" not in lowered.as_text()
+    assert f"{jax.device_count()}x{heads}x{t}x{t}" in lowered.as_text()

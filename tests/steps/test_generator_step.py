@@ -163,11 +163,13 @@ def assert_same_step(found, expected):
 @pytest.mark.parametrize(
     "mesh, labels, microbatches, keep_maps",
     [
-        ("1", 10, 2, True),
-        pytest.param("1", 10, 2, False, marks=pytest.mark.slow),
-        pytest.param("1", 8, 8, True, marks=pytest.mark.slow),
-        pytest.param("4x2", 8, 2, True, marks=pytest.mark.slow),
-        pytest.param("4x2", 8, 2, False, marks=pytest.mark.slow),
+        ("1", 10, 2, "yes"),
+        pytest.param("1", 10, 2, "host", marks=pytest.mark.slow),
+        pytest.param("1", 10, 2, "no", marks=pytest.mark.slow),
+        pytest.param("1", 8, 8, "yes", marks=pytest.mark.slow),
+        pytest.param("4x2", 8, 2, "yes", marks=pytest.mark.slow),
+        pytest.param("4x2", 8, 2, "host", marks=pytest.mark.slow),
+        pytest.param("4x2", 8, 2, "no", marks=pytest.mark.slow),
     ],
 )
 def test_a_step_is_the_same_in_pieces(mesh, labels, microbatches, keep_maps):

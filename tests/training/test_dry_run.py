@@ -15,7 +15,6 @@ from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.training import build, compiled_report, dry_run, loop, run
-from drifting_jax.training.memory_plan import MemoryPlan, memory_plan
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -69,48 +68,6 @@ def test_what_microbatches_cost():
     again = dry_run.count_flops(config(), 4, keep_maps=False)
     assert 1.1 < kept / one < again / one < 2.3
     assert again / kept > 1.1
-
-
-def test_microbatches_that_are_left_open_follow_the_devices():
-    found = load("imagenet_latent", "L")
-    for devices, expected in ((1, 128), (8, 16)):
-        mesh = build.make_mesh(found, devices=jax.devices()[:devices])
-        assert memory_plan(found, mesh).microbatches == expected
-    found.train.microbatches = 3
-    with pytest.raises(UserError, match=r"must divide .*labels_per_step; found 3 and 128"):
-        memory_plan(found, mesh)
-    few = config(train__labels_per_step=10, train__microbatches=0, train__generated_per_label=3)
-    with pytest.raises(UserError, match="does not fit the devices"):
-        memory_plan(few, meshes.make_mesh(4, 2))
-
-
-@pytest.mark.parametrize(
-    ("name", "held", "microbatches", "keeps"),
-    [
-        ("h100", 5, 16, True),  # 53 of 79 GiB are usable; the maps take 26 of them
-        ("h100", 30, 16, False),
-        ("h100", 60, 64, False),
-        ("h200", 5, 8, True),
-        ("a100", 5, 16, False),
-        ("", 5, 64, False),
-    ],
-)
-def test_the_memory_of_a_gpu_gives_the_plan(monkeypatch, name, held, microbatches, keeps):
-    found = load("imagenet_latent", "ablation")
-    mesh = build.make_mesh(found, devices=jax.devices()[:1])
-    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS.get(name))
-    plan = memory_plan(found, mesh, held=held * 2**30, maps=int(2.91 * 2**20))
-    assert plan == MemoryPlan(microbatches, keeps)
-
-
-def test_a_configured_plan_is_kept(monkeypatch):
-    found = load("imagenet_latent", "ablation")
-    mesh = build.make_mesh(found, devices=jax.devices()[:1])
-    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS["h100"])
-    found.train.microbatches = 32
-    for choice, keeps in (("auto", True), ("no", False), ("yes", True)):
-        found.train.keep_maps = choice
-        assert memory_plan(found, mesh, held=0, maps=2**21) == MemoryPlan(32, keeps)
 
 
 def test_a_failure_of_the_compiler_is_one_line_with_a_flag(monkeypatch):

@@ -41,6 +41,7 @@ def pairwise_distance(
     *,
     squared_minimum: float = 0.0,
     ignored: jax.Array | None = None,
+    are_centred: bool = False,
 ) -> jax.Array:
     """Euclidean distances ‖x_i - y_j‖.
 
@@ -54,6 +55,7 @@ def pairwise_distance(
       y: [n, d] float.
       squared_minimum: lower clip of the squared distance.
       ignored: [g, n] bool, pairs that do not count as nearest, such as a sample and itself.
+      are_centred: whether the mean of `y` is taken off both sets already.
 
     Returns:
       [g, n], not negative.
@@ -61,8 +63,9 @@ def pairwise_distance(
     if x.shape[-1] <= DIRECT_CHANNELS:
         squared = jnp.sum(jnp.square(x[:, None, :] - y[None, :, :]), axis=-1)
     else:
-        centre = jnp.mean(y, axis=0, keepdims=True)
-        x, y = x - centre, y - centre
+        if not are_centred:
+            centre = jnp.mean(y, axis=0, keepdims=True)
+            x, y = x - centre, y - centre
         products = jnp.einsum("gd,nd->gn", x, y, precision=jax.lax.Precision.HIGHEST)
         squared = jnp.sum(x * x, -1)[:, None] + jnp.sum(y * y, -1)[None, :] - 2 * products
         squared = _with_exact_neighbours(squared, x, y, ignored)

@@ -1,0 +1,94 @@
+"""What the networks of a generator's step keep for their backward pass, by rematerialisation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from drifting_jax.config import ConfigDict
+from drifting_jax.config.stored import with_values
+from drifting_jax.data.sources import DataSpec
+from drifting_jax.models import generators
+from drifting_jax.models.calls import apply
+from drifting_jax.models.vae import VAE
+from drifting_jax.training import build
+
+PyTree = Any
+
+_FIELDS = ("model.remat", "encoder.remat")
+
+
+def with_remat(config: ConfigDict, policy: str) -> ConfigDict:
+    """Returns the config with a policy for each network whose `remat` is "auto"."""
+    sections = {name: name.partition(".")[0] for name in _FIELDS}
+    return with_values(
+        config, {name: policy for name in _FIELDS if config[sections[name]].remat == "auto"}
+    )
+
+
+def kept_activations(
+    config: ConfigDict,
+    spec: DataSpec,
+    params: PyTree,
+    variables: PyTree,
+    *,
+    extra: nn.Module | None = None,
+    vae: VAE | None = None,
+) -> Callable[[str], int]:
+    """Returns a function: policy -> bytes of one generated sample, of networks that say "auto".
+
+    It traces the networks; nothing is computed.
+
+    Args:
+      config: of a generator.
+      spec: of its samples.
+      params: shapes of the generator's parameters.
+      variables: shapes of the frozen networks' variables.
+      extra, vae: the other frozen networks, as in `build.make_feature_function`.
+    """
+
+    def generator_bytes(chosen: ConfigDict) -> int:
+        model = build.make_generator(chosen, spec)
+
+        def residuals(count: int) -> int:
+            draw = jax.vmap(lambda key: generators.draw_inputs(key, model))
+            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+            noise, styles = jax.eval_shape(draw, keys)
+            labels = jax.ShapeDtypeStruct((count,), jnp.int32)
+            cfg_scale = jax.ShapeDtypeStruct((count,), jnp.float32)
+
+            def pull_back(params: PyTree, *inputs: jax.Array):
+                return jax.vjp(lambda params: apply(model, params, *inputs), params)[1]
+
+            return _bytes(jax.eval_shape(pull_back, params, noise, labels, styles, cfg_scale))
+
+        return residuals(2) - residuals(1)
+
+    def encoder_bytes(chosen: ConfigDict) -> int:
+        functions = build.make_feature_function(chosen, spec, extra=extra, vae=vae)
+
+        def residuals(count: int) -> int:
+            images = jax.ShapeDtypeStruct((count, *spec.image_shape), jnp.float32)
+
+            def pull_back(variables: PyTree, images: jax.Array):
+                return jax.vjp(lambda images: functions.maps(variables, images), images)[1]
+
+            return _bytes(jax.eval_shape(pull_back, variables, images))
+
+        return residuals(2) - residuals(1)
+
+    def kept(policy: str) -> int:
+        chosen, found = with_remat(config, policy), 0
+        if config.model.remat == "auto":
+            found += generator_bytes(chosen)
+        if config.encoder.remat == "auto":
+            found += encoder_bytes(chosen)
+        return found
+
+    return kept
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
