@@ -116,9 +116,11 @@ class Sets:
 
     def sums(self, of_locations: jax.Array) -> jax.Array:
         """[t, ...] -> [f, ...]: the sum over the locations of each feature."""
-        ends = np.cumsum(self.lengths)
-        parts = [of_locations[end - n : end] for n, end in zip(self.lengths, ends, strict=True)]
-        return jnp.stack([jnp.sum(part, axis=0) for part in parts])
+        features = np.arange(len(self.lengths))
+        is_of = features[:, None] == np.repeat(features, self.lengths)  # [f, t]
+        # Not a product: what is not finite stays with its feature.
+        is_of = np.expand_dims(is_of, tuple(range(2, of_locations.ndim + 1)))
+        return jnp.sum(jnp.where(is_of, of_locations[None], 0), axis=1)
 
 
 def make_sets(
@@ -196,14 +198,18 @@ def distance_sums(distance: jax.Array, sets: Sets) -> DistanceSums:
     c, _, g, n = distance.shape
     positives = n - sets.num_negative
     lengths = jnp.asarray(sets.lengths, distance.dtype)
+    target = np.arange(n)[None, None, None]
+    # Factors, where slices would be copied before they are summed.
+    is_generated = (target < g).astype(distance.dtype)
+    is_positive = (target >= sets.num_negative).astype(distance.dtype)
     over = (0, 2, 3)  # all axes but locations
     own = SQUARED_DISTANCE_MINIMUM**0.5 * c * g * lengths
     return DistanceSums(
         weighted=sets.sums(jnp.sum(distance * sets.weights[:, None, None], over)),
         weight=jnp.sum(sets.weights) * g * lengths,
-        generated=sets.sums(jnp.sum(distance[..., :g], over)) - own,
+        generated=sets.sums(jnp.sum(distance * is_generated, over)) - own,
         generated_pairs=c * g * max(g - 1, 1) * lengths,
-        positive=sets.sums(jnp.sum(distance[..., sets.num_negative :], over)),
+        positive=sets.sums(jnp.sum(distance * is_positive, over)),
         positive_pairs=c * g * positives * lengths,
     )
 

@@ -85,7 +85,7 @@ def apply_gradients(
     """
 
     def keep_if_finite(new: PyTree, old: PyTree) -> PyTree:
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        return jax.tree.map(lambda n, o: jax.lax.select(finite, n, o), new, old)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = keep_if_finite(optax.apply_updates(state.params, updates), state.params)
