@@ -97,15 +97,22 @@ def roofline(module: Module, gpu: Gpu) -> Roofline:
 
 def kernels(module: Module) -> Iterator[Kernel]:
     """The kernels of a program that was compiled for a GPU."""
+    return (kernel for _, kernel in kernels_by_name(module))
+
+
+def kernels_by_name(module: Module) -> Iterator[tuple[str, Kernel]]:
+    """As `kernels`, each with the name of its operation, such as "jit(step)/DiT/block_0/…"."""
     for computation, one, times in module.executed():
         if one.opcode in _FREE or one.opcode.endswith("-done"):
             continue
+        name = re.search(r'op_name="([^"]*)"', one.attributes)
         if one.opcode == "fusion":
-            yield _fused(one, module.fusion(one), times)
+            kernel = _fused(one, module.fusion(one), times)
         elif one.opcode == "custom-call":
-            yield _custom(one, computation, times)
+            kernel = _custom(one, computation, times)
         else:
-            yield Kernel(one.opcode, 0, _plain_bytes(one, computation), "", False, times)
+            kernel = Kernel(one.opcode, 0, _plain_bytes(one, computation), "", False, times)
+        yield (name[1] if name else ""), kernel
 
 
 def tpu_seconds(module: Module, optimal_seconds: float) -> float:

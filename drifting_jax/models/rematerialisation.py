@@ -39,7 +39,8 @@ def with_policy(block: type[nn.Module], policy: str | bool, *, in_scan: bool = F
     Raises:
       ValueError: there is no such policy.
     """
-    policy = {False: "none", True: "block"}.get(policy, policy)  # type: ignore[call-overload]
+    if isinstance(policy, bool):
+        policy = "block" if policy else "none"
     if policy not in POLICIES:
         raise ValueError(f"remat must be one of {', '.join(POLICIES)}; found {policy!r}")
     if policy == "none":

@@ -12,7 +12,6 @@ from jax.typing import DTypeLike
 
 from drifting_jax.models import layers, rematerialisation
 
-
 _LOGITS_WORTH_A_PART = 2**17  # of a sample: half a MiB in float32
 
 

@@ -300,7 +300,7 @@ def _loss_and_gradients(
 
     def of_microbatch(piece):
         rows, real = piece
-        (loss, _), gradients = of_piece(rows, _on_device(real), statistics)
+        (loss, _), gradients = of_piece(rows, real and _on_device(real), statistics)
         return loss, gradients
 
     total = class_rows.sum_over_microbatches(of_microbatch, (microbatches, real))
@@ -328,9 +328,7 @@ def _shared_statistics(
 
     def drifts(piece: tuple[_Rows, dict[str, PyTree] | None]):
         rows, maps = piece
-        if maps is None:
-            maps = networks.maps_of_all(params, rows)
-        maps = _on_device(maps)
+        maps = networks.maps_of_all(params, rows) if maps is None else _on_device(maps)
         sets = _sets(networks.features(maps), rows)
         return feature_losses.drift_mean_squares(sets, scales, s.drift)
 
@@ -348,8 +346,8 @@ def _kept(maps: PyTree, where: str) -> PyTree | None:
     return jax.device_put(maps, jax.memory.Space.Host) if where == "host" else maps
 
 
-def _on_device(maps: PyTree | None) -> PyTree | None:
-    """Returns maps that may lie in the host's memory; None stays."""
+def _on_device(maps: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Returns maps that may lie in the host's memory."""
     return jax.device_put(maps, jax.memory.Space.Device)
 
 

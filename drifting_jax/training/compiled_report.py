@@ -77,7 +77,7 @@ def compile_for(device: jax.Device, lowered: jax.stages.Lowered) -> jax.stages.C
     if targets.is_present(device):
         return lowered.compile()
     # JAX cannot load a kept program for a device that is not there.
-    before = jax.config.jax_enable_compilation_cache
+    before = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 (a type checker)
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     try:

@@ -132,8 +132,6 @@ def count_flops(config: ConfigDict, microbatches: int, *, keep_maps: bool = True
         ) from None
     if config.task == "generator":
         keeps = "yes" if keep_maps else "no"
-        config = with_values(
-            config, {"train.microbatches": microbatches, "train.keep_maps": keeps}
-        )
+        config = with_values(config, {"train.microbatches": microbatches, "train.keep_maps": keeps})
     found = program(config, meshes.make_mesh(1, 1, devices=cpu))
     return product_flops(found.step.trace(found.carry, found.frozen, found.batch).jaxpr)

@@ -255,9 +255,7 @@ def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
         settings=settings,
     )
     init = functools.partial(initial_states.init_toy, config)
-    carry = Carry(
-        initial_states.state_template(config, mesh, init, on_host=config.optim.on_host)
-    )
+    carry = Carry(initial_states.state_template(config, mesh, init, on_host=config.optim.on_host))
     rows, points = meshes.batch_sharding(mesh), config.train.positives
     return Program(
         name="toy",

@@ -104,3 +104,12 @@ def test_the_estimate_for_a_tpu_counts_its_loops():
     text = text.replace("calls=%fused_dot", 'calls=%fused_dot, x={"estimated_cycles":"100"}')
     assert roofline.tpu_seconds(hlo.parse(text), 0.3) == pytest.approx(0.3 * 600 / 150)
     assert roofline.tpu_seconds(hlo.parse(PROGRAM), 0.3) == 0.3
+
+
+def test_kernels_have_the_names_of_their_operations():
+    named = CONVOLUTION.replace(
+        ", dim_labels", ', metadata={op_name="jit(f)/stem/conv"}, dim_labels'
+    )
+    for text, name in ((named, "jit(f)/stem/conv"), (CONVOLUTION, "")):
+        ((found, kernel),) = roofline.kernels_by_name(hlo.parse(text))
+        assert (found, kernel.kind) == (name, "__cudnn$convForward")

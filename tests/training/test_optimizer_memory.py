@@ -55,7 +55,9 @@ def test_means_on_the_host_change_no_number(tmp_path):
         for other in (host, plain):  # a run goes on with the means in either place
             step, items = checkpoints.restore_latest(other.checkpoint_items(other.carry, 0))
             carry = programs.carry_of(items)
-            assert step == STEPS and kinds(carry.state.opt_state) == kinds(other.carry.state.opt_state)
+            assert step == STEPS and kinds(carry.state.opt_state) == kinds(
+                other.carry.state.opt_state
+            )
             assert_same(after(other, carry, steps=1), after(plain, steps=STEPS + 1))
 
 
