@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.stored import with_values
+from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.models import generators
 from drifting_jax.models.calls import apply
@@ -54,7 +55,8 @@ def kept_activations(
 
         def residuals(count: int) -> int:
             draw = jax.vmap(lambda key: generators.draw_inputs(key, model))
-            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+            key = stream_key(config, "generator_init")
+            keys = jax.eval_shape(lambda: jax.random.split(key, count))
             noise, styles = jax.eval_shape(draw, keys)
             labels = jax.ShapeDtypeStruct((count,), jnp.int32)
             cfg_scale = jax.ShapeDtypeStruct((count,), jnp.float32)

@@ -75,7 +75,7 @@ def from_config(config: Mapping[str, Any]) -> DiT:
         rms_norm=config.get("use_rmsnorm", False),
         dtype=jnp.bfloat16 if bfloat16 else jnp.float32,
         attention_dtype=jnp.float32 if config.get("attn_fp32", True) else None,
-        remat=config.get("use_remat", False),
+        remat=config.get("use_remat", False) or "none",
     )
 
 
