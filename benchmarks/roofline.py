@@ -1,8 +1,8 @@
 """Where the time of a compiled GPU program goes, by the limits of the device.
 
     pip install -e ".[gpu-compile]"
-    python benchmarks/roofline.py --config=digits --gpu=h100
-    python benchmarks/roofline.py --config=imagenet_latent:ablation --gpu=h100 --alone
+    python benchmarks/roofline.py --config=configs/digits.py --gpu=h100
+    python benchmarks/roofline.py --config=configs/imagenet_latent.py:ablation --gpu=h100 --alone
     python benchmarks/roofline.py --hlo=program.hlo --gpu=h100
 
 The program is the step of a config, which is compiled here without a GPU, or a file of
@@ -30,8 +30,7 @@ from drifting_jax.data.sources import data_spec
 from drifting_jax.method import feature_losses
 from drifting_jax.training import build, compiled_report, dry_run, frozen
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-_CONFIG = flags.DEFINE_string("config", "digits", "Name of a file in configs/, and its variant.")
+_CONFIG = flags.DEFINE_string("config", "configs/digits.py", "A config file and its variant.")
 _GPU = flags.DEFINE_string("gpu", "h100", "A GPU, as in --topology.")
 _HLO = flags.DEFINE_string("hlo", "", "Text of a compiled program, in place of a config.")
 _SAVE = flags.DEFINE_string("save", "", "Where to write the text of the compiled program.")
@@ -101,8 +100,8 @@ def main(_) -> None:
     if _HLO.value:
         texts = [Path(_HLO.value).read_text()]
     else:
-        name, _, variant = _CONFIG.value.partition(":")
-        module = file_beside(CONFIGS / "any.py", f"{name}.py")
+        path, _, variant = _CONFIG.value.partition(":")
+        module = file_beside(path, Path(path).name)
         config = resolve(module.get_config(variant) if variant else module.get_config())
         mesh = build.make_mesh(config, devices=targets.devices_of(_GPU.value))
         device = mesh.devices.flat[0]

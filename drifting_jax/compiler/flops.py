@@ -22,14 +22,14 @@ def product_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
 
 def _flops(equation: Any) -> float:
     name = equation.primitive.name
-    if name in ("dot_general", "conv_general_dilated"):
-        shapes = [x.aval.shape for x in equation.invars[:2]]
     if name == "dot_general":
+        left = equation.invars[0].aval.shape
         contracting = equation.params["dimension_numbers"][0][0]
         size = math.prod(equation.outvars[0].aval.shape)
-        return 2.0 * size * math.prod(shapes[0][axis] for axis in contracting)
+        return 2.0 * size * math.prod(left[axis] for axis in contracting)
     if name == "conv_general_dilated":
-        return _convolution(*shapes, equation.params)
+        images, kernel = (x.aval.shape for x in equation.invars)
+        return _convolution(images, kernel, equation.params)
     inner = [product_flops(x) for x in _inner(equation.params)]
     if name == "cond":
         return max(inner)
