@@ -14,6 +14,11 @@ enable_x64 = _jax.enable_x64 if hasattr(jax, "enable_x64") else _jax.experimenta
 NEWER_SETTINGS = {"jax_thread_guard"}
 
 
+# Whether programs for a CPU can leave results in its "host" memory, which is the same memory. JAX
+# 0.7 cannot; 0.10 can, and versions between were not tried.
+CPU_HAS_HOST_MEMORY = jax.__version_info__ >= (0, 10)
+
+
 def as_varying(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
     """x, with a type that says that it may differ along these axes of the mesh, in `shard_map`."""
     if hasattr(jax.lax, "pcast"):

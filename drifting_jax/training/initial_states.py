@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from drifting_jax.compatibility import CPU_HAS_HOST_MEMORY
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
@@ -58,8 +59,9 @@ def state_template(
 ) -> TrainState:
     """Returns the shapes and shardings of the state that `init` makes; nothing is computed.
 
-    `on_host` puts the state of the optimizer into the host's memory.
+    `on_host` puts the state of the optimizer into the host's memory; to a CPU that is its own.
     """
+    on_host &= mesh.devices.flat[0].platform != "cpu" or CPU_HAS_HOST_MEMORY
 
     def shardings(shapes: TrainState) -> TrainState:
         found = meshes.sharding_for_tree(shapes, mesh, config.mesh.rules)
