@@ -14,8 +14,8 @@ from drifting_jax.config.shared_fields import (
 
 _REMAT = Field(
     "auto",
-    "what blocks keep for the backward pass: all (none), results of products (dots), or their input"
-    " alone (block); auto = as much as fits the memory",
+    "what blocks compute again in the backward pass: nothing (none), all but products (dots), or"
+    " everything (block); auto = as little as the memory allows in a generator's step",
     choices=("auto", "none", "dots", "block"),
     aliases={False: "none", True: "block", "False": "none", "True": "block"},
     on_resume="may change",

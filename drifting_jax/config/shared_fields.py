@@ -64,15 +64,15 @@ OPTIM = section(
     b1=Field(0.9, "AdamW: decay of the mean of the gradients", minimum=0, below=1),
     b2=Field(0.95, "AdamW: decay of the mean of the squared gradients", minimum=0, below=1),
     clip_norm=Field(2.0, "largest global norm of the gradients; 0 = no clipping", minimum=0),
-    mean_dtype=Field(
+    first_moment_dtype=Field(
         "float32",
-        "dtype in which the mean of the gradients is stored; bfloat16 takes half the memory",
+        "dtype in which AdamW stores the mean of the gradients; bfloat16 takes half the memory",
         choices=("float32", "bfloat16"),
     ),
-    on_host=Field(
+    moments_on_host=Field(
         False,
-        "keep the means of AdamW in the host's memory: 8 bytes a parameter less on the devices, and"
-        " more time",
+        "keep both moments of AdamW in the host's memory between steps: 8 bytes a parameter less on"
+        " the devices, more time",
         on_resume="may change",
     ),
 )

@@ -23,7 +23,7 @@ _KEPT = "kept"
 
 
 def kept(x: jax.Array) -> jax.Array:
-    """Marks an array that the policy "dots" keeps though it is not the product of parameters."""
+    """Marks an array that the policy "dots" keeps besides the products with parameters."""
     return checkpoint_name(x, _KEPT)
 
 

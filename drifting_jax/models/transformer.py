@@ -20,8 +20,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Softmax attention of queries that are scaled already: three [b, t, heads, d] -> same.
 
     The backward pass computes the weights [b, heads, t, t] again: to keep them for all blocks takes
-    more memory, and on a GPU more time, than all other activations. On a CPU, one sample at a time
-    has weights that fit its cache (benchmarks/step.py: half the time of all samples at once).
+    more memory, and on a GPU more time, than all other activations. A CPU computes one sample at a
+    time where the weights of all would not fit its cache.
     """
     return jax.lax.platform_dependent(q, k, v, cpu=_in_parts(_attend), default=_attend)
 
@@ -62,7 +62,7 @@ def _pull_back(q: jax.Array, k: jax.Array, v: jax.Array, y: jax.Array, g: jax.Ar
 
 
 def _in_parts(function: Callable) -> Callable:
-    """Returns a function of arrays [b, t, heads, d] that computes some of the b samples at once."""
+    """Returns the function of arrays [b, t, heads, d], computed for some of the b samples in turn."""
 
     def in_parts(*arrays: jax.Array):
         b, t, heads, _ = arrays[0].shape

@@ -44,12 +44,14 @@ def make_optimizer(
     b2: float,
     weight_decay: float,
     clip_norm: float,
-    mean_dtype: str = "float32",
+    first_moment_dtype: str = "float32",
 ) -> optax.GradientTransformation:
     """Returns a clip by global norm (0: none), then AdamW with decay on every parameter.
 
-    `mean_dtype` is that of the stored mean of the gradients; it is computed in float32.
+    `first_moment_dtype` is the dtype in which the mean of the gradients is stored.
     """
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    adamw = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=mean_dtype)
+    adamw = optax.adamw(
+        schedule, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype=first_moment_dtype
+    )
     return optax.chain(clip, adamw)

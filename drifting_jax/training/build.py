@@ -236,7 +236,7 @@ def generator_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         b2=o.b2,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,
-        mean_dtype=o.mean_dtype,
+        first_moment_dtype=o.first_moment_dtype,
     )
 
 

@@ -55,17 +55,18 @@ def init_toy(config: ConfigDict) -> TrainState:
 
 
 def state_template(
-    config: ConfigDict, mesh: Mesh, init: Callable[[], TrainState], *, on_host: bool = False
+    config: ConfigDict, mesh: Mesh, init: Callable[[], TrainState], *, moments_on_host: bool = False
 ) -> TrainState:
     """Returns the shapes and shardings of the state that `init` makes; nothing is computed.
 
-    `on_host` puts the state of the optimizer into the host's memory; to a CPU that is its own.
+    `moments_on_host` puts the state of the optimizer into the host's memory. For a CPU that is the
+    same memory.
     """
-    on_host &= mesh.devices.flat[0].platform != "cpu" or CPU_HAS_HOST_MEMORY
+    moments_on_host &= mesh.devices.flat[0].platform != "cpu" or CPU_HAS_HOST_MEMORY
 
     def shardings(shapes: TrainState) -> TrainState:
         found = meshes.sharding_for_tree(shapes, mesh, config.mesh.rules)
-        if not on_host:
+        if not moments_on_host:
             return found
         pinned = jax.tree.map(lambda x: x.with_memory_kind("pinned_host"), found.opt_state)
         return dataclasses.replace(found, opt_state=pinned)

@@ -161,7 +161,9 @@ def generator_program(
     features = list(jax.eval_shape(feature_function.features, maps))
     init = functools.partial(initial_states.init_generator, config, spec)
     carry = Carry(
-        initial_states.state_template(config, mesh, init, on_host=config.optim.on_host),
+        initial_states.state_template(
+            config, mesh, init, moments_on_host=config.optim.moments_on_host
+        ),
         build.make_queue(config, spec, mesh, make=sample_queue.template),
     )
     held = meshes.bytes_per_device((carry, variables))
@@ -255,7 +257,8 @@ def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
         settings=settings,
     )
     init = functools.partial(initial_states.init_toy, config)
-    carry = Carry(initial_states.state_template(config, mesh, init, on_host=config.optim.on_host))
+    on_host = config.optim.moments_on_host
+    carry = Carry(initial_states.state_template(config, mesh, init, moments_on_host=on_host))
     rows, points = meshes.batch_sharding(mesh), config.train.positives
     return Program(
         name="toy",
@@ -310,7 +313,7 @@ def _jit(step: Callable, carry: Carry, mesh: Mesh) -> Step:
     shardings = jax.tree.map(lambda x: x.sharding, carry)
 
     def on_device(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
-        # Where it is in the host's memory; `out_shardings` puts it back.
+        # It may lie in the host's memory; `out_shardings` puts it back there.
         opt_state = jax.device_put(carry.state.opt_state, jax.memory.Space.Device)
         state = dataclasses.replace(carry.state, opt_state=opt_state)
         return step(dataclasses.replace(carry, state=state), variables, batch)

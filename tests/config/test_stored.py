@@ -149,3 +149,17 @@ def test_the_number_of_microbatches_stays_where_the_loss_depends_on_it():
     with pytest.raises(UserError, match=r"config.train.microbatches cannot change in a run"):
         check_resume(two, four)
     check_resume(*(resolve(changed(train__microbatches=n)) for n in (2, 4)))
+
+
+@pytest.mark.parametrize(("old", "new"), [(False, "none"), (True, "block")])
+def test_older_words_of_a_field_are_understood(tmp_path, old, new):
+    """`remat` was on or off: in stored configs, and in command lines, which give strings."""
+    save_config(tmp_path, base_config("generator"))
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    record["config"]["model"]["remat"] = old
+    path.write_text(json.dumps(record))
+    assert load_config(tmp_path).model.remat == new
+    assert resolve(changed(model__remat=str(old))).model.remat == new
+    with pytest.raises(UserError, match="config.model.remat must be one of .*found 'on'"):
+        resolve(changed(model__remat="on"))

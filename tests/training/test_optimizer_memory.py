@@ -1,4 +1,4 @@
-"""What the optimizer's means take: half of them in bfloat16, or all in the host's memory."""
+"""What the optimizer's moments take: one of them in bfloat16, or all in the host's memory."""
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ def assert_same(found, expected):
 
 
 @pytest.mark.skipif(not CPU_HAS_HOST_MEMORY, reason="this JAX keeps nothing there for a CPU")
-def test_means_on_the_host_change_no_number(tmp_path):
-    plain, host = program(), program(on_host=True)
+def test_moments_on_the_host_change_no_number(tmp_path):
+    plain, host = program(), program(moments_on_host=True)
     assert meshes.bytes_per_device(host.carry) < meshes.bytes_per_device(plain.carry)
     expected, found = after(plain), after(host)
     assert kinds(found.state.opt_state) == {"pinned_host"}
@@ -54,7 +54,7 @@ def test_means_on_the_host_change_no_number(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(STEPS, host.checkpoint_items(found, 0))
     with Checkpoints(tmp_path, keep=1, read_only=True) as checkpoints:
-        for other in (host, plain):  # a run goes on with the means in either place
+        for other in (host, plain):  # a run goes on with the moments in either place
             step, items = checkpoints.restore_latest(other.checkpoint_items(other.carry, 0))
             carry = programs.carry_of(items)
             assert step == STEPS and kinds(carry.state.opt_state) == kinds(
@@ -64,8 +64,8 @@ def test_means_on_the_host_change_no_number(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 20])
-def test_a_mean_in_bfloat16_takes_half_and_changes_little(steps):
-    plain, half = program(), program(mean_dtype="bfloat16")
+def test_a_first_moment_in_bfloat16_takes_half_and_changes_little(steps):
+    plain, half = program(), program(first_moment_dtype="bfloat16")
     expected, found = after(plain, steps=steps), after(half, steps=steps)
     dtypes = {x.dtype.name for x in jax.tree.leaves(found.state.opt_state)}
     assert dtypes == {"bfloat16", "float32", "int32"}
