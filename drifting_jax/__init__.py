@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from drifting_jax.method.feature_losses import feature_drifting_loss
     from drifting_jax.method.fields.mean_shift import drifting_field
     from drifting_jax.method.fields.options import DriftOptions
-    from drifting_jax.method.losses import DriftingStatistics, drifting_loss
+    from drifting_jax.method.losses import drifting_loss
+    from drifting_jax.method.statistics import DriftingStatistics
     from drifting_jax.steps.sampling import make_sampler
     from drifting_jax.training.restore import load_generator, load_run
     from drifting_jax.training.run import run as train
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "DriftOptions": ("method.fields.options", "DriftOptions"),
-    "DriftingStatistics": ("method.losses", "DriftingStatistics"),
+    "DriftingStatistics": ("method.statistics", "DriftingStatistics"),
     "base_config": ("config", "base_config"),
     "drifting_field": ("method.fields.mean_shift", "drifting_field"),
     "drifting_loss": ("method.losses", "drifting_loss"),

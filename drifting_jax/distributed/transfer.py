@@ -56,3 +56,13 @@ def fetch(tree: PyTree) -> PyTree:
         return np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(one, tree)
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """In a jitted function: returns the arrays in pinned memory of their devices' host."""
+    return jax.device_put(tree, jax.memory.Space.Host)
+
+
+def on_devices(tree: PyTree) -> PyTree:
+    """In a jitted function: returns the arrays in the devices' memory, wherever they lie."""
+    return jax.device_put(tree, jax.memory.Space.Device)

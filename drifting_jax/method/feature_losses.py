@@ -19,7 +19,7 @@ import numpy as np
 
 from drifting_jax.method import losses
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.losses import DistanceSums, DriftingStatistics
+from drifting_jax.method.statistics import DistanceSums, DriftingStatistics
 
 _JOINED_ELEMENTS = 2**21  # of generated samples, up to which features are joined in any case
 

@@ -22,69 +22,10 @@ import numpy as np
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.sets import ScaledSets, own_pairs, pairwise_distance
 from drifting_jax.method.fields.table import field_named
+from drifting_jax.method.statistics import SCALE_MINIMUM, DistanceSums, DriftingStatistics
 
 SQUARED_DISTANCE_MINIMUM = 1e-8
-SCALE_MINIMUM = 1e-3
 DRIFT_MEAN_SQUARE_MINIMUM = 1e-8
-
-
-@flax.struct.dataclass
-class DriftingStatistics:
-    """The numbers behind a feature's loss; float32 (float64 for float64 input).
-
-    Those of several features have their axis [f] before the shapes given here.
-
-    Attributes:
-      distance_scale: [] S, the weighted mean distance to all targets, before its clip (21).
-      drift_mean_square: [n_τ] mean square of each temperature's drift before it is normalised
-        (23). It falls to the noise of a finite batch as q approaches p; the loss does not.
-      generated_distance: [] mean distance between different generated samples (diversity; 0 when
-        g is 1).
-      positive_distance: [] mean distance from generated samples to positives.
-    """
-
-    distance_scale: jax.Array
-    drift_mean_square: jax.Array
-    generated_distance: jax.Array
-    positive_distance: jax.Array
-
-    @property
-    def is_degenerate(self) -> jax.Array:
-        """[] bool, S is at its clip: the feature hardly varies, and its drift is rounding noise."""
-        return self.distance_scale <= SCALE_MINIMUM
-
-
-@flax.struct.dataclass
-class DistanceSums:
-    """Sums over pairs of a generated sample and a target; those of microbatches add up.
-
-    Attributes:
-      weighted, weight: [f] Σ w·distance and Σ w over all pairs (21).
-      generated, generated_pairs: [f] Σ distance between different generated samples, and their
-        number (at least one a sample, so that g = 1 divides 0 by a positive number).
-      positive, positive_pairs: [f] the same to positives.
-    """
-
-    weighted: jax.Array
-    weight: jax.Array
-    generated: jax.Array
-    generated_pairs: jax.Array
-    positive: jax.Array
-    positive_pairs: jax.Array
-
-    def statistics(self, drift_mean_square: jax.Array) -> DriftingStatistics:
-        """Returns the statistics that are logged and shared, given the drifts' mean squares."""
-        return DriftingStatistics(
-            distance_scale=self.distance_scale,
-            drift_mean_square=drift_mean_square,
-            generated_distance=self.generated / self.generated_pairs,
-            positive_distance=self.positive / self.positive_pairs,
-        )
-
-    @property
-    def distance_scale(self) -> jax.Array:
-        """[f] S (21), before its clip."""
-        return self.weighted / jnp.maximum(self.weight, jnp.finfo(self.weight.dtype).tiny)
 
 
 @flax.struct.dataclass

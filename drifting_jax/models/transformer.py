@@ -62,7 +62,7 @@ def _pull_back(q: jax.Array, k: jax.Array, v: jax.Array, y: jax.Array, g: jax.Ar
 
 
 def _in_parts(function: Callable) -> Callable:
-    """Returns the function of arrays [b, t, heads, d], computed for some of the b samples in turn."""
+    """Returns a function of arrays [b, t, heads, d], computed for some of the b samples in turn."""
 
     def in_parts(*arrays: jax.Array):
         b, t, heads, _ = arrays[0].shape

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from drifting_jax.method.losses import DriftingStatistics
+from drifting_jax.method.statistics import DriftingStatistics
 
 
 def drift_culprit(statistics: Mapping[str, DriftingStatistics]) -> jax.Array:

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from drifting_jax.distributed import class_rows, meshes
+from drifting_jax.distributed import class_rows, meshes, transfer
 from drifting_jax.method import feature_losses, guidance
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.feature_losses import FeatureSets
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.losses import DriftingStatistics
+from drifting_jax.method.statistics import DriftingStatistics
 from drifting_jax.models import generators
 from drifting_jax.models.calls import apply
 from drifting_jax.steps import sample_queue
@@ -300,7 +300,7 @@ def _loss_and_gradients(
 
     def of_microbatch(piece):
         rows, real = piece
-        (loss, _), gradients = of_piece(rows, real and _on_device(real), statistics)
+        (loss, _), gradients = of_piece(rows, real and transfer.on_devices(real), statistics)
         return loss, gradients
 
     total = class_rows.sum_over_microbatches(of_microbatch, (microbatches, real))
@@ -317,10 +317,12 @@ def _shared_statistics(
     they were computed. A second pass over the maps alone gives the norms of the drifts.
     """
 
+    places = {"yes": lambda x: x, "host": transfer.on_host, "no": lambda x: None}
+
     def encoded(rows: _Rows):
         maps = networks.maps_of_all(params, rows)
         sums = feature_losses.distance_sums(_sets(networks.features(maps), rows))
-        return _kept(maps, s.keep_maps), sums
+        return places[s.keep_maps](maps), sums
 
     maps, sums = jax.lax.map(encoded, microbatches)
     sums = _of_all(jnp.sum, sums)
@@ -328,7 +330,7 @@ def _shared_statistics(
 
     def drifts(piece: tuple[_Rows, dict[str, PyTree] | None]):
         rows, maps = piece
-        maps = networks.maps_of_all(params, rows) if maps is None else _on_device(maps)
+        maps = networks.maps_of_all(params, rows) if maps is None else transfer.on_devices(maps)
         sets = _sets(networks.features(maps), rows)
         return feature_losses.drift_mean_squares(sets, scales, s.drift)
 
@@ -337,18 +339,6 @@ def _shared_statistics(
     if maps is None:
         return statistics, None
     return statistics, {group: x for group, x in maps.items() if group != "generated"}
-
-
-def _kept(maps: PyTree, where: str) -> PyTree | None:
-    """Returns the maps of a microbatch where the passes that follow will read them."""
-    if where == "no":
-        return None
-    return jax.device_put(maps, jax.memory.Space.Host) if where == "host" else maps
-
-
-def _on_device(maps: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Returns maps that may lie in the host's memory."""
-    return jax.device_put(maps, jax.memory.Space.Device)
 
 
 def _of_all(function: Callable, of_microbatches: PyTree) -> PyTree:

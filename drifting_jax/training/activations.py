@@ -1,4 +1,4 @@
-"""What the networks of a generator's step keep for their backward pass, by rematerialisation."""
+"""What the networks of a generator's step keep of a sample: the encoders' maps and activations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +27,24 @@ def with_remat(config: ConfigDict, policy: str) -> ConfigDict:
     return with_values(
         config, {name: policy for name in _FIELDS if config[sections[name]].remat == "auto"}
     )
+
+
+def sample_of(spec: DataSpec, count: int = 1) -> jax.ShapeDtypeStruct:
+    """Returns the shape of samples as networks see them."""
+    return jax.ShapeDtypeStruct((count, *spec.image_shape), jnp.float32)
+
+
+def map_bytes(
+    config: ConfigDict,
+    spec: DataSpec,
+    variables: PyTree,
+    *,
+    extra: nn.Module | None = None,
+    vae: VAE | None = None,
+) -> int:
+    """Returns the bytes of the encoders' maps of one sample; arguments as in `kept_activations`."""
+    function = build.make_feature_function(config, spec, extra=extra, vae=vae)
+    return _bytes(jax.eval_shape(function.maps, variables, sample_of(spec)))
 
 
 def kept_activations(
@@ -72,12 +90,10 @@ def kept_activations(
         functions = build.make_feature_function(chosen, spec, extra=extra, vae=vae)
 
         def residuals(count: int) -> int:
-            images = jax.ShapeDtypeStruct((count, *spec.image_shape), jnp.float32)
-
             def pull_back(variables: PyTree, images: jax.Array):
                 return jax.vjp(lambda images: functions.maps(variables, images), images)[1]
 
-            return _bytes(jax.eval_shape(pull_back, variables, images))
+            return _bytes(jax.eval_shape(pull_back, variables, sample_of(spec, count)))
 
         return residuals(2) - residuals(1)
 

@@ -6,7 +6,6 @@ is what a step changes, and its step is (carry, frozen, batch) -> (carry, report
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from jax.sharding import Mesh
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.models.mlp import MLP
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sample_queue
@@ -154,31 +153,28 @@ def generator_program(
     Raises:
       UserError: the rows of a step do not split over the mesh.
     """
-    feature_function = build.make_feature_function(config, spec, extra=extra, vae=vae)
     variables = _template(config, mesh, frozen.variables_shapes(config, spec, extra, vae))
-    sample = jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32)
-    maps = jax.eval_shape(feature_function.maps, variables, sample)
-    features = list(jax.eval_shape(feature_function.features, maps))
     init = functools.partial(initial_states.init_generator, config, spec)
+    on_host = config.optim.moments_on_host
     carry = Carry(
-        initial_states.state_template(
-            config, mesh, init, moments_on_host=config.optim.moments_on_host
-        ),
+        initial_states.state_template(config, mesh, init, moments_on_host=on_host),
         build.make_queue(config, spec, mesh, make=sample_queue.template),
     )
+    networks: dict[str, Any] = {"extra": extra, "vae": vae}
+    kept = activations.kept_activations(config, spec, carry.state.params, variables, **networks)
+    maps = activations.map_bytes(config, spec, variables, **networks)
     held = meshes.bytes_per_device((carry, variables))
-    kept = activations.kept_activations(
-        config, spec, carry.state.params, variables, extra=extra, vae=vae
-    )
-    plan = memory_plan(config, mesh, held=held, maps=_bytes(maps), activations=kept)
+    plan = memory_plan(config, mesh, held=held, maps=maps, activations=kept)
     config = activations.with_remat(config, plan.remat)
+    feature_function = build.make_feature_function(config, spec, **networks)
+    features = list(jax.eval_shape(feature_function, variables, activations.sample_of(spec)))
     settings = build.generator_step_config(config, plan)
     schedule, temperatures = build.generator_schedule(config), settings.drift.temperatures
     step = functools.partial(
         generator_step,
         key=stream_key(config, "generator_steps"),
         model=build.make_generator(config, spec),
-        feature_function=build.make_feature_function(config, spec, extra=extra, vae=vae),
+        feature_function=feature_function,
         optimizer=build.generator_optimizer(config),
         settings=settings,
     )
@@ -305,16 +301,12 @@ def _images(
     }
 
 
-def _bytes(shapes: PyTree) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-
-
 def _jit(step: Callable, carry: Carry, mesh: Mesh) -> Step:
     shardings = jax.tree.map(lambda x: x.sharding, carry)
 
     def on_device(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
         # It may lie in the host's memory; `out_shardings` puts it back there.
-        opt_state = jax.device_put(carry.state.opt_state, jax.memory.Space.Device)
+        opt_state = transfer.on_devices(carry.state.opt_state)
         state = dataclasses.replace(carry.state, opt_state=opt_state)
         return step(dataclasses.replace(carry, state=state), variables, batch)
 

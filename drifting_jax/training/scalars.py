@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from drifting_jax.method.losses import DriftingStatistics
+from drifting_jax.method.statistics import DriftingStatistics
 from drifting_jax.steps.generator_step import GeneratorMetrics
 from drifting_jax.steps.toy_step import ToyMetrics
 

@@ -161,5 +161,5 @@ def test_older_words_of_a_field_are_understood(tmp_path, old, new):
     path.write_text(json.dumps(record))
     assert load_config(tmp_path).model.remat == new
     assert resolve(changed(model__remat=str(old))).model.remat == new
-    with pytest.raises(UserError, match="config.model.remat must be one of .*found 'on'"):
+    with pytest.raises(UserError, match=r"config\.model\.remat must be one of .*found 'on'"):
         resolve(changed(model__remat="on"))
