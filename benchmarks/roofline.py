@@ -90,8 +90,9 @@ def loss_alone(config, mesh, device) -> tuple[list[str], int]:
 
 def part(name: str) -> str:
     """The module that an operation belongs to; blocks and stages of a kind count together."""
-    names = re.findall(r"(?:block_?\d*|stage\d+\w*|encoder|attention\w*|feed_forward\w*)", name)
-    return re.sub(r"\d+", "", "/".join(dict.fromkeys(names))) or "outside the networks"
+    name = re.sub(r"_?\d+", "", name)
+    names = re.findall(r"\b(?:blocks?|stage\w*|encoder|attention\w*|feed_forward\w*)\b", name)
+    return "/".join(dict.fromkeys(names)) or "outside the networks"
 
 
 def main(_) -> None:

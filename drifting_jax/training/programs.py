@@ -304,13 +304,15 @@ def _images(
 def _jit(step: Callable, carry: Carry, mesh: Mesh) -> Step:
     shardings = jax.tree.map(lambda x: x.sharding, carry)
 
-    def on_device(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
+    def training_step(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
         # It may lie in the host's memory; `out_shardings` puts it back there.
         opt_state = transfer.on_devices(carry.state.opt_state)
         state = dataclasses.replace(carry.state, opt_state=opt_state)
         return step(dataclasses.replace(carry, state=state), variables, batch)
 
-    return jax.jit(on_device, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
+    return jax.jit(
+        training_step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh))
+    )
 
 
 def _without_queue(step: Callable) -> Callable:
