@@ -201,8 +201,9 @@ _TRAIN = section(
     ),
     shared_statistics=Field(
         "batch",
-        "S and the norms of the drift are over all class rows, or over each microbatch alone",
-        choices=("batch", "microbatch"),
+        "S and the norms of the drift are over all class rows, over each microbatch alone, or"
+        " those of the step before",
+        choices=("batch", "microbatch", "previous"),
     ),
     sample_every=Field(500, "steps between two pictures of samples", on_resume="may change"),
 )

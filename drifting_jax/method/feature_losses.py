@@ -4,12 +4,12 @@ A microbatch is some of the class rows with all their samples. What the rows sha
 scale S and the norms of the drift, is taken over the whole batch. So microbatches take three
 passes: `distance_sums`, added up, give S; the mean of `drift_mean_squares` gives the norms; the
 mean of `loss_and_cotangents` over the microbatches is then the loss of the whole batch, and so is
-its gradient.
+its gradient. `loss_by_previous` takes one pass, with S and the norms of the step before.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -95,19 +95,48 @@ def loss_and_cotangents(
       The loss [], {name: its gradient [c, g, t, d] with respect to the generated features, in their
       dtype}, and the statistics.
     """
+
+    def drifted(one: losses.Sets, of_all: DriftingStatistics | None):
+        loss, cotangent, of_all = losses.drifted(one, options, of_all)
+        return loss, cotangent, of_all.is_degenerate, of_all
+
+    return _over_features(drifted, sets, statistics)
+
+
+def loss_by_previous(
+    sets: FeatureSets, options: DriftOptions, previous: Mapping[str, DriftingStatistics]
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, tuple[DistanceSums, jax.Array]]]:
+    """`loss_and_cotangents` of a microbatch, with the statistics of another step.
+
+    Returns:
+      The loss [], {name: its gradient [c, g, t, d]}, and {name: (sums of distances, mean squares
+      [n_τ] of the drifts)}, which give the statistics of this step.
+    """
+
+    def drifted(one: losses.Sets, before: DriftingStatistics):
+        loss, cotangent, measured = losses.drifted_by_previous(one, options, before)
+        return loss, cotangent, before.is_degenerate, measured
+
+    return _over_features(drifted, sets, previous)
+
+
+def _over_features(
+    drifted: Callable, sets: FeatureSets, statistics: Mapping[str, DriftingStatistics] | None
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
+    """Sums the losses of features that are not degenerate; what else is found has an axis [f]."""
     total = jnp.zeros((), jnp.float32)
     cotangents: dict[str, jax.Array] = {}
-    found: dict[str, DriftingStatistics] = {}
+    found: dict[str, Any] = {}
     for names, one in _joined(sets):
-        of_all = None if statistics is None else _stacked(statistics, names)
-        loss, cotangent, of_all = losses.drifted(one, options, of_all)
-        total += jnp.sum(jnp.where(of_all.is_degenerate, 0, loss))
-        used = one.for_locations(~of_all.is_degenerate)
+        given = None if statistics is None else _stacked(statistics, names)
+        loss, cotangent, is_degenerate, of_features = drifted(one, given)
+        total += jnp.sum(jnp.where(is_degenerate, 0, loss))
+        used = one.for_locations(~is_degenerate)
         cotangent = jnp.where(used[None, None, :, None], cotangent, 0)
         ends = np.cumsum(one.lengths)
         for name, n, end in zip(names, one.lengths, ends, strict=True):
             cotangents[name] = cotangent[:, :, end - n : end].astype(sets.generated[name].dtype)
-        found |= _unstacked(of_all, names)
+        found |= _unstacked(of_features, names)
     return total, cotangents, found
 
 

@@ -261,9 +261,7 @@ def drifted(
         weights = pair_weights(sets, distance, sums.distance_scale, options)
         moved = drifts(sets, weights, sums.distance_scale)
         statistics = sums.statistics(drift_mean_square(sets, moved))
-        norms = _norms(sets, statistics)
-        normalised = [moved[:, :, i] / norms[:, :, i] for i in range(norms.shape[2])]
-        total = functools.reduce(jnp.add, normalised)
+        total = _normalised_sum(sets, moved, statistics)
     else:
         # The norms are known: the weights of all temperatures add up before their product.
         weights = pair_weights(sets, distance, statistics.distance_scale, options)
@@ -271,6 +269,30 @@ def drifted(
         total = drifts(sets, weights, statistics.distance_scale)[:, :, 0]
     loss, cotangent = loss_and_cotangent(sets, total, statistics.distance_scale)
     return loss, cotangent, statistics
+
+
+def drifted_by_previous(
+    sets: Sets, options: DriftOptions, previous: DriftingStatistics
+) -> tuple[jax.Array, jax.Array, tuple[DistanceSums, jax.Array]]:
+    """`drifted` of a microbatch in a single pass over the batch, with S and norms of another step.
+
+    Returns:
+      The loss [f], its gradient [c, g, t, d], and what gives the statistics of this step: the sums
+      of its distances, and the mean squares [f, n_τ] of the drifts at the S of the other step.
+    """
+    distance = distances(sets)
+    weights = pair_weights(sets, distance, previous.distance_scale, options)
+    moved = drifts(sets, weights, previous.distance_scale)
+    total = _normalised_sum(sets, moved, previous)
+    loss, cotangent = loss_and_cotangent(sets, total, previous.distance_scale)
+    return loss, cotangent, (distance_sums(distance, sets), drift_mean_square(sets, moved))
+
+
+def _normalised_sum(sets: Sets, moved: jax.Array, statistics: DriftingStatistics) -> jax.Array:
+    """[c, t, g, d] ΣV of drifts [c, t, n_τ, g, d], each over its norm."""
+    norms = _norms(sets, statistics)
+    normalised = [moved[:, :, i] / norms[:, :, i] for i in range(norms.shape[2])]
+    return functools.reduce(jnp.add, normalised)
 
 
 def _norms(sets: Sets, statistics: DriftingStatistics) -> jax.Array:

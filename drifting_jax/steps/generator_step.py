@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from drifting_jax.distributed import class_rows, meshes, transfer
 from drifting_jax.method import feature_losses, guidance
 from drifting_jax.method.encoders import FeatureFunction
-from drifting_jax.method.feature_losses import FeatureSets
+from drifting_jax.method.feature_losses import FeatureSets, loss_and_cotangents, loss_by_previous
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.statistics import DriftingStatistics
 from drifting_jax.models import generators
@@ -48,7 +48,8 @@ class GeneratorStepConfig:
         them to the last: "yes", on the devices; "host", in pinned memory of their host; "no", each
         pass computes them again.
       shared_statistics: what S and the norms of the drift are taken over: "batch" is exact;
-        "microbatch" is another method, in which each microbatch has its own, at no further work.
+        "microbatch" is another method, in which each microbatch has its own, at no further work;
+        "previous" takes those of the step before, also at no further work.
     """
 
     labels: int
@@ -122,6 +123,7 @@ def generator_step(
     feature_function: FeatureFunction,
     optimizer: optax.GradientTransformation,
     settings: GeneratorStepConfig,
+    previous: Mapping[str, DriftingStatistics] | None = None,
 ) -> tuple[TrainState, SampleQueue, GeneratorMetrics]:
     """Pushes new real samples, draws rows, generates, drifts in feature space, and updates.
 
@@ -135,6 +137,7 @@ def generator_step(
       feature_function: (frozen, images [b, h, w, c]) -> {name: [b, t, d]}.
       optimizer: of the parameters.
       settings: see `GeneratorStepConfig`.
+      previous: statistics of the step before, for `shared_statistics` "previous".
 
     Returns:
       The new state and queue, and `GeneratorMetrics`. If the loss or a gradient is not finite, the
@@ -144,7 +147,9 @@ def generator_step(
     queue = sample_queue.push(queue, batch["image"], batch["label"])
     microbatches = _draw_rows(jax.random.fold_in(key, state.step), queue, s)
     networks = _Networks(model, feature_function, frozen, queue.mesh)
-    (loss, statistics), gradients = _loss_and_gradients(state.params, microbatches, networks, s)
+    (loss, statistics), gradients = _loss_and_gradients(
+        state.params, microbatches, networks, s, previous
+    )
     norm = optax.tree.norm(gradients)
     updates_before, cfg_scale = state.step - state.skipped, jnp.mean(microbatches.cfg_scale)
     metrics = GeneratorMetrics(updates_before, loss, norm, cfg_scale, statistics)
@@ -157,6 +162,27 @@ def generator_step(
         culprit=drift_culprit(statistics),
     )
     return state, queue, metrics
+
+
+def first_statistics(
+    state: TrainState,
+    queue: SampleQueue,
+    frozen: PyTree,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    feature_function: FeatureFunction,
+    settings: GeneratorStepConfig,
+) -> dict[str, DriftingStatistics]:
+    """Returns the statistics of the rows that the next step would draw if it pushed nothing.
+
+    A run with `shared_statistics` "previous" starts with them. The arguments are those of
+    `generator_step`.
+    """
+    s = dataclasses.replace(settings, keep_maps="no")
+    microbatches = _draw_rows(jax.random.fold_in(key, state.step), queue, s)
+    networks = _Networks(model, feature_function, frozen, queue.mesh)
+    return _shared_statistics(state.params, microbatches, networks, s)[0]
 
 
 def draw_labels(key: jax.Array, count: int, num_classes: int) -> jax.Array:
@@ -273,11 +299,15 @@ def _sets(features: Mapping[str, dict[str, jax.Array]], rows: _Rows) -> FeatureS
 
 
 def _loss_and_gradients(
-    params: PyTree, microbatches: _Rows, networks: _Networks, s: GeneratorStepConfig
+    params: PyTree,
+    microbatches: _Rows,
+    networks: _Networks,
+    s: GeneratorStepConfig,
+    previous: Mapping[str, DriftingStatistics] | None = None,
 ) -> tuple[tuple[jax.Array, dict[str, DriftingStatistics]], PyTree]:
     """Returns ((loss, statistics), gradients) of a batch, in one piece or in microbatches."""
 
-    def of_piece(rows: _Rows, real=None, statistics=None):
+    def of_piece(rows: _Rows, real=None, statistics=None, function=loss_and_cotangents):
         """Of some rows, given the maps of their real samples and what they share with others."""
 
         def generated_features(params: PyTree) -> dict[str, jax.Array]:
@@ -288,9 +318,16 @@ def _loss_and_gradients(
         if real is None:
             real = networks.maps(_real_samples(rows))
         sets = _sets({"generated": generated} | networks.features(real), rows)
-        loss, cotangents, statistics = feature_losses.loss_and_cotangents(sets, s.drift, statistics)
-        return (loss, statistics), pull_back(cotangents)[0]
+        loss, cotangents, found = function(sets, s.drift, statistics)
+        return (loss, found), pull_back(cotangents)[0]
 
+    if s.shared_statistics == "previous":
+        by_previous = functools.partial(of_piece, statistics=previous, function=loss_by_previous)
+        total = class_rows.sum_over_microbatches(by_previous, microbatches)
+        # The sums of distances need no division: only their ratios count.
+        (loss, measured), gradients = jax.tree.map(lambda x: x / s.microbatches, total)
+        statistics = {name: sums.statistics(square) for name, (sums, square) in measured.items()}
+        return (loss, statistics), gradients
     if s.microbatches == 1:
         return of_piece(_first(microbatches))
     if s.shared_statistics == "microbatch":

@@ -13,7 +13,7 @@ from drifting_jax.compiler import hlo, targets
 from drifting_jax.compiler.collectives import Collective, collectives
 from drifting_jax.compiler.roofline import roofline, tpu_seconds
 from drifting_jax.errors import UserError
-from drifting_jax.training.programs import Program
+from drifting_jax.training.program import Program
 
 # {words of a failure: the flag with which the same program compiles}.
 _REMEDIES = {

@@ -21,14 +21,14 @@ from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.training import activations, build, encoder, frozen, generator, programs, toy
 from drifting_jax.training.compiled_report import compiled_lines, gigabytes
-from drifting_jax.training.programs import Program
+from drifting_jax.training.program import Program
 
 PyTree = Any
 
 _MAPS = {
     "yes": "kept",
     "host": "kept in the host's memory",
-    "no": "computed in each of three passes",
+    "no": "computed in each of three passes; train.shared_statistics=previous takes one pass",
 }
 
 

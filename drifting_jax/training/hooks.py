@@ -16,7 +16,7 @@ from tqdm import tqdm
 from drifting_jax.distributed import transfer
 from drifting_jax.errors import TransientError, UserError
 from drifting_jax.training.loop import Moment
-from drifting_jax.training.programs import Carry, Program, Report
+from drifting_jax.training.program import Carry, Program, Report
 from drifting_jax.training.utilisation import Utilisation
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.interruption import Interruption

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from drifting_jax.training.programs import Carry, Program, Report
+from drifting_jax.training.program import Carry, Program, Report
 
 PyTree = Any
 

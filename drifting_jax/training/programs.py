@@ -7,10 +7,9 @@ is what a step changes, and its step is (carry, frozen, batch) -> (carry, report
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,118 +18,20 @@ from jax.sharding import Mesh
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
-from drifting_jax.distributed import meshes, transfer
+from drifting_jax.distributed import meshes
 from drifting_jax.models.mlp import MLP
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.culprit import culprit_name
 from drifting_jax.steps.encoder_step import encoder_step
-from drifting_jax.steps.generator_step import generator_step
-from drifting_jax.steps.sample_queue import SampleQueue
+from drifting_jax.steps.generator_step import first_statistics, generator_step
 from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
 from drifting_jax.training import activations, build, frozen, initial_states, scalars
-from drifting_jax.training.memory_plan import memory_plan
+from drifting_jax.training.memory_plan import MemoryPlan, memory_plan
+from drifting_jax.training.program import Carry, Program, jit_step, report_of
 
 PyTree = Any
-
-
-@flax.struct.dataclass
-class Carry:
-    """What a step changes and donates: the state and, of a generator, the sample queue."""
-
-    state: TrainState
-    queue: SampleQueue | None = None
-
-
-@flax.struct.dataclass
-class Report:
-    """What a step returns besides the carry, in arrays of its own: the next step donates the carry.
-
-    Attributes:
-      metrics: what the pure step returns.
-      skipped, skipped_in_a_row, culprit: [] int32, as in `TrainState`.
-    """
-
-    metrics: PyTree
-    skipped: jax.Array
-    skipped_in_a_row: jax.Array
-    culprit: jax.Array
-
-
-class Step(Protocol):
-    """A jitted step: it can be called, or only traced or lowered for shapes of its arguments."""
-
-    def __call__(
-        self, carry: Carry, frozen: PyTree, batch: Mapping[str, jax.Array], /
-    ) -> tuple[Carry, Report]: ...
-
-    def trace(
-        self, carry: Carry, frozen: PyTree, batch: Mapping[str, jax.ShapeDtypeStruct], /
-    ) -> jax.stages.Traced: ...
-
-    def lower(
-        self, carry: Carry, frozen: PyTree, batch: Mapping[str, jax.ShapeDtypeStruct], /
-    ) -> jax.stages.Lowered: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A training step, ready to be run or lowered.
-
-    Attributes:
-      name: "encoder", "generator" or "toy", as in metrics.jsonl.
-      mesh: the devices.
-      init: () -> `TrainState`, traceable.
-      make_queue: makes the empty queue; None for a program without one.
-      carry: tree of `jax.ShapeDtypeStruct` with shardings.
-      frozen: likewise, of the frozen networks' variables; empty without any.
-      batch: likewise, of a batch.
-      step: jitted (carry, frozen, batch) -> (carry, `Report`); donates the carry.
-      to_scalars: fetched metrics -> scalars of a line of metrics.jsonl.
-      culprit_name: number in `TrainState.culprit` -> words.
-      checkpoint_items: (carry, batches taken) -> the trees of a checkpoint.
-      num_steps: steps of the whole training.
-      images_per_step: what `images_per_second` counts.
-      microbatches: parts of a batch that are computed one after another.
-      keep_maps: whether the encoders' maps of all microbatches are kept: "yes", "host" or "no".
-      remat: what the blocks keep for the backward pass of networks whose config says "auto".
-    """
-
-    name: str
-    mesh: Mesh
-    init: Callable[[], TrainState]
-    make_queue: Callable[[], SampleQueue] | None
-    carry: Carry
-    frozen: PyTree
-    batch: Mapping[str, jax.ShapeDtypeStruct]
-    step: Step
-    to_scalars: Callable[[PyTree], dict[str, float]]
-    culprit_name: Callable[[int], str]
-    checkpoint_items: Callable[[Carry, int], dict[str, PyTree]]
-    num_steps: int
-    images_per_step: int
-    microbatches: int = 1
-    keep_maps: str = "no"
-    remat: str = "none"
-
-    def lower(self) -> jax.stages.Lowered:
-        """Returns the step, lowered for its mesh: nothing is computed and no array is made."""
-        return self.step.lower(self.carry, self.frozen, self.batch)
-
-    def first_carry(self) -> Carry:
-        """Returns the carry before the first step; each device makes its own part."""
-        shardings = jax.tree.map(lambda x: x.sharding, self.carry.state)
-        state = jax.jit(self.init, out_shardings=shardings)()
-        return Carry(state, self.make_queue() if self.make_queue else None)
-
-
-def carry_of(items: Mapping[str, PyTree]) -> Carry:
-    """Returns the carry in the trees of a checkpoint."""
-    state = items["state"]
-    if "ema" in items:
-        state = dataclasses.replace(state, ema=items["ema"])
-    return Carry(state, items.get("queue"))
 
 
 def generator_program(
@@ -161,28 +62,23 @@ def generator_program(
         build.make_queue(config, spec, mesh, make=sample_queue.template),
     )
     networks: dict[str, Any] = {"extra": extra, "vae": vae}
-    kept = activations.kept_activations(config, spec, carry.state.params, variables, **networks)
-    maps = activations.map_bytes(config, spec, variables, **networks)
-    held = meshes.bytes_per_device((carry, variables))
-    plan = memory_plan(config, mesh, held=held, maps=maps, activations=kept)
-    config = activations.with_remat(config, plan.remat)
+    config, plan = _planned(config, spec, carry, variables, mesh, networks)
     feature_function = build.make_feature_function(config, spec, **networks)
     features = list(jax.eval_shape(feature_function, variables, activations.sample_of(spec)))
     settings = build.generator_step_config(config, plan)
     schedule, temperatures = build.generator_schedule(config), settings.drift.temperatures
-    step = functools.partial(
-        generator_step,
-        key=stream_key(config, "generator_steps"),
-        model=build.make_generator(config, spec),
-        feature_function=feature_function,
-        optimizer=build.generator_optimizer(config),
-        settings=settings,
-    )
-
-    def carried(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
-        assert carry.queue is not None  # a generator's carry has one
-        state, queue, metrics = step(carry.state, carry.queue, variables, batch)
-        return Carry(state, queue), _report(state, metrics)
+    given: dict[str, Any] = {
+        "key": stream_key(config, "generator_steps"),
+        "model": build.make_generator(config, spec),
+        "feature_function": feature_function,
+        "settings": settings,
+    }
+    step = functools.partial(generator_step, optimizer=build.generator_optimizer(config), **given)
+    prepare = None
+    if settings.shared_statistics == "previous":
+        prepare = _measuring(functools.partial(first_statistics, **given), mesh)
+        shapes = jax.eval_shape(prepare, carry, variables).statistics
+        carry = dataclasses.replace(carry, statistics=_template(config, mesh, shapes))
 
     passes = 3 if plan.microbatches > 1 and settings.shares_statistics else 1
     return Program(
@@ -193,7 +89,7 @@ def generator_program(
         carry=carry,
         frozen=variables,
         batch=_images(config, spec, mesh, config.queue.push_per_step),
-        step=_jit(carried, carry, mesh),
+        step=jit_step(_of_generator(step), carry, mesh),
         to_scalars=lambda metrics: scalars.of_generator(
             metrics,
             temperatures=temperatures,
@@ -206,6 +102,7 @@ def generator_program(
         microbatches=plan.microbatches,
         keep_maps=plan.keep_maps if passes > 1 else "no",
         remat=plan.remat,
+        prepare=prepare,
     )
 
 
@@ -229,7 +126,7 @@ def encoder_program(config: ConfigDict, spec: DataSpec, mesh: Mesh) -> Program:
         carry=carry,
         frozen={},
         batch=_images(config, spec, mesh, t.batch_size),
-        step=_jit(_without_queue(step), carry, mesh),
+        step=jit_step(_without_queue(step), carry, mesh),
         to_scalars=lambda metrics: scalars.of_encoder(
             metrics, learning_rate=float(schedule(int(metrics["updates"])))
         ),
@@ -267,7 +164,7 @@ def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
             "image": jax.ShapeDtypeStruct((points, 2), jnp.float32, sharding=rows),
             "label": jax.ShapeDtypeStruct((points,), jnp.int32, sharding=rows),
         },
-        step=_jit(_without_queue(step), carry, mesh),
+        step=jit_step(_without_queue(step), carry, mesh),
         to_scalars=lambda metrics: scalars.of_toy(
             metrics,
             temperatures=temperatures,
@@ -301,18 +198,48 @@ def _images(
     }
 
 
-def _jit(step: Callable, carry: Carry, mesh: Mesh) -> Step:
-    shardings = jax.tree.map(lambda x: x.sharding, carry)
+def _planned(
+    config: ConfigDict,
+    spec: DataSpec,
+    carry: Carry,
+    variables: PyTree,
+    mesh: Mesh,
+    networks: Mapping[str, Any],
+) -> tuple[ConfigDict, MemoryPlan]:
+    """Returns the config with the rematerialisation of a plan for the memory, and the plan."""
+    kept = activations.kept_activations(config, spec, carry.state.params, variables, **networks)
+    maps = activations.map_bytes(config, spec, variables, **networks)
+    held = meshes.bytes_per_device((carry, variables))
+    plan = memory_plan(config, mesh, held=held, maps=maps, activations=kept)
+    return activations.with_remat(config, plan.remat), plan
 
-    def training_step(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
-        # It may lie in the host's memory; `out_shardings` puts it back there.
-        opt_state = transfer.on_devices(carry.state.opt_state)
-        state = dataclasses.replace(carry.state, opt_state=opt_state)
-        return step(dataclasses.replace(carry, state=state), variables, batch)
 
-    return jax.jit(
-        training_step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh))
-    )
+def _measuring(statistics: Callable, mesh: Mesh) -> Callable[[Carry, PyTree], Carry]:
+    """Returns the program that gives a carry the statistics before the first step."""
+    measure = jax.jit(statistics, out_shardings=meshes.replicated(mesh))
+
+    def prepare(carry: Carry, variables: PyTree) -> Carry:
+        found = measure(carry.state, carry.queue, variables)
+        return dataclasses.replace(carry, statistics=found)
+
+    return prepare
+
+
+def _of_generator(step: Callable) -> Callable:
+    """Returns `generator_step` as a step on a carry."""
+
+    def carried(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
+        assert carry.queue is not None  # a generator's carry has one
+        before = carry.statistics
+        state, queue, metrics = step(carry.state, carry.queue, variables, batch, previous=before)
+        if before is not None:  # the statistics of a skipped step would spoil the next
+            skipped = state.skipped > carry.state.skipped
+            before = jax.tree.map(
+                lambda new, old: jnp.where(skipped, old, new), metrics.statistics, before
+            )
+        return Carry(state, queue, before), report_of(state, metrics)
+
+    return carried
 
 
 def _without_queue(step: Callable) -> Callable:
@@ -320,13 +247,9 @@ def _without_queue(step: Callable) -> Callable:
 
     def carried(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
         state, metrics = step(carry.state, batch)
-        return Carry(state), _report(state, metrics)
+        return Carry(state), report_of(state, metrics)
 
     return carried
-
-
-def _report(state: TrainState, metrics: PyTree) -> Report:
-    return Report(metrics, state.skipped, state.skipped_in_a_row, state.culprit)
 
 
 def _state_and_ema(state: TrainState) -> dict[str, PyTree]:
@@ -336,4 +259,5 @@ def _state_and_ema(state: TrainState) -> dict[str, PyTree]:
 
 def _generator_items(carry: Carry, batches_taken: int) -> dict[str, PyTree]:
     position = {"batches": np.int64(batches_taken)}
-    return {**_state_and_ema(carry.state), "queue": carry.queue, "position": position}
+    items = {**_state_and_ema(carry.state), "queue": carry.queue, "position": position}
+    return items if carry.statistics is None else {**items, "statistics": carry.statistics}

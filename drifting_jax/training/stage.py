@@ -27,7 +27,7 @@ from drifting_jax.training.hooks import (
 )
 from drifting_jax.training.loop import BatchError, Hook, Moment
 from drifting_jax.training.profiling import FOLDER, Profiler
-from drifting_jax.training.programs import Carry, Program, carry_of
+from drifting_jax.training.program import Carry, Program, carry_of
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.image_files import image_grid
 from drifting_jax.workdir.progress import progress_bar
@@ -114,6 +114,8 @@ def train(
                     return None
                 queue, taken = filled
                 carry = dataclasses.replace(carry, queue=queue)
+            if program.prepare is not None and not start:
+                carry = program.prepare(carry, stage.frozen)
             if stage.begin is not None and not start:
                 stage.begin(carry)
             position = start, taken

@@ -4,7 +4,7 @@ import jax
 
 from drifting_jax.compiler import targets
 from drifting_jax.compiler.flops import product_flops
-from drifting_jax.training.programs import Program
+from drifting_jax.training.program import Program
 
 
 class Utilisation:

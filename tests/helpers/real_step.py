@@ -16,6 +16,7 @@ from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes, processes, transfer
 from drifting_jax.steps import sample_queue
 from drifting_jax.training import programs
+from drifting_jax.training.program import Carry
 
 SHAPES = {"pixel": (8, 8, 1), "latent": (8, 8, 4)}
 CLASSES, PUSHED = 10, 16
@@ -75,7 +76,7 @@ def run(kind, mesh, steps):
     queue = carry.queue
     for seed in range(5):
         queue = sample_queue.push(queue, *samples(kind, 32, seed))
-    carry = programs.Carry(carry.state.replace(params=params), queue)
+    carry = Carry(carry.state.replace(params=params), queue)
     curves = []
     share = PUSHED // jax.process_count()
     mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)

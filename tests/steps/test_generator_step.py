@@ -192,6 +192,44 @@ def test_pieces_may_have_statistics_of_their_own():
     assert own.cfg_scale == shared.cfg_scale and own.loss != shared.loss
 
 
+def previous_of_step(labels: int, microbatches: int):
+    """The step with statistics of another, and its first arguments."""
+    settings = {"microbatches": microbatches, "shared_statistics": "previous"}
+    return make_step(labels, **settings), inputs("1")
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_step_with_its_own_statistics_as_those_before_is_exact(microbatches):
+    """And it measures its own, which do not follow those that it was given, but for S."""
+    expected = first_step("1", 10)
+    step, arguments = previous_of_step(10, microbatches)
+    exact = expected[2].statistics
+    state, queue, metrics = step(*arguments, previous=exact)
+    found = transfer.fetch((state, (queue.by_class, queue.unconditional), metrics))
+    assert_same_step(found, expected)
+    smaller = {name: x.replace(distance_scale=x.distance_scale / 2) for name, x in exact.items()}
+    smaller = {n: x.replace(drift_mean_square=4 * x.drift_mean_square) for n, x in smaller.items()}
+    other = step(*inputs("1"), previous=smaller)[2]
+    assert abs(other.loss / expected[2].loss - 1) > 0.05
+    for name, x in other.statistics.items():
+        np.testing.assert_allclose(x.distance_scale, exact[name].distance_scale, rtol=1e-5)
+        np.testing.assert_allclose(x.positive_distance, exact[name].positive_distance, rtol=1e-5)
+        assert not np.allclose(x.drift_mean_square, exact[name].drift_mean_square, rtol=0.05)
+
+
+def test_a_run_with_statistics_of_the_step_before_begins_with_those_of_its_first_rows():
+    state, queue, frozen, batch, key = inputs("1")
+    settings = dataclasses.replace(
+        SETTINGS, microbatches=2, shared_statistics="previous", keep_maps="yes"
+    )
+    networks = {"model": MODEL, "feature_function": linear_features, "settings": settings}
+    measure = jit(functools.partial(generator_step.first_statistics, **networks))
+    pushed = sample_queue.push(queue, batch["image"], batch["label"])
+    found, expected = measure(state, pushed, frozen, key), first_step("1", 10)[2].statistics
+    for path, value in leaves_by_path(expected).items():
+        np.testing.assert_allclose(leaves_by_path(found)[path], value, rtol=1e-5, err_msg=path)
+
+
 def test_a_step_pushes_its_batch_and_moves_on():
     state, (by_class, of_any), metrics = first_step("1", 10)
     assert int(state.step) == 1 and int(metrics.updates) == 0

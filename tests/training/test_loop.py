@@ -16,7 +16,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.training import build, loop, programs, stage
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.loop import Hook
-from drifting_jax.training.programs import Carry, Program, Report
+from drifting_jax.training.program import Carry, Program, Report
 from drifting_jax.workdir.stopping import StopAgreement
 
 

@@ -9,6 +9,7 @@ from drifting_jax.compatibility import CPU_HAS_HOST_MEMORY
 from drifting_jax.config import base_config, resolve
 from drifting_jax.distributed import meshes
 from drifting_jax.training import build, programs
+from drifting_jax.training.program import carry_of
 from drifting_jax.workdir.checkpoint import Checkpoints
 
 STEPS = 3
@@ -56,7 +57,7 @@ def test_moments_on_the_host_change_no_number(tmp_path):
     with Checkpoints(tmp_path, keep=1, read_only=True) as checkpoints:
         for other in (host, plain):  # a run goes on with the moments in either place
             step, items = checkpoints.restore_latest(other.checkpoint_items(other.carry, 0))
-            carry = programs.carry_of(items)
+            carry = carry_of(items)
             assert step == STEPS and kinds(carry.state.opt_state) == kinds(
                 other.carry.state.opt_state
             )
