@@ -7,8 +7,8 @@
 The names below are the public API. Each is imported when it is first used, so that importing the
 package is quick and sets up no device. Everything else may move between versions.
 
-* `drifting_field`, `drifting_loss`, `feature_drifting_loss`, `DriftOptions`, `DriftingStatistics`:
-  the method.
+* `drifting_field`, `drifting_velocity`, `drifting_loss`, `feature_drifting_loss`, `DriftOptions`,
+  `DriftingStatistics`: the method.
 * `base_config`, `resolve_config`, `train`: a config, and a run of it in a workdir.
 * `load_run`, `load_generator`, `load_network`, `make_sampler`: trained and published networks.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from drifting_jax.method.feature_losses import feature_drifting_loss
     from drifting_jax.method.fields.mean_shift import drifting_field
     from drifting_jax.method.fields.options import DriftOptions
+    from drifting_jax.method.fields.velocity import drifting_velocity
     from drifting_jax.method.losses import drifting_loss
     from drifting_jax.method.statistics import DriftingStatistics
     from drifting_jax.steps.sampling import make_sampler
@@ -36,6 +37,7 @@ _PUBLIC = {
     "DriftingStatistics": ("method.statistics", "DriftingStatistics"),
     "base_config": ("config", "base_config"),
     "drifting_field": ("method.fields.mean_shift", "drifting_field"),
+    "drifting_velocity": ("method.fields.velocity", "drifting_velocity"),
     "drifting_loss": ("method.losses", "drifting_loss"),
     "feature_drifting_loss": ("method.feature_losses", "feature_drifting_loss"),
     "load_generator": ("training.restore", "load_generator"),
@@ -52,6 +54,7 @@ __all__ = [
     "base_config",
     "drifting_field",
     "drifting_loss",
+    "drifting_velocity",
     "feature_drifting_loss",
     "load_generator",
     "load_network",

@@ -50,6 +50,27 @@ DRIFT = section(
         1.0, "factor on V⁺; with both factors at 1 the field is anti-symmetric (Table 1)", minimum=0
     ),
     repulsion=Field(1.0, "factor on V⁻; see attraction", minimum=0),
+    negatives=Field(
+        "default",
+        "the generated samples that repel: the samples without each itself (own) or with it"
+        " (kept), the other half of them (two_fold), or a second batch (fresh)",
+        choices=("default", "own", "kept", "two_fold", "fresh"),
+    ),
+    cost=Field(
+        "squared",
+        "of a transport plan: the distance or its square",
+        choices=("distance", "squared"),
+    ),
+    iterations=Field(10, "Sinkhorn iterations of a transport plan"),
+    neighbours=Field(
+        0, "of the energy field: nearest targets of each side that act; 0 = all", minimum=0
+    ),
+    projections=Field(128, "random directions of the sliced field"),
+    lookahead=Field(
+        0, "further drifts from where a sample has been moved to, each normalised", minimum=0
+    ),
+    lookahead_stride=Field(1.0, "how far it is moved, in units of its drift's displacement"),
+    annealed=Field(False, "temperatures fall from 1 to theirs over the first half of the run"),
 )
 
 OPTIM = section(

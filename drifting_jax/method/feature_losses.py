@@ -35,6 +35,9 @@ class FeatureSets:
       positive: of real samples of the row's class.
       unconditional: of real samples of any class, or None.
       unconditional_weight, generated_weight, positive_weight: [c, n], or None.
+      fresh: of a second batch of generated samples, or None; see `DriftOptions.negatives`.
+      key: of a field that draws random numbers, the same for all microbatches; or None.
+      progress: [] the done share of the training, for annealed temperatures; or None.
     """
 
     generated: Features
@@ -43,17 +46,23 @@ class FeatureSets:
     unconditional_weight: jax.Array | None = None
     generated_weight: jax.Array | None = None
     positive_weight: jax.Array | None = None
+    fresh: Features | None = None
+    key: jax.Array | None = None
+    progress: jax.Array | None = None
 
 
 def feature_drifting_loss(
     generated: Features,
     positive: Features,
     unconditional: Features | None = None,
+    fresh: Features | None = None,
     *,
     generated_weight: jax.Array | None = None,
     positive_weight: jax.Array | None = None,
     unconditional_weight: jax.Array | None = None,
     options: DriftOptions = DriftOptions(),  # noqa: B008 (frozen)
+    key: jax.Array | None = None,
+    progress: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, DriftingStatistics]]:
     """Returns the sum of the drifting losses of many features (14).
 
@@ -61,8 +70,8 @@ def feature_drifting_loss(
     of rounding noise, which the normalisation would scale up to one. It is left out of the sum.
 
     Args:
-      generated, positive, unconditional: {name: [c, n, t, d]} with the same names; other arguments
-        as in `drifting_loss`.
+      generated, positive, unconditional, fresh: {name: [c, n, t, d]} with the same names; other
+        arguments as in `drifting_loss`.
 
     Returns:
       The loss [] and {name: DriftingStatistics}.
@@ -71,7 +80,15 @@ def feature_drifting_loss(
       ValueError: there is no feature, or the names differ.
     """
     sets = FeatureSets(
-        generated, positive, unconditional, unconditional_weight, generated_weight, positive_weight
+        generated=generated,
+        positive=positive,
+        unconditional=unconditional,
+        unconditional_weight=unconditional_weight,
+        generated_weight=generated_weight,
+        positive_weight=positive_weight,
+        fresh=fresh,
+        key=key,
+        progress=progress,
     )
     loss, cotangents, statistics = loss_and_cotangents(sets, options)
     for name, cotangent in cotangents.items():
@@ -97,10 +114,10 @@ def loss_and_cotangents(
     """
 
     def drifted(one: losses.Sets, of_all: DriftingStatistics | None):
-        loss, cotangent, of_all = losses.drifted(one, options, of_all)
+        loss, cotangent, of_all = losses.drifted(one, options, of_all, sets.progress)
         return loss, cotangent, of_all.is_degenerate, of_all
 
-    return _over_features(drifted, sets, statistics)
+    return _over_features(drifted, sets, options, statistics)
 
 
 def loss_by_previous(
@@ -110,24 +127,27 @@ def loss_by_previous(
 
     Returns:
       The loss [], {name: its gradient [c, g, t, d]}, and {name: (sums of distances, mean squares
-      [n_τ] of the drifts)}, which give the statistics of this step.
+      [k] of the drifts)}, which give the statistics of this step.
     """
 
     def drifted(one: losses.Sets, before: DriftingStatistics):
-        loss, cotangent, measured = losses.drifted_by_previous(one, options, before)
+        loss, cotangent, measured = losses.drifted_by_previous(one, options, before, sets.progress)
         return loss, cotangent, before.is_degenerate, measured
 
-    return _over_features(drifted, sets, previous)
+    return _over_features(drifted, sets, options, previous)
 
 
 def _over_features(
-    drifted: Callable, sets: FeatureSets, statistics: Mapping[str, DriftingStatistics] | None
+    drifted: Callable,
+    sets: FeatureSets,
+    options: DriftOptions,
+    statistics: Mapping[str, DriftingStatistics] | None,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     """Sums the losses of features that are not degenerate; what else is found has an axis [f]."""
     total = jnp.zeros((), jnp.float32)
     cotangents: dict[str, jax.Array] = {}
     found: dict[str, Any] = {}
-    for names, one in _joined(sets):
+    for names, one in _joined(sets, options):
         given = None if statistics is None else _stacked(statistics, names)
         loss, cotangent, is_degenerate, of_features = drifted(one, given)
         total += jnp.sum(jnp.where(is_degenerate, 0, loss))
@@ -140,10 +160,10 @@ def _over_features(
     return total, cotangents, found
 
 
-def distance_sums(sets: FeatureSets) -> dict[str, DistanceSums]:
+def distance_sums(sets: FeatureSets, options: DriftOptions) -> dict[str, DistanceSums]:
     """First pass over a microbatch: the sums that give each feature's S."""
     found: dict[str, DistanceSums] = {}
-    for names, one in _joined(sets):
+    for names, one in _joined(sets, options):
         found |= _unstacked(losses.distance_sums(losses.distances(one), one), names)
     return found
 
@@ -151,34 +171,41 @@ def distance_sums(sets: FeatureSets) -> dict[str, DistanceSums]:
 def drift_mean_squares(
     sets: FeatureSets, distance_scales: Mapping[str, jax.Array], options: DriftOptions
 ) -> dict[str, jax.Array]:
-    """Second pass over a microbatch: {name: [n_τ]}, given S [] of each feature of the batch."""
+    """Second pass over a microbatch: {name: [k]}, given S [] of each feature of the batch."""
     found: dict[str, jax.Array] = {}
-    for names, one in _joined(sets):
+    for names, one in _joined(sets, options):
         scale = _stacked(distance_scales, names)
-        weights = losses.pair_weights(one, losses.distances(one), scale, options)
-        squares = losses.drift_mean_square(one, losses.drifts(one, weights, scale))
+        moved = losses.all_drifts(one, losses.distances(one), scale, options, sets.progress)
+        squares = losses.drift_mean_square(one, moved)
         found |= _unstacked(squares, names)
     return found
 
 
-def _joined(sets: FeatureSets) -> Iterator[tuple[list[str], losses.Sets]]:
+def _joined(sets: FeatureSets, options: DriftOptions) -> Iterator[tuple[list[str], losses.Sets]]:
     """Yields features of equal channels side by side, and their names.
 
     Many small kernels cost more than their work, and each takes its time to compile
     (benchmarks/feature_loss.py).
     """
-    _check_names(sets.generated, sets.positive, sets.unconditional)
-    for names in _groups(sets.generated):
+    _check_names(sets)
+    for number, names in enumerate(_groups(sets.generated)):
+
+        def joined(features: Features | None, names=names) -> jax.Array | None:
+            return None if features is None else _side_by_side(features, names)
+
         yield (
             names,
             losses.make_sets(
                 _side_by_side(sets.generated, names),
                 _side_by_side(sets.positive, names),
-                None if sets.unconditional is None else _side_by_side(sets.unconditional, names),
+                joined(sets.unconditional),
+                joined(sets.fresh),
+                options=options,
                 generated_weight=sets.generated_weight,
                 positive_weight=sets.positive_weight,
                 unconditional_weight=sets.unconditional_weight,
                 lengths=[sets.generated[name].shape[2] for name in names],
+                key=None if sets.key is None else jax.random.fold_in(sets.key, number),
             ),
         )
 
@@ -205,14 +232,15 @@ def _side_by_side(features: Features, names: Sequence[str]) -> jax.Array:
     return jnp.concatenate([x.astype(dtype) for x in found], axis=2)
 
 
-def _check_names(generated: Features, positive: Features, unconditional: Features | None) -> None:
-    for other, names in (("positive", positive), ("unconditional", unconditional)):
-        if names is not None and set(names) != set(generated):
-            different = sorted(set(names) ^ set(generated))
+def _check_names(sets: FeatureSets) -> None:
+    others = {"positive": sets.positive, "unconditional": sets.unconditional, "fresh": sets.fresh}
+    for other, features in others.items():
+        if features is not None and set(features) != set(sets.generated):
+            different = sorted(set(features) ^ set(sets.generated))
             raise ValueError(
                 f"{other} and generated must have the same features; {different} differ"
             )
-    if not generated:
+    if not sets.generated:
         raise ValueError("at least one feature is needed; found none")
 
 

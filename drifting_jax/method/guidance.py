@@ -56,12 +56,10 @@ def sample_cfg_scale(
     return jnp.where(jax.random.bernoulli(one_key, probability_of_one, shape), 1.0, scale)
 
 
-def unconditional_weight(
-    cfg_scale: jax.Array, *, generated_per_label: int, unconditional_per_label: int
-) -> jax.Array:
-    """Weight w = (α-1)(g-1)/max(u, 1) of each unconditional sample: [...] as `cfg_scale` (A.7).
+def unconditional_weight(cfg_scale: jax.Array, *, negatives: int, unconditional: int) -> jax.Array:
+    """Weight w = (α-1)·n/max(u, 1) of each of u unconditional samples: [...] as `cfg_scale` (A.7).
 
-    With it the unconditional samples have the share γ = 1 - 1/α of the weight of all negatives; a
-    sample itself does not count as its negative.
+    n are the generated samples that repel another: g - 1, where a sample itself does not count.
+    The unconditional samples have the share γ = 1 - 1/α of the weight of all negatives.
     """
-    return (cfg_scale - 1) * (generated_per_label - 1) / max(unconditional_per_label, 1)
+    return (cfg_scale - 1) * negatives / max(unconditional, 1)

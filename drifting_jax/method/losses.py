@@ -1,158 +1,28 @@
 """The drifting loss: a frozen, drifted target and a mean square, (6), (18)-(26), (36).
 
-A feature is [c, n, t, d]: class rows, samples, locations, channels. Features of equal channels may
-lie side by side: t then counts the locations of all, and statistics are [f], one of each feature.
-Every row and location has its own field. The distance scale S and the norm of the drift belong to
-a feature, so they are computed here, between the passes, and never inside the `vmap`. A batch in
-microbatches (over class rows) adds up `distance_sums`, and then averages `drift_mean_square` and
-`loss_and_cotangent` over the microbatches (`feature_losses`).
+Shapes are those of `target_sets`. Every row and location has its own field. The distance scale S
+and the norm of the drift belong to a feature, so they are computed here, between the passes, and
+never inside the `vmap`. A batch in microbatches (over class rows) adds up `distance_sums`, and then
+averages `drift_mean_square` and `loss_and_cotangent` over the microbatches (`feature_losses`).
 
 The loss is not differentiated: its gradient with respect to a generated feature, here called the
 cotangent, is known (36).
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from drifting_jax.method.fields.lookahead import lookahead
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.fields.sets import ScaledSets, own_pairs, pairwise_distance
+from drifting_jax.method.fields.sets import ScaledSets
 from drifting_jax.method.fields.table import field_named
 from drifting_jax.method.statistics import SCALE_MINIMUM, DistanceSums, DriftingStatistics
+from drifting_jax.method.target_sets import Sets, distance_sums, distances, make_sets
 
-SQUARED_DISTANCE_MINIMUM = 1e-8
 DRIFT_MEAN_SQUARE_MINIMUM = 1e-8
-
-
-@flax.struct.dataclass
-class Sets:
-    """Samples and targets of features of d channels, in the order of the released code.
-
-    Attributes:
-      targets: [c, t, n, d], n = g + u + p, generated first; centred per row and location.
-      weights: [c, n].
-      num_generated: g.
-      num_negative: g + u, the targets that repel.
-      lengths: locations of each feature, which add up to t.
-    """
-
-    targets: jax.Array
-    weights: jax.Array
-    num_generated: int = flax.struct.field(pytree_node=False)
-    num_negative: int = flax.struct.field(pytree_node=False)
-    lengths: tuple[int, ...] = flax.struct.field(pytree_node=False)
-
-    @property
-    def generated(self) -> jax.Array:
-        """[c, t, g, d]."""
-        return self.targets[:, :, : self.num_generated]
-
-    def for_locations(self, of_features: jax.Array) -> jax.Array:
-        """[f, ...] -> [t, ...]: at each location the entry of its feature."""
-        return of_features[np.repeat(np.arange(len(self.lengths)), self.lengths)]
-
-    def sums(self, of_locations: jax.Array) -> jax.Array:
-        """[t, ...] -> [f, ...]: the sum over the locations of each feature."""
-        features = np.arange(len(self.lengths))
-        is_of = features[:, None] == np.repeat(features, self.lengths)  # [f, t]
-        # Not a product: what is not finite stays with its feature.
-        is_of = np.expand_dims(is_of, tuple(range(2, of_locations.ndim + 1)))
-        return jnp.sum(jnp.where(is_of, of_locations[None], 0), axis=1)
-
-
-def make_sets(
-    generated: jax.Array,
-    positive: jax.Array,
-    unconditional: jax.Array | None = None,
-    *,
-    generated_weight: jax.Array | None = None,
-    positive_weight: jax.Array | None = None,
-    unconditional_weight: jax.Array | None = None,
-    lengths: Sequence[int] | None = None,
-) -> Sets:
-    """Checks shapes and gathers all targets, under stop-gradient.
-
-    Shapes are as in `drifting_loss`. `lengths` are the locations of each feature; None for one.
-    """
-    if unconditional is None:
-        unconditional = generated[:, :0]
-    groups = {"generated": generated, "unconditional": unconditional, "positive": positive}
-    for name, a in groups.items():
-        if a.ndim != 4 or a.shape[0] != generated.shape[0] or a.shape[2:] != generated.shape[2:]:
-            raise ValueError(
-                f"{name} must be [c, n, t, d] with the c, t, d of generated; "
-                f"found {name} {a.shape} and generated {generated.shape}"
-            )
-        if 0 in a.shape and not (name == "unconditional" and a.shape[1] == 0):
-            raise ValueError(f"{name} is empty: found shape {a.shape}; every axis needs an entry")
-    dtype = jnp.promote_types(jnp.result_type(*groups.values()), jnp.float32)
-    given = {
-        "generated": generated_weight,
-        "unconditional": unconditional_weight,
-        "positive": positive_weight,
-    }
-    weights = []
-    for name, w in given.items():
-        expected = groups[name].shape[:2]
-        if w is not None and jnp.shape(w) != expected:
-            raise ValueError(f"{name}_weight must be {expected}; found {jnp.shape(w)}")
-        weights.append(jnp.ones(expected, dtype) if w is None else jnp.asarray(w, dtype))
-    sets = [jax.lax.stop_gradient(a).astype(dtype) for a in groups.values()]
-    total = functools.reduce(jnp.add, [jnp.sum(a, axis=1, keepdims=True) for a in sets])
-    centre = total / sum(a.shape[1] for a in sets)
-    joined = jnp.concatenate([(a - centre).swapaxes(1, 2) for a in sets], axis=2)
-    # Stored before it is used: fused into reductions, a concatenation makes XLA for GPUs fail in
-    # its Triton rewriter (jax 0.10).
-    targets = jax.lax.optimization_barrier(joined)
-    return Sets(
-        targets=targets,
-        weights=jax.lax.stop_gradient(jnp.concatenate(weights, axis=1)),
-        num_generated=generated.shape[1],
-        num_negative=generated.shape[1] + unconditional.shape[1],
-        lengths=tuple(lengths or (generated.shape[2],)),
-    )
-
-
-def distances(sets: Sets) -> jax.Array:
-    """Returns [c, t, g, n] distances of generated samples to all targets; own pairs are 1e-4."""
-
-    def one_set(generated: jax.Array, targets: jax.Array) -> jax.Array:
-        own = own_pairs(generated.shape[0], targets.shape[0])
-        distance = pairwise_distance(
-            generated,
-            targets,
-            squared_minimum=SQUARED_DISTANCE_MINIMUM,
-            ignored=own,
-            are_centred=True,
-        )
-        return jnp.where(own, jnp.asarray(SQUARED_DISTANCE_MINIMUM**0.5, distance.dtype), distance)
-
-    return jax.vmap(jax.vmap(one_set))(sets.generated, sets.targets)
-
-
-def distance_sums(distance: jax.Array, sets: Sets) -> DistanceSums:
-    """Sums `distances` [c, t, g, n] for the distance scale S (21) and the diversity."""
-    c, _, g, n = distance.shape
-    positives = n - sets.num_negative
-    lengths = jnp.asarray(sets.lengths, distance.dtype)
-    target = np.arange(n)[None, None, None]
-    # Factors, where slices would be copied before they are summed.
-    is_generated = (target < g).astype(distance.dtype)
-    is_positive = (target >= sets.num_negative).astype(distance.dtype)
-    over = (0, 2, 3)  # all axes but locations
-    own = SQUARED_DISTANCE_MINIMUM**0.5 * c * g * lengths
-    return DistanceSums(
-        weighted=sets.sums(jnp.sum(distance * sets.weights[:, None, None], over)),
-        weight=jnp.sum(sets.weights) * g * lengths,
-        generated=sets.sums(jnp.sum(distance * is_generated, over)) - own,
-        generated_pairs=c * g * max(g - 1, 1) * lengths,
-        positive=sets.sums(jnp.sum(distance * is_positive, over)),
-        positive_pairs=c * g * positives * lengths,
-    )
 
 
 def _scales(sets: Sets, distance_scale: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -164,8 +34,47 @@ def _scales(sets: Sets, distance_scale: jax.Array) -> tuple[jax.Array, jax.Array
     )
 
 
+def _of_each_set(
+    function: Callable[[ScaledSets, jax.Array], jax.Array],
+    sets: Sets,
+    distance: jax.Array,
+    distance_scale: jax.Array,
+    temperatures: jax.Array,
+) -> jax.Array:
+    """Returns [c, t, n_τ, ...] of a function of one row and location and one temperature."""
+
+    def one_set(
+        samples: jax.Array,
+        targets: jax.Array,
+        distance: jax.Array,
+        weights: jax.Array,
+        for_distance: jax.Array,
+        for_coordinates: jax.Array,
+    ) -> jax.Array:
+        scaled = ScaledSets(
+            samples=samples / for_coordinates,
+            targets=targets / for_coordinates,
+            distance=distance / for_distance,
+            weights=weights,
+            num_generated=sets.num_generated,
+            num_negative=sets.num_negative,
+            negatives=sets.negatives,
+            key=sets.key,
+        )
+        return jax.vmap(lambda temperature: function(scaled, temperature))(temperatures)
+
+    over_locations = jax.vmap(one_set, in_axes=(0, 0, 0, None, 0, 0))
+    over_rows = jax.vmap(over_locations, in_axes=(0, 0, 0, 0, None, None))
+    scales = _scales(sets, distance_scale)
+    return over_rows(sets.generated, sets.targets, distance, sets.weights, *scales)
+
+
 def pair_weights(
-    sets: Sets, distance: jax.Array, distance_scale: jax.Array, options: DriftOptions
+    sets: Sets,
+    distance: jax.Array,
+    distance_scale: jax.Array,
+    options: DriftOptions,
+    progress: jax.Array | None = None,
 ) -> jax.Array:
     """Returns [c, t, n_τ, g, n] what each target weighs in the drift of each generated sample.
 
@@ -174,29 +83,68 @@ def pair_weights(
       distance: [c, t, g, n] of `distances`.
       distance_scale: [f] S, over the whole batch.
       options: the field and its temperatures.
+      progress: [] the done share of the training, for annealed temperatures.
+    """
+    function = field_named(options.field).function
+    return _of_each_set(
+        lambda scaled, temperature: function(scaled, temperature, options),
+        sets,
+        distance,
+        distance_scale,
+        temperatures_at(options, progress, distance.dtype),
+    )
+
+
+def temperatures_at(
+    options: DriftOptions, progress: jax.Array | None, dtype: jnp.dtype
+) -> jax.Array:
+    """Returns [n_τ]: annealed ones fall geometrically from 1, over the first half (2603.09936).
+
+    Raises:
+      ValueError: they are annealed and the progress is not known.
+    """
+    temperatures = jnp.asarray(options.temperatures, dtype)
+    if not options.annealed:
+        return temperatures
+    if progress is None:
+        raise ValueError("annealed temperatures need the progress of the training")
+    return temperatures ** jnp.minimum(2 * progress, 1).astype(dtype)
+
+
+def all_drifts(
+    sets: Sets,
+    distance: jax.Array,
+    distance_scale: jax.Array,
+    options: DriftOptions,
+    progress: jax.Array | None = None,
+) -> jax.Array:
+    """Returns [c, t, k, g, d] the drifts that are normalised one by one, over S/√d (A.6).
+
+    There is one for each temperature, and with `options.lookahead` as many more for each.
     """
     field = field_named(options.field)
-    temperatures = jnp.asarray(options.temperatures, distance.dtype)
+    if gives_pair_weights(options):
+        weights = pair_weights(sets, distance, distance_scale, options, progress)
+        return drifts(sets, weights, distance_scale)
 
-    def one_set(
-        targets: jax.Array,
-        distance: jax.Array,
-        weights: jax.Array,
-        for_distance: jax.Array,
-        for_coordinates: jax.Array,
-    ) -> jax.Array:
-        scaled = ScaledSets(
-            targets=targets / for_coordinates,
-            distance=distance / for_distance,
-            weights=weights,
-            num_generated=sets.num_generated,
-            num_negative=sets.num_negative,
-        )
-        return jax.vmap(lambda temperature: field(scaled, temperature, options))(temperatures)
+    def moved(scaled: ScaledSets, temperature: jax.Array) -> jax.Array:
+        if field.gives_weights:
+            return lookahead(field.function, scaled, temperature, options)
+        return field.function(scaled, temperature, options)[None]
 
-    over_locations = jax.vmap(one_set, in_axes=(0, 0, None, 0, 0))
-    over_rows = jax.vmap(over_locations, in_axes=(0, 0, 0, None, None))
-    return over_rows(sets.targets, distance, sets.weights, *_scales(sets, distance_scale))
+    found = _of_each_set(
+        moved,
+        sets,
+        distance,
+        distance_scale,
+        temperatures_at(options, progress, distance.dtype),
+    )
+    return found.reshape(*found.shape[:2], -1, *found.shape[4:])
+
+
+def gives_pair_weights(options: DriftOptions) -> bool:
+    """Whether a sample drifts by weights of its targets, so that weights may be added up."""
+    return field_named(options.field).gives_weights and not options.lookahead
 
 
 def drifts(sets: Sets, weights: jax.Array, distance_scale: jax.Array) -> jax.Array:
@@ -210,7 +158,7 @@ def drifts(sets: Sets, weights: jax.Array, distance_scale: jax.Array) -> jax.Arr
 
 
 def drift_mean_square(sets: Sets, drifts: jax.Array) -> jax.Array:
-    """Returns [f, n_τ] the mean square (23) of drifts [c, t, n_τ, g, d]."""
+    """Returns [f, k] the mean square (23) of drifts [c, t, k, g, d]."""
     sums = sets.sums(jnp.sum(jnp.square(drifts), axis=(0, 3, 4)))
     return sums / _entries(sets)[:, None]
 
@@ -242,7 +190,10 @@ def loss_and_cotangent(
 
 
 def drifted(
-    sets: Sets, options: DriftOptions, statistics: DriftingStatistics | None = None
+    sets: Sets,
+    options: DriftOptions,
+    statistics: DriftingStatistics | None = None,
+    progress: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, DriftingStatistics]:
     """Drifts the generated samples of a batch, or of a microbatch.
 
@@ -250,6 +201,7 @@ def drifted(
       sets: samples and targets.
       options: the field and its temperatures.
       statistics: of the whole batch; None if `sets` is the whole batch.
+      progress: [] the done share of the training, for annealed temperatures.
 
     Returns:
       The loss [f], its gradient [c, g, t, d] with respect to the generated samples, and the
@@ -258,13 +210,15 @@ def drifted(
     distance = distances(sets)
     if statistics is None:
         sums = distance_sums(distance, sets)
-        weights = pair_weights(sets, distance, sums.distance_scale, options)
-        moved = drifts(sets, weights, sums.distance_scale)
+        moved = all_drifts(sets, distance, sums.distance_scale, options, progress)
         statistics = sums.statistics(drift_mean_square(sets, moved))
+        total = _normalised_sum(sets, moved, statistics)
+    elif not gives_pair_weights(options):
+        moved = all_drifts(sets, distance, statistics.distance_scale, options, progress)
         total = _normalised_sum(sets, moved, statistics)
     else:
         # The norms are known: the weights of all temperatures add up before their product.
-        weights = pair_weights(sets, distance, statistics.distance_scale, options)
+        weights = pair_weights(sets, distance, statistics.distance_scale, options, progress)
         weights = jnp.sum(weights / _norms(sets, statistics), axis=2, keepdims=True)
         total = drifts(sets, weights, statistics.distance_scale)[:, :, 0]
     loss, cotangent = loss_and_cotangent(sets, total, statistics.distance_scale)
@@ -272,7 +226,10 @@ def drifted(
 
 
 def drifted_by_previous(
-    sets: Sets, options: DriftOptions, previous: DriftingStatistics
+    sets: Sets,
+    options: DriftOptions,
+    previous: DriftingStatistics,
+    progress: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, tuple[DistanceSums, jax.Array]]:
     """`drifted` of a microbatch in a single pass over the batch, with S and norms of another step.
 
@@ -281,15 +238,14 @@ def drifted_by_previous(
       of its distances, and the mean squares [f, n_τ] of the drifts at the S of the other step.
     """
     distance = distances(sets)
-    weights = pair_weights(sets, distance, previous.distance_scale, options)
-    moved = drifts(sets, weights, previous.distance_scale)
+    moved = all_drifts(sets, distance, previous.distance_scale, options, progress)
     total = _normalised_sum(sets, moved, previous)
     loss, cotangent = loss_and_cotangent(sets, total, previous.distance_scale)
     return loss, cotangent, (distance_sums(distance, sets), drift_mean_square(sets, moved))
 
 
 def _normalised_sum(sets: Sets, moved: jax.Array, statistics: DriftingStatistics) -> jax.Array:
-    """[c, t, g, d] ΣV of drifts [c, t, n_τ, g, d], each over its norm."""
+    """[c, t, g, d] ΣV of drifts [c, t, k, g, d], each over its norm."""
     norms = _norms(sets, statistics)
     normalised = [moved[:, :, i] / norms[:, :, i] for i in range(norms.shape[2])]
     return functools.reduce(jnp.add, normalised)
@@ -311,16 +267,19 @@ def drifting_loss(
     generated: jax.Array,
     positive: jax.Array,
     unconditional: jax.Array | None = None,
+    fresh: jax.Array | None = None,
     *,
     generated_weight: jax.Array | None = None,
     positive_weight: jax.Array | None = None,
     unconditional_weight: jax.Array | None = None,
     options: DriftOptions = DriftOptions(),  # noqa: B008 (frozen)
+    key: jax.Array | None = None,
+    progress: jax.Array | None = None,
 ) -> tuple[jax.Array, DriftingStatistics]:
     """Drifting loss of one feature (A.5, A.6).
 
-    Generated samples always repel each other, self excluded. The value is the mean square of a sum
-    of unit-RMS drifts: between 0 and n_τ², and nearly constant in training. Watch
+    With the paper's field generated samples repel each other, self excluded. The value is the mean
+    square of a sum of unit-RMS drifts: between 0 and n_τ², and nearly constant in training. Watch
     `drift_mean_square` instead.
 
     Args:
@@ -328,9 +287,13 @@ def drifting_loss(
       positive: [c, p, t, d] features of real samples of the row's class, which attract.
       unconditional: [c, u, t, d] features of real samples of any class, which repel (guidance), or
         None.
+      fresh: [c, m, t, d] features of a second batch of generated samples, which repel in place of
+        the first, for `options.negatives` "fresh".
       generated_weight, positive_weight, unconditional_weight: [c, n] weights of the targets, 1 if
         None. They multiply the affinities after both softmaxes and weigh the mean distance.
-      options: temperatures and the paper's ablations of the field.
+      options: the field and its temperatures.
+      key: of a field that draws random numbers ("sliced").
+      progress: [] the done share of the training, for annealed temperatures.
 
     Returns:
       The loss [] and its `DriftingStatistics`, in float32, or float64 if an input is.
@@ -342,9 +305,12 @@ def drifting_loss(
         generated,
         positive,
         unconditional,
+        fresh,
+        options=options,
         generated_weight=generated_weight,
         positive_weight=positive_weight,
         unconditional_weight=unconditional_weight,
+        key=key,
     )
-    loss, cotangent, statistics = drifted(sets, options)
+    loss, cotangent, statistics = drifted(sets, options, progress=progress)
     return with_gradient(loss[0], generated, cotangent), jax.tree.map(lambda x: x[0], statistics)

@@ -38,7 +38,8 @@ class DistanceSums:
     """Sums over pairs of a generated sample and a target; those of microbatches add up.
 
     Attributes:
-      weighted, weight: [f] Σ w·distance and Σ w over all pairs (21).
+      weighted, weight: [f] Σ w·distance and Σ w over all pairs (21); of the squared distance where
+        `power` is 2.
       generated, generated_pairs: [f] Σ distance between different generated samples, and their
         number (at least one a sample, so that g = 1 divides 0 by a positive number).
       positive, positive_pairs: [f] the same to positives.
@@ -50,6 +51,7 @@ class DistanceSums:
     generated_pairs: jax.Array
     positive: jax.Array
     positive_pairs: jax.Array
+    power: int = flax.struct.field(pytree_node=False, default=1)
 
     def statistics(self, drift_mean_square: jax.Array) -> DriftingStatistics:
         """Returns the statistics that are logged and shared, given the drifts' mean squares."""
@@ -62,5 +64,6 @@ class DistanceSums:
 
     @property
     def distance_scale(self) -> jax.Array:
-        """[f] S (21), before its clip."""
-        return self.weighted / jnp.maximum(self.weight, jnp.finfo(self.weight.dtype).tiny)
+        """[f] S (21), or S₂ of squared distances, before its clip."""
+        mean = self.weighted / jnp.maximum(self.weight, jnp.finfo(self.weight.dtype).tiny)
+        return mean if self.power == 1 else jnp.sqrt(mean)

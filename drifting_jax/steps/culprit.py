@@ -19,9 +19,15 @@ def drift_culprit(statistics: Mapping[str, DriftingStatistics]) -> jax.Array:
     return jnp.where(jnp.any(bad), jnp.argmax(bad), bad.size).astype(jnp.int32)
 
 
-def culprit_name(culprit: int, features: Sequence[str], temperatures: Sequence[float]) -> str:
-    """Returns what `drift_culprit` counted, in words: feature and temperature, or the gradient."""
-    feature, temperature = divmod(culprit, len(temperatures))
+def culprit_name(culprit: int, features: Sequence[str], drifts: Sequence[str]) -> str:
+    """Returns what `drift_culprit` counted, in words: feature and temperature, or the gradient.
+
+    Args:
+      culprit: of `drift_culprit`.
+      features: names, in any order.
+      drifts: names of each feature's drifts, as `fields.table.drift_names` gives them.
+    """
+    feature, drift = divmod(culprit, len(drifts))
     if feature >= len(features):
         return "the gradient (every drift was finite)"
-    return f"feature {sorted(features)[feature]} at temperature {temperatures[temperature]:g}"
+    return f"feature {sorted(features)[feature]} at temperature {drifts[drift]}"

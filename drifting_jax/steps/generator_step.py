@@ -17,59 +17,27 @@ import optax
 from jax.sharding import Mesh
 
 from drifting_jax.distributed import class_rows, meshes, transfer
-from drifting_jax.method import feature_losses, guidance
+from drifting_jax.method import feature_losses
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.feature_losses import FeatureSets, loss_and_cotangents, loss_by_previous
-from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.statistics import DriftingStatistics
 from drifting_jax.models import generators
 from drifting_jax.models.calls import apply
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.culprit import drift_culprit
+from drifting_jax.steps.generator_rows import (
+    Moment,
+    Rows,
+    draw_rows,
+    first_microbatch,
+    moment_of,
+    real_samples,
+)
+from drifting_jax.steps.generator_settings import GeneratorStepConfig
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.state import TrainState, apply_gradients
 
 PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorStepConfig:
-    """Sizes and settings of a generator's step (A.8, A.9).
-
-    Attributes:
-      labels: c, class rows of a step.
-      generated, positives, unconditional: g, p, u, samples of each row.
-      drift: the field and its temperatures.
-      cfg_minimum, cfg_maximum, cfg_power, cfg_probability_of_one: the law of α.
-      ema_decays: one moving average of the parameters for each.
-      microbatches: parts of the class rows that are computed one after another, which takes less
-        memory and more work. The numbers do not depend on it, with `shared_statistics` "batch".
-      keep_maps: whether the encoders' maps of all microbatches are kept from the first pass over
-        them to the last: "yes", on the devices; "host", in pinned memory of their host; "no", each
-        pass computes them again.
-      shared_statistics: what S and the norms of the drift are taken over: "batch" is exact;
-        "microbatch" is another method, in which each microbatch has its own, at no further work;
-        "previous" takes those of the step before, also at no further work.
-    """
-
-    labels: int
-    generated: int
-    positives: int
-    unconditional: int
-    drift: DriftOptions
-    cfg_minimum: float
-    cfg_maximum: float
-    cfg_power: float
-    cfg_probability_of_one: float
-    ema_decays: tuple[float, ...]
-    microbatches: int = 1
-    keep_maps: str = "yes"
-    shared_statistics: str = "batch"
-
-    @property
-    def shares_statistics(self) -> bool:
-        """Whether microbatches take three passes, of which the first can keep maps."""
-        return self.shared_statistics == "batch"
 
 
 @flax.struct.dataclass
@@ -89,27 +57,6 @@ class GeneratorMetrics:
     gradient_norm: jax.Array
     cfg_scale: jax.Array
     statistics: dict[str, DriftingStatistics]
-
-
-@flax.struct.dataclass
-class _Rows:
-    """The class rows of a step or microbatch; real samples are [c, n, h, w, channels].
-
-    Attributes:
-      number: [c] int32, places of the rows in the step; their random numbers depend on it.
-      label, cfg_scale: [c].
-      weight: [c], the weight of each unconditional sample.
-      input_keys: [c, g] keys of noise and styles.
-      positive, unconditional: real samples as the queue holds them; None for none.
-    """
-
-    number: jax.Array
-    label: jax.Array
-    cfg_scale: jax.Array
-    weight: jax.Array
-    input_keys: jax.Array
-    positive: jax.Array | None = None
-    unconditional: jax.Array | None = None
 
 
 def generator_step(
@@ -145,10 +92,11 @@ def generator_step(
     """
     s = settings
     queue = sample_queue.push(queue, batch["image"], batch["label"])
-    microbatches = _draw_rows(jax.random.fold_in(key, state.step), queue, s)
+    key = jax.random.fold_in(key, state.step)
+    microbatches = draw_rows(key, queue, s)
     networks = _Networks(model, feature_function, frozen, queue.mesh)
     (loss, statistics), gradients = _loss_and_gradients(
-        state.params, microbatches, networks, s, previous
+        state.params, microbatches, networks, s, moment_of(key, state.step, s), previous
     )
     norm = optax.tree.norm(gradients)
     updates_before, cfg_scale = state.step - state.skipped, jnp.mean(microbatches.cfg_scale)
@@ -180,67 +128,11 @@ def first_statistics(
     `generator_step`.
     """
     s = dataclasses.replace(settings, keep_maps="no")
-    microbatches = _draw_rows(jax.random.fold_in(key, state.step), queue, s)
+    key = jax.random.fold_in(key, state.step)
+    microbatches = draw_rows(key, queue, s)
     networks = _Networks(model, feature_function, frozen, queue.mesh)
-    return _shared_statistics(state.params, microbatches, networks, s)[0]
-
-
-def draw_labels(key: jax.Array, count: int, num_classes: int) -> jax.Array:
-    """Returns [count] int32 labels of the class rows of a step.
-
-    They are drawn without replacement; for more rows than classes, whole permutations follow each
-    other.
-    """
-    rounds = -(-count // num_classes)
-    permutations = jax.vmap(lambda k: jax.random.permutation(k, num_classes))(
-        jax.random.split(key, rounds)
-    )
-    return permutations.reshape(-1)[:count].astype(jnp.int32)
-
-
-def _draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> _Rows:
-    """Draws all class rows of a step: [microbatches, c / microbatches, ...]."""
-    label_key, cfg_key, positive_key, unconditional_key, input_key = jax.random.split(key, 5)
-    cfg_scale = guidance.sample_cfg_scale(
-        cfg_key,
-        (s.labels,),
-        minimum=s.cfg_minimum,
-        maximum=s.cfg_maximum,
-        power=s.cfg_power,
-        probability_of_one=s.cfg_probability_of_one,
-    )
-    rows = _Rows(
-        number=jnp.arange(s.labels),
-        label=draw_labels(label_key, s.labels, queue.num_classes),
-        cfg_scale=cfg_scale,
-        weight=guidance.unconditional_weight(
-            cfg_scale, generated_per_label=s.generated, unconditional_per_label=s.unconditional
-        ),
-        input_keys=jax.random.split(input_key, (s.labels, s.generated)),
-    )
-    microbatches = jax.tree.map(lambda x: x.reshape(s.microbatches, -1, *x.shape[1:]), rows)
-
-    def with_real_samples(rows: _Rows) -> _Rows:
-        positive = sample_queue.draw(queue, positive_key, rows.label, s.positives, rows=rows.number)
-        if not s.unconditional:
-            return dataclasses.replace(rows, positive=positive)
-        unconditional = sample_queue.draw_unconditional(
-            queue, unconditional_key, rows.number, s.unconditional
-        )
-        return dataclasses.replace(rows, positive=positive, unconditional=unconditional)
-
-    if s.microbatches == 1:
-        return jax.tree.map(lambda x: x[None], with_real_samples(_first(microbatches)))
-    return jax.lax.map(with_real_samples, microbatches)
-
-
-def _first(microbatches: _Rows) -> _Rows:
-    return jax.tree.map(lambda x: x[0], microbatches)
-
-
-def _real_samples(rows: _Rows) -> dict[str, jax.Array]:
-    drawn = {"positive": rows.positive, "unconditional": rows.unconditional}
-    return {group: class_rows.to_float(x) for group, x in drawn.items() if x is not None}
+    moment = moment_of(key, state.step, s)
+    return _shared_statistics(state.params, microbatches, networks, s, moment)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,18 +144,18 @@ class _Networks:
     frozen: PyTree
     mesh: Mesh
 
-    def generate(self, params: PyTree, rows: _Rows) -> jax.Array:
-        """Returns [c, g, h, w, channels] samples of some rows, split over the mesh."""
+    def generate(self, params: PyTree, rows: Rows, keys: jax.Array) -> jax.Array:
+        """Returns [c, g, h, w, channels] samples of keys [c, g] of rows, split over the mesh."""
         # Gathered for use: split weights would split the activations, over channels.
         params = jax.lax.with_sharding_constraint(params, meshes.replicated(self.mesh))
-        c, g = rows.input_keys.shape
+        c, g = keys.shape
         sharding = meshes.row_sharding(self.mesh, c, g)
 
         def for_each_sample(per_row: jax.Array) -> jax.Array:
             return class_rows.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
 
         draw = jax.vmap(jax.vmap(lambda key: generators.draw_inputs(key, self.model)))
-        noise, styles = (class_rows.merge(x, sharding) for x in draw(rows.input_keys))
+        noise, styles = (class_rows.merge(x, sharding) for x in draw(keys))
         generated = apply(
             self.model,
             params,
@@ -280,44 +172,59 @@ class _Networks:
         of_images = functools.partial(self.feature_function.maps, self.frozen)
         return class_rows.of_rows(of_images, self.mesh, groups)
 
-    def maps_of_all(self, params: PyTree, rows: _Rows) -> dict[str, PyTree]:
+    def maps_of_all(self, params: PyTree, rows: Rows) -> dict[str, PyTree]:
         """Returns the maps of the generated and the real samples of some rows."""
-        return self.maps({"generated": self.generate(params, rows)} | _real_samples(rows))
+        generated = self.generate(params, rows, rows.input_keys)
+        return self.maps({"generated": generated} | self.other_samples(params, rows))
+
+    def other_samples(self, params: PyTree, rows: Rows) -> dict[str, jax.Array]:
+        """Returns the samples of some rows that no gradient reaches: real ones, and fresh ones."""
+        found = real_samples(rows)
+        if rows.fresh_keys is not None:
+            found["fresh"] = self.generate(params, rows, rows.fresh_keys)
+        return found
 
     def features(self, maps: Mapping[str, PyTree]) -> dict[str, dict[str, jax.Array]]:
         """Returns {group: {name: [c, n, t, d]}} of the maps of groups (3.4)."""
         return {group: jax.vmap(self.feature_function.features)(x) for group, x in maps.items()}
 
 
-def _sets(features: Mapping[str, dict[str, jax.Array]], rows: _Rows) -> FeatureSets:
+def _sets(features: Mapping[str, dict[str, jax.Array]], rows: Rows, moment: Moment) -> FeatureSets:
     weight = None
     if rows.unconditional is not None:
         weight = jnp.broadcast_to(rows.weight[:, None], rows.unconditional.shape[:2])
     return FeatureSets(
-        features["generated"], features["positive"], features.get("unconditional"), weight
+        features["generated"],
+        features["positive"],
+        features.get("unconditional"),
+        weight,
+        fresh=features.get("fresh"),
+        key=moment.key,
+        progress=moment.progress,
     )
 
 
 def _loss_and_gradients(
     params: PyTree,
-    microbatches: _Rows,
+    microbatches: Rows,
     networks: _Networks,
     s: GeneratorStepConfig,
+    moment: Moment,
     previous: Mapping[str, DriftingStatistics] | None = None,
 ) -> tuple[tuple[jax.Array, dict[str, DriftingStatistics]], PyTree]:
     """Returns ((loss, statistics), gradients) of a batch, in one piece or in microbatches."""
 
-    def of_piece(rows: _Rows, real=None, statistics=None, function=loss_and_cotangents):
+    def of_piece(rows: Rows, real=None, statistics=None, function=loss_and_cotangents):
         """Of some rows, given the maps of their real samples and what they share with others."""
 
         def generated_features(params: PyTree) -> dict[str, jax.Array]:
-            generated = {"generated": networks.generate(params, rows)}
+            generated = {"generated": networks.generate(params, rows, rows.input_keys)}
             return networks.features(networks.maps(generated))["generated"]
 
         generated, pull_back = jax.vjp(generated_features, params)
         if real is None:
-            real = networks.maps(_real_samples(rows))
-        sets = _sets({"generated": generated} | networks.features(real), rows)
+            real = networks.maps(networks.other_samples(params, rows))
+        sets = _sets({"generated": generated} | networks.features(real), rows, moment)
         loss, cotangents, found = function(sets, s.drift, statistics)
         return (loss, found), pull_back(cotangents)[0]
 
@@ -329,11 +236,11 @@ def _loss_and_gradients(
         statistics = {name: sums.statistics(square) for name, (sums, square) in measured.items()}
         return (loss, statistics), gradients
     if s.microbatches == 1:
-        return of_piece(_first(microbatches))
+        return of_piece(first_microbatch(microbatches))
     if s.shared_statistics == "microbatch":
         total = class_rows.sum_over_microbatches(of_piece, microbatches)
         return jax.tree.map(lambda x: x / s.microbatches, total)
-    statistics, real = _shared_statistics(params, microbatches, networks, s)
+    statistics, real = _shared_statistics(params, microbatches, networks, s, moment)
 
     def of_microbatch(piece):
         rows, real = piece
@@ -346,9 +253,13 @@ def _loss_and_gradients(
 
 
 def _shared_statistics(
-    params: PyTree, microbatches: _Rows, networks: _Networks, s: GeneratorStepConfig
+    params: PyTree,
+    microbatches: Rows,
+    networks: _Networks,
+    s: GeneratorStepConfig,
+    moment: Moment,
 ) -> tuple[dict[str, DriftingStatistics], dict[str, PyTree] | None]:
-    """Returns the statistics of a batch in microbatches, and the kept maps of its real samples.
+    """Returns the statistics of a batch in microbatches, and the kept maps of its other samples.
 
     One pass encodes all samples and adds up distances; their maps are kept, in the dtype in which
     they were computed. A second pass over the maps alone gives the norms of the drifts.
@@ -356,19 +267,19 @@ def _shared_statistics(
 
     places = {"yes": lambda x: x, "host": transfer.on_host, "no": lambda x: None}
 
-    def encoded(rows: _Rows):
+    def encoded(rows: Rows):
         maps = networks.maps_of_all(params, rows)
-        sums = feature_losses.distance_sums(_sets(networks.features(maps), rows))
+        sums = feature_losses.distance_sums(_sets(networks.features(maps), rows, moment), s.drift)
         return places[s.keep_maps](maps), sums
 
     maps, sums = jax.lax.map(encoded, microbatches)
     sums = _of_all(jnp.sum, sums)
     scales = {name: x.distance_scale for name, x in sums.items()}
 
-    def drifts(piece: tuple[_Rows, dict[str, PyTree] | None]):
+    def drifts(piece: tuple[Rows, dict[str, PyTree] | None]):
         rows, maps = piece
         maps = networks.maps_of_all(params, rows) if maps is None else transfer.on_devices(maps)
-        sets = _sets(networks.features(maps), rows)
+        sets = _sets(networks.features(maps), rows, moment)
         return feature_losses.drift_mean_squares(sets, scales, s.drift)
 
     squares = _of_all(jnp.mean, jax.lax.map(drifts, (microbatches, maps)))

@@ -10,10 +10,13 @@ import optax
 
 from drifting_jax.method import losses
 from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.table import field_named, negatives_of
 from drifting_jax.models.calls import apply
 from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.culprit import drift_culprit
 from drifting_jax.steps.state import TrainState, apply_gradients
+
+_FRESH, _FIELD = 1, 2  # numbers of a step's further keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +27,14 @@ class ToyStepConfig:
       generated: g, generated points of a step.
       noise_features: width of the noise that becomes a point.
       drift: the field and its temperatures.
+      num_steps: steps of the run, over which temperatures may be annealed.
       ema_decays: one moving average of the parameters for each.
     """
 
     generated: int
     noise_features: int
     drift: DriftOptions
+    num_steps: int
     ema_decays: tuple[float, ...]
 
 
@@ -70,13 +75,27 @@ def toy_step(
       settings: see `ToyStepConfig`.
     """
     s = settings
-    noise = jax.random.normal(jax.random.fold_in(key, state.step), (s.generated, s.noise_features))
+    key = jax.random.fold_in(key, state.step)
+    noise, other_noise = (
+        jax.random.normal(k, (s.generated, s.noise_features))
+        for k in (key, jax.random.fold_in(key, _FRESH))
+    )
     positive = batch["image"][None, :, None, :]  # [1, p, 1, 2]
 
+    def points(params, noise):
+        return apply(model, params, noise)[None, :, None, :]  # [1, g, 1, 2]
+
+    fresh = points(state.params, other_noise) if negatives_of(s.drift) == "fresh" else None
+
     def loss_function(params):
-        points = apply(model, params, noise)
-        generated = points[None, :, None, :]  # [1, g, 1, 2]
-        return losses.drifting_loss(generated, positive, options=s.drift)
+        return losses.drifting_loss(
+            points(params, noise),
+            positive,
+            fresh=fresh,
+            options=s.drift,
+            key=jax.random.fold_in(key, _FIELD) if field_named(s.drift.field).draws else None,
+            progress=state.step / s.num_steps if s.drift.annealed else None,
+        )
 
     (loss, statistics), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
     norm = optax.tree.norm(gradients)

@@ -17,14 +17,14 @@ from drifting_jax.errors import UserError
 from drifting_jax.method import encoders
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.fields.table import FIELDS
+from drifting_jax.method.fields.table import FIELDS, check_options, field_named, negatives_of
 from drifting_jax.models import generators, layers
 from drifting_jax.models.calls import init_params
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.encoder_step import EncoderStepConfig
-from drifting_jax.steps.generator_step import GeneratorStepConfig
+from drifting_jax.steps.generator_settings import GeneratorStepConfig
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.toy_step import ToyStepConfig
@@ -125,6 +125,7 @@ def check_choices(config: ConfigDict) -> None:
       UserError: naming the field and the choices.
     """
     _check_choice("drift.field", config.drift.field, FIELDS)
+    _check_drift(config)
     if config.task != "toy":
         _check_choice("model.kind", config.model.kind, generators.GENERATORS)
         _check_choice("extra_encoder.kind", config.extra_encoder.kind, ("none", *ENCODERS))
@@ -158,18 +159,27 @@ def check_models(config: ConfigDict, spec: DataSpec) -> None:
 
 
 def drift_options(config: ConfigDict) -> DriftOptions:
-    """Returns the options of config.drift."""
-    d = config.drift
-    return DriftOptions(
-        temperatures=tuple(d.temperatures),
-        affinity_floor=d.affinity_floor,
-        kernel=d.kernel,
-        normalize=d.normalize,
-        combine=d.combine,
-        attraction=d.attraction,
-        repulsion=d.repulsion,
-        field=d.field,
-    )
+    """Returns the options of config.drift; a field without temperatures has one drift."""
+    values = config.drift.to_dict()
+    if not field_named(values["field"]).has_temperature:
+        values["temperatures"] = (1.0,)
+    return DriftOptions(**values)
+
+
+def _check_drift(config: ConfigDict) -> None:
+    """Raises UserError if options of config.drift do not go together."""
+    try:
+        options = drift_options(config)
+        check_options(options)
+    except ValueError as error:
+        raise UserError(f"config.drift: {error}") from None
+    generated = config.train.get("generated", config.train.get("generated_per_label"))
+    if negatives_of(options) == "two_fold" and generated % 2:
+        name = "generated" if config.task == "toy" else "generated_per_label"
+        raise UserError(
+            f"config.train.{name} must be even for negatives of the other half of the samples "
+            f"(config.drift.negatives=two_fold); found {generated}"
+        )
 
 
 def generator_step_config(config: ConfigDict, plan: MemoryPlan) -> GeneratorStepConfig:
@@ -181,6 +191,7 @@ def generator_step_config(config: ConfigDict, plan: MemoryPlan) -> GeneratorStep
         positives=t.positives_per_label,
         unconditional=t.unconditional_per_label,
         drift=drift_options(config),
+        num_steps=t.num_steps,
         cfg_minimum=g.minimum,
         cfg_maximum=g.maximum,
         cfg_power=g.power,
@@ -212,6 +223,7 @@ def toy_step_config(config: ConfigDict) -> ToyStepConfig:
         generated=config.train.generated,
         noise_features=config.model.noise_features,
         drift=drift_options(config),
+        num_steps=config.train.num_steps,
         ema_decays=tuple(config.train.ema_decays),
     )
 

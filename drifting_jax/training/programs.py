@@ -19,6 +19,7 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
+from drifting_jax.method.fields.table import drift_names
 from drifting_jax.models.mlp import MLP
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sample_queue
@@ -66,7 +67,7 @@ def generator_program(
     feature_function = build.make_feature_function(config, spec, **networks)
     features = list(jax.eval_shape(feature_function, variables, activations.sample_of(spec)))
     settings = build.generator_step_config(config, plan)
-    schedule, temperatures = build.generator_schedule(config), settings.drift.temperatures
+    schedule, drifts = build.generator_schedule(config), drift_names(settings.drift)
     given: dict[str, Any] = {
         "key": stream_key(config, "generator_steps"),
         "model": build.make_generator(config, spec),
@@ -92,10 +93,10 @@ def generator_program(
         step=jit_step(_of_generator(step), carry, mesh),
         to_scalars=lambda metrics: scalars.of_generator(
             metrics,
-            temperatures=temperatures,
+            drifts=drifts,
             learning_rate=float(schedule(int(metrics.updates))),
         ),
-        culprit_name=lambda number: culprit_name(number, features, temperatures),
+        culprit_name=lambda number: culprit_name(number, features, drifts),
         checkpoint_items=_generator_items,
         num_steps=config.train.num_steps,
         images_per_step=settings.labels * settings.generated,
@@ -141,7 +142,7 @@ def encoder_program(config: ConfigDict, spec: DataSpec, mesh: Mesh) -> Program:
 def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
     """Assembles the toy's step."""
     settings, schedule = build.toy_step_config(config), build.generator_schedule(config)
-    temperatures = settings.drift.temperatures
+    drifts = drift_names(settings.drift)
     step = functools.partial(
         toy_step,
         key=stream_key(config, "toy_steps"),
@@ -167,10 +168,10 @@ def toy_program(config: ConfigDict, mesh: Mesh) -> Program:
         step=jit_step(_without_queue(step), carry, mesh),
         to_scalars=lambda metrics: scalars.of_toy(
             metrics,
-            temperatures=temperatures,
+            drifts=drifts,
             learning_rate=float(schedule(int(metrics.updates))),
         ),
-        culprit_name=lambda number: culprit_name(number, ["points"], temperatures),
+        culprit_name=lambda number: culprit_name(number, ["points"], drifts),
         checkpoint_items=lambda carry, _: {"state": carry.state},
         num_steps=config.train.num_steps,
         images_per_step=settings.generated,

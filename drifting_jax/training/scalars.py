@@ -10,7 +10,7 @@ from drifting_jax.steps.toy_step import ToyMetrics
 
 
 def of_generator(
-    metrics: GeneratorMetrics, *, temperatures: Sequence[float], learning_rate: float
+    metrics: GeneratorMetrics, *, drifts: Sequence[str], learning_rate: float
 ) -> dict[str, float]:
     """Returns the scalars of a generator's step.
 
@@ -30,13 +30,13 @@ def of_generator(
     scalars["features_left_out"] = len(metrics.statistics) - len(used)
     diversity = {name: _diversity(s) for name, s in used.items()}
     if used:
-        for i, temperature in enumerate(temperatures):
-            drifts = [float(s.drift_mean_square[i]) for s in used.values()]
-            scalars[f"drift/mean/{temperature:g}"] = float(np.mean(drifts))
+        for i, drift in enumerate(drifts):
+            squares = [float(s.drift_mean_square[i]) for s in used.values()]
+            scalars[f"drift/mean/{drift}"] = float(np.mean(squares))
         scalars["diversity/mean"] = float(np.mean(list(diversity.values())))
     for name, s in metrics.statistics.items():
-        for i, temperature in enumerate(temperatures):
-            scalars[f"drift/{name}/{temperature:g}"] = float(s.drift_mean_square[i])
+        for i, drift in enumerate(drifts):
+            scalars[f"drift/{name}/{drift}"] = float(s.drift_mean_square[i])
         scalars[f"distance_scale/{name}"] = float(s.distance_scale)
     return scalars | {f"diversity/{name}": value for name, value in diversity.items()}
 
@@ -47,17 +47,15 @@ def of_encoder(metrics: Mapping[str, np.ndarray], *, learning_rate: float) -> di
     return {"learning_rate": learning_rate, **values}
 
 
-def of_toy(
-    metrics: ToyMetrics, *, temperatures: Sequence[float], learning_rate: float
-) -> dict[str, float]:
+def of_toy(metrics: ToyMetrics, *, drifts: Sequence[str], learning_rate: float) -> dict[str, float]:
     """Returns the scalars of a toy's step; its one feature is the points themselves."""
     s = metrics.statistics
-    drifts = dict(zip(temperatures, s.drift_mean_square, strict=True))
+    squares = dict(zip(drifts, s.drift_mean_square, strict=True))
     return {
         "loss": float(metrics.loss),
         "grad_norm": float(metrics.gradient_norm),
         "learning_rate": learning_rate,
-        **{f"drift/mean/{t:g}": float(value) for t, value in drifts.items()},
+        **{f"drift/mean/{drift}": float(value) for drift, value in squares.items()},
         "distance_scale": float(s.distance_scale),
         "diversity/mean": _diversity(s),
     }

@@ -15,10 +15,12 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from drifting_jax.config.streams import root_key
 from drifting_jax.drawing import import_matplotlib, new_figure, own_style
 from drifting_jax.errors import first_line
 from drifting_jax.method import losses
 from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.target_sets import distance_sums, distances, make_sets
 
 _REAL, _GENERATED, _ARROW = "#9aa5b1", "#d1495b", "#22333b"
 _LAST_FRAME_MILLISECONDS = 2500
@@ -128,13 +130,19 @@ def _field_on_grid(
     probes, points, targets = (
         jnp.asarray(a, jnp.float32)[None, :, None] for a in (grid, generated, real)
     )
-    samples = losses.make_sets(points, targets)
-    scale = losses.distance_sums(losses.distances(samples), samples).distance_scale
-    sets = losses.make_sets(probes, targets, points, generated_weight=jnp.zeros(probes.shape[:2]))
-    distance = losses.distances(sets).at[..., : len(grid)].set(_FAR * scale[0])
-    options = dataclasses.replace(options, temperatures=(max(options.temperatures),))
-    weights = losses.pair_weights(sets, distance, scale, options)
-    drifts = losses.drifts(sets, weights, scale)  # in units of S/√2
+    samples = make_sets(points, targets)
+    scale = distance_sums(distances(samples), samples).distance_scale
+    # The points repel the grid as a second batch would.
+    options = dataclasses.replace(
+        options,
+        temperatures=(max(options.temperatures),),
+        negatives="fresh",
+        lookahead=0,
+        lookahead_stride=1.0,
+        annealed=False,
+    )
+    sets = make_sets(probes, targets, fresh=points, options=options, key=root_key(0))
+    drifts = losses.all_drifts(sets, distances(sets), scale, options)  # in units of S/√2
     return np.asarray(drifts[0, 0, 0] * scale[0] / 2**0.5)
 
 

@@ -56,8 +56,8 @@ def test_weight_equals_the_release(law, generated, unconditional):
     prefix = f"cfglaw/min{minimum}_max{maximum}_pw{power}"
     weight = guidance.unconditional_weight(
         ARRAYS[f"{prefix}/cfg"],
-        generated_per_label=generated,
-        unconditional_per_label=unconditional,
+        negatives=generated - 1,
+        unconditional=unconditional,
     )
     expected = ARRAYS[f"{prefix}/uncond_w_gen{generated}_neg{unconditional}"]
     np.testing.assert_allclose(weight, expected, rtol=1e-6, atol=1e-6)
@@ -65,7 +65,7 @@ def test_weight_equals_the_release(law, generated, unconditional):
 
 def test_weight_gives_the_unconditional_samples_their_share_of_the_negatives():
     alpha, g, u = np.linspace(1.0, 4.0, 7), 16, 5
-    weight = guidance.unconditional_weight(alpha, generated_per_label=g, unconditional_per_label=u)
+    weight = guidance.unconditional_weight(alpha, negatives=g - 1, unconditional=u)
     share = u * weight / (u * weight + g - 1)  # the others of a sample's own class weigh 1 each
     np.testing.assert_allclose(share, 1 - 1 / alpha, rtol=1e-6, atol=1e-7)
 

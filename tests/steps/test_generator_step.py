@@ -12,10 +12,12 @@ import pytest
 from drifting_jax.distributed import class_rows, meshes, transfer
 from drifting_jax.method import encoders
 from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.table import drift_names
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE
-from drifting_jax.steps import culprit, encoder_step, generator_step, sample_queue
+from drifting_jax.steps import culprit, encoder_step, generator_rows, generator_step, sample_queue
 from drifting_jax.steps import state as states
+from drifting_jax.steps.generator_settings import GeneratorStepConfig
 
 MESHES = {"1": (1, 1), "8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
 MODEL = DiT(
@@ -31,12 +33,13 @@ MODEL = DiT(
     num_style_books=2,
     styles_per_book=3,
 )
-SETTINGS = generator_step.GeneratorStepConfig(
+SETTINGS = GeneratorStepConfig(
     labels=10,
     generated=8,
     positives=4,
     unconditional=4,
     drift=DriftOptions(temperatures=(0.05, 0.2)),
+    num_steps=100,
     cfg_minimum=1.0,
     cfg_maximum=4.0,
     cfg_power=3.0,
@@ -267,7 +270,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named():
         assert not np.isfinite(metrics.gradient_norm)
         assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (count,) * 3
         words = culprit.culprit_name(
-            int(state.culprit), list(metrics.statistics), SETTINGS.drift.temperatures
+            int(state.culprit), list(metrics.statistics), drift_names(SETTINGS.drift)
         )
         assert words == "feature stage at temperature 0.05"
         assert np.isfinite(metrics.statistics["raw"].drift_mean_square).all()
@@ -288,14 +291,14 @@ def test_culprits():
         nothing = jnp.zeros(())
         return generator_step.DriftingStatistics(nothing, jnp.array(values), nothing, nothing)
 
-    names, temperatures = ["b", "a"], (0.02, 0.2)
+    names, drifts = ["b", "a"], ("0.02", "0.2")
     for first, second, words in [
         ((1.0, np.inf), (np.nan, 1.0), "feature a at temperature 0.2"),
         ((1.0, 1.0), (np.nan, 1.0), "feature b at temperature 0.02"),
         ((1.0, 1.0), (1.0, 1.0), "the gradient (every drift was finite)"),
     ]:
         number = culprit.drift_culprit({"b": statistics(*second), "a": statistics(*first)})
-        assert culprit.culprit_name(int(number), names, temperatures) == words
+        assert culprit.culprit_name(int(number), names, drifts) == words
 
 
 @pytest.mark.slow
@@ -324,7 +327,7 @@ def test_no_unconditional_samples():
 
 @pytest.mark.parametrize("count", [3, 10, 25])
 def test_labels_are_whole_permutations(count):
-    draw = jit(jax.vmap(lambda key: generator_step.draw_labels(key, count, 10)))
+    draw = jit(jax.vmap(lambda key: generator_rows.draw_labels(key, count, 10)))
     labels = np.asarray(draw(jax.random.split(jax.random.key(0), 500)))
     assert labels.shape == (500, count) and labels.dtype == np.int32
     for row in labels:

@@ -16,8 +16,9 @@ from drifting_jax.method import encoders
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.resnet_mae import ResNetMAE
-from drifting_jax.steps import generator_step, sample_queue
+from drifting_jax.steps import generator_rows, generator_step, sample_queue
 from drifting_jax.steps import state as states
+from drifting_jax.steps.generator_settings import GeneratorStepConfig
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
 
 RELEASE = Path(__file__).parents[1] / "fixtures" / "release"
@@ -96,7 +97,7 @@ def test_steps_equal_the_release(monkeypatch):
     mesh = meshes.make_mesh(1, 1)
     given = {}
     fed = GivenInputs(generator)
-    monkeypatch.setattr(generator_step, "draw_labels", lambda *_: given["labels"])
+    monkeypatch.setattr(generator_rows, "draw_labels", lambda *_: given["labels"])
     monkeypatch.setattr(generator_step.guidance, "sample_cfg_scale", lambda *_, **__: given["cfg"])
     monkeypatch.setattr(sample_queue, "draw_unconditional", lambda *_, **__: given["negative"])
     rate = arguments["lr_schedule"]
@@ -104,11 +105,12 @@ def test_steps_equal_the_release(monkeypatch):
     optimizer = recording(
         make_optimizer(schedule, b1=0.9, b2=0.95, weight_decay=0.01, clip_norm=2.0)
     )
-    settings = generator_step.GeneratorStepConfig(
+    settings = GeneratorStepConfig(
         labels=2,
         generated=4,
         positives=6,
         unconditional=3,
+        num_steps=1,
         drift=DriftOptions(temperatures=tuple(arguments["R_list"])),
         cfg_minimum=1.0,
         cfg_maximum=4.0,

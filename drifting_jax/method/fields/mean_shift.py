@@ -20,13 +20,23 @@ _SELF_DISTANCE = 100.0
 def mean_shift(
     sets: ScaledSets, temperature: float | jax.Array, options: DriftOptions = ALGORITHM_2
 ) -> jax.Array:
-    """Weights [g, n] of the targets in the drift of the generated samples at one temperature."""
-    own = own_pairs(*sets.distance.shape)
-    distance = sets.distance + jnp.where(own, _SELF_DISTANCE, 0.0)
+    """Weights [g, n] of the targets in the drift of the samples at one temperature.
+
+    Unconditional targets join the negatives; their weights multiply the affinities (A.7).
+    """
+    return pair_weights(affinities_of(sets, temperature, options), sets.num_negative, options)
+
+
+def affinities_of(
+    sets: ScaledSets, temperature: float | jax.Array, options: DriftOptions
+) -> jax.Array:
+    """Affinities [g, n] of samples and targets, times the targets' weights."""
+    distance = sets.distance + jnp.where(sets.excluded, _SELF_DISTANCE, 0.0)
     logits = kernel_logits(distance, temperature=temperature, kernel=options.kernel)
     a = affinities(logits, floor=options.affinity_floor, normalize=options.normalize)
-    a = a * sets.weights[None, :]
-    return pair_weights(a, sets.num_negative, options)
+    if sets.negatives == "two_fold":
+        a = a * ~sets.excluded  # the floor lets no pair out, and these are not at the same place
+    return a * sets.weights[None, :]
 
 
 def kernel_logits(

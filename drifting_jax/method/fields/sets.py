@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Subtracting takes about 4x the time of the matmul on a CPU: fine for few channels.
 DIRECT_CHANNELS = 32
@@ -15,19 +16,69 @@ class ScaledSets:
     """Samples and targets of one class row and location, in units of the mean distance S.
 
     Attributes:
-      targets: [n, d] coordinates over S/√d: g generated samples, then u unconditional real ones,
-        then p positives; n = g + u + p. The generated samples are targets of each other.
-      distance: [g, n] distances of the generated samples to all targets, over S.
+      samples: [g, d] generated samples, in coordinates over S/√d.
+      targets: [n, d] in the same coordinates: m generated samples z that repel, then u
+        unconditional real ones o, then p positives y; n = m + u + p. Unless z is a batch of its
+        own, z is the samples themselves.
+      distance: [g, n] distances of the samples to all targets, over S.
       weights: [n] weights of the targets.
-      num_generated: g.
-      num_negative: g + u, the targets that repel.
+      num_generated: m.
+      num_negative: m + u, the targets that repel.
+      negatives: what z is, as `DriftOptions.negatives` names it: "own", "kept", "two_fold" or
+        "fresh".
+      key: of a field that draws random numbers, or None.
     """
 
+    samples: jax.Array
     targets: jax.Array
     distance: jax.Array
     weights: jax.Array
     num_generated: int = flax.struct.field(pytree_node=False)
     num_negative: int = flax.struct.field(pytree_node=False)
+    negatives: str = flax.struct.field(pytree_node=False, default="own")
+    key: jax.Array | None = None
+
+    @property
+    def excluded(self) -> np.ndarray:
+        """[g, n] bool: pairs that do not act on each other: a sample and itself, or its half."""
+        g, n = self.distance.shape
+        return excluded_pairs(g, n, self.num_generated, self.negatives)
+
+    @property
+    def repelling(self) -> np.ndarray:
+        """[n] bool: generated targets z."""
+        return np.arange(self.distance.shape[1]) < self.num_generated
+
+    @property
+    def attracting(self) -> np.ndarray:
+        """[n] bool: positives y."""
+        return np.arange(self.distance.shape[1]) >= self.num_negative
+
+    @property
+    def unconditional(self) -> np.ndarray:
+        """[n] bool: unconditional real targets o."""
+        return ~self.repelling & ~self.attracting
+
+    @property
+    def guidance(self) -> jax.Array:
+        """[] α - 1: the weight of all unconditional targets over that of a sample's z (A.7)."""
+        weight = jnp.sum(self.weights[self.num_generated : self.num_negative])
+        return weight / max(acting_negatives(self.num_generated, self.negatives), 1)
+
+
+def acting_negatives(num_generated: int, negatives: str) -> int:
+    """The number of generated targets that repel one sample."""
+    return {"own": num_generated - 1, "two_fold": num_generated // 2}.get(negatives, num_generated)
+
+
+def excluded_pairs(g: int, n: int, num_generated: int, negatives: str) -> np.ndarray:
+    """[g, n] bool: pairs of a sample and a generated target that do not act; z comes first."""
+    sample, target = np.arange(g)[:, None], np.arange(n)[None, :]
+    if negatives == "own":
+        return sample == target
+    if negatives == "two_fold":
+        return ((sample < g // 2) == (target < g // 2)) & (target < num_generated)
+    return np.zeros((g, n), bool)
 
 
 def own_pairs(g: int, n: int) -> jax.Array:

@@ -1,19 +1,84 @@
 """The table of drifting fields: a new field is one file of this folder and one line here."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 
+from drifting_jax.method.fields.bias_corrected import bias_corrected
+from drifting_jax.method.fields.energy import energy, fair_energy, mmd
+from drifting_jax.method.fields.kernel_gradient import kernel_gradient, kl_chi2, sharp
 from drifting_jax.method.fields.mean_shift import mean_shift
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.sets import ScaledSets
+from drifting_jax.method.fields.sliced import sliced
+from drifting_jax.method.fields.transport import sinkhorn, w_flow
 
-# (one row and location, temperature, options) -> weights [g, n] of the targets, with which the
-# generated samples x drift by Σ w·(y - x) over the targets y.
-Field = Callable[[ScaledSets, float | jax.Array, DriftOptions], jax.Array]
+_NEGATIVES = ("own", "kept", "two_fold", "fresh")
+_COMMON = ("temperatures", "affinity_floor", "field", "negatives")  # options that every field has
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A drifting field of one row and location.
+
+    Attributes:
+      function: (sets, temperature, options) -> weights w [g, n] of the targets, with which the
+        samples x drift by V = Σ w·(y - x) over the targets y; or V [g, d] itself.
+      gives_weights: whether it gives weights.
+      negatives: the kinds of generated samples that may repel; the first is the default.
+      reads: options that it reads besides temperatures and negatives.
+      scale: what S is of the distances: their "mean", or their root mean square ("rms", S₂).
+      has_temperature: whether it depends on τ.
+      draws: whether it draws random numbers and needs a key.
+    """
+
+    function: Callable[[ScaledSets, float | jax.Array, DriftOptions], jax.Array]
+    reads: tuple[str, ...] = ()
+    _: dataclasses.KW_ONLY
+    negatives: tuple[str, ...] = _NEGATIVES
+    gives_weights: bool = True
+    scale: str = "mean"
+    has_temperature: bool = True
+    draws: bool = False
+
+    @property
+    def options(self) -> set[str]:
+        """Names of the options that matter to it."""
+        lookahead = ("lookahead", "lookahead_stride") if self.gives_weights else ()
+        annealed = ("annealed",) if self.has_temperature else ()
+        return {*_COMMON, *self.reads, *lookahead, *annealed}
+
+
+_KERNEL = ("kernel",)
+_TRANSPORT = ("cost", "iterations")
 
 FIELDS: dict[str, Field] = {
-    "mean_shift": mean_shift,
+    "mean_shift": Field(mean_shift, ("kernel", "normalize", "combine", "attraction", "repulsion")),
+    "bias_corrected": Field(bias_corrected, ("kernel", "normalize")),
+    "kernel_gradient": Field(kernel_gradient, _KERNEL),
+    "sharp": Field(sharp, _KERNEL),
+    "kl_chi2": Field(kl_chi2),
+    "sinkhorn": Field(sinkhorn, _TRANSPORT, negatives=("kept", "own", "two_fold", "fresh")),
+    "w_flow": Field(
+        w_flow, _TRANSPORT, negatives=("fresh", "two_fold", "own", "kept"), scale="rms"
+    ),
+    "energy": Field(
+        energy,
+        ("neighbours",),
+        negatives=("kept", "own", "two_fold", "fresh"),
+        has_temperature=False,
+    ),
+    "fair_energy": Field(fair_energy, negatives=("own", "fresh"), has_temperature=False),
+    "mmd": Field(mmd, negatives=("kept", "own", "two_fold", "fresh")),
+    "sliced": Field(
+        sliced,
+        ("projections",),
+        negatives=("own", "fresh"),
+        gives_weights=False,
+        has_temperature=False,
+        draws=True,
+    ),
 }
 
 
@@ -26,3 +91,50 @@ def field_named(name: str) -> Field:
     if name not in FIELDS:
         raise ValueError(f"field must be one of {', '.join(FIELDS)}; found {name!r}")
     return FIELDS[name]
+
+
+def negatives_of(options: DriftOptions) -> str:
+    """Returns which generated samples repel: "own", "kept", "two_fold" or "fresh".
+
+    Raises:
+      ValueError: the field does not take those that the options name.
+    """
+    field = field_named(options.field)
+    if options.negatives == "default":
+        return field.negatives[0]
+    if options.negatives not in field.negatives:
+        raise ValueError(
+            f"the field {options.field!r} takes negatives of {', '.join(field.negatives)}; found "
+            f"{options.negatives!r}"
+        )
+    return options.negatives
+
+
+def drift_names(options: DriftOptions) -> tuple[str, ...]:
+    """Returns the names of the drifts that are normalised one by one: "0.05", or "0.05+1"."""
+    found = []
+    for temperature in options.temperatures:
+        found.append(f"{temperature:g}")
+        found += [f"{temperature:g}+{term + 1}" for term in range(options.lookahead)]
+    return tuple(found)
+
+
+def check_options(options: DriftOptions) -> None:
+    """Checks that the field reads every option that differs from its default.
+
+    Raises:
+      ValueError: names the option.
+    """
+    field = field_named(options.field)
+    negatives_of(options)
+    for option in dataclasses.fields(options):
+        value = getattr(options, option.name)
+        if value != option.default and option.name not in field.options:
+            raise ValueError(
+                f"the field {options.field!r} does not read {option.name}; found {value!r}, leave "
+                f"it at {option.default!r}"
+            )
+    if options.lookahead_stride != 1 and not options.lookahead:
+        raise ValueError(
+            f"lookahead_stride needs lookahead of at least 1; found {options.lookahead}"
+        )

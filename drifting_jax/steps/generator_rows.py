@@ -1,0 +1,124 @@
+"""The class rows of a generator's step: labels, α, keys of noise, and real samples (A.8)."""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from drifting_jax.distributed import class_rows
+from drifting_jax.method import guidance
+from drifting_jax.method.fields.sets import acting_negatives
+from drifting_jax.method.fields.table import field_named
+from drifting_jax.steps import sample_queue
+from drifting_jax.steps.generator_settings import GeneratorStepConfig
+from drifting_jax.steps.sample_queue import SampleQueue
+
+# Numbers of a step's further keys: 0 to 4 are those that `draw_rows` splits off.
+_FRESH, _FIELD = 5, 6
+
+
+@flax.struct.dataclass
+class Rows:
+    """The class rows of a step or microbatch; real samples are [c, n, h, w, channels].
+
+    Attributes:
+      number: [c] int32, places of the rows in the step; their random numbers depend on it.
+      label, cfg_scale: [c].
+      weight: [c], the weight of each unconditional sample.
+      input_keys: [c, g] keys of noise and styles.
+      fresh_keys: [c, g] the same of a second batch that repels the first; None for none.
+      positive, unconditional: real samples as the queue holds them; None for none.
+    """
+
+    number: jax.Array
+    label: jax.Array
+    cfg_scale: jax.Array
+    weight: jax.Array
+    input_keys: jax.Array
+    fresh_keys: jax.Array | None = None
+    positive: jax.Array | None = None
+    unconditional: jax.Array | None = None
+
+
+def draw_labels(key: jax.Array, count: int, num_classes: int) -> jax.Array:
+    """Returns [count] int32 labels of the class rows of a step.
+
+    They are drawn without replacement; for more rows than classes, whole permutations follow each
+    other.
+    """
+    rounds = -(-count // num_classes)
+    permutations = jax.vmap(lambda k: jax.random.permutation(k, num_classes))(
+        jax.random.split(key, rounds)
+    )
+    return permutations.reshape(-1)[:count].astype(jnp.int32)
+
+
+def draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> Rows:
+    """Draws all class rows of a step: [microbatches, c / microbatches, ...]."""
+    label_key, cfg_key, positive_key, unconditional_key, input_key = jax.random.split(key, 5)
+    cfg_scale = guidance.sample_cfg_scale(
+        cfg_key,
+        (s.labels,),
+        minimum=s.cfg_minimum,
+        maximum=s.cfg_maximum,
+        power=s.cfg_power,
+        probability_of_one=s.cfg_probability_of_one,
+    )
+    fresh_keys = None
+    if s.negatives == "fresh":
+        fresh_keys = jax.random.split(jax.random.fold_in(key, _FRESH), (s.labels, s.generated))
+    rows = Rows(
+        number=jnp.arange(s.labels),
+        label=draw_labels(label_key, s.labels, queue.num_classes),
+        cfg_scale=cfg_scale,
+        weight=guidance.unconditional_weight(
+            cfg_scale,
+            negatives=acting_negatives(s.generated, s.negatives),
+            unconditional=s.unconditional,
+        ),
+        input_keys=jax.random.split(input_key, (s.labels, s.generated)),
+        fresh_keys=fresh_keys,
+    )
+    microbatches = jax.tree.map(lambda x: x.reshape(s.microbatches, -1, *x.shape[1:]), rows)
+
+    def with_real_samples(rows: Rows) -> Rows:
+        positive = sample_queue.draw(queue, positive_key, rows.label, s.positives, rows=rows.number)
+        if not s.unconditional:
+            return dataclasses.replace(rows, positive=positive)
+        unconditional = sample_queue.draw_unconditional(
+            queue, unconditional_key, rows.number, s.unconditional
+        )
+        return dataclasses.replace(rows, positive=positive, unconditional=unconditional)
+
+    if s.microbatches == 1:
+        return jax.tree.map(lambda x: x[None], with_real_samples(first_microbatch(microbatches)))
+    return jax.lax.map(with_real_samples, microbatches)
+
+
+def first_microbatch(microbatches: Rows) -> Rows:
+    """Returns the rows of the first microbatch, or of all if there is one."""
+    return jax.tree.map(lambda x: x[0], microbatches)
+
+
+def real_samples(rows: Rows) -> dict[str, jax.Array]:
+    """Returns the real samples of some rows as floats: {group: [c, n, h, w, channels]}."""
+    drawn = {"positive": rows.positive, "unconditional": rows.unconditional}
+    return {group: class_rows.to_float(x) for group, x in drawn.items() if x is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What a field may know of its step: a key to draw from, and the done share of the run."""
+
+    key: jax.Array | None
+    progress: jax.Array | None
+
+
+def moment_of(key: jax.Array, step: jax.Array, s: GeneratorStepConfig) -> Moment:
+    """Returns what the field of these settings needs; None for what it does not."""
+    draws = field_named(s.drift.field).draws
+    return Moment(
+        key=jax.random.fold_in(key, _FIELD) if draws else None,
+        progress=step / s.num_steps if s.drift.annealed else None,
+    )

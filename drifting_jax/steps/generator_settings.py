@@ -1,0 +1,53 @@
+"""Sizes and settings of a generator's step."""
+
+import dataclasses
+
+from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.table import negatives_of
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorStepConfig:
+    """Sizes and settings of a generator's step (A.8, A.9).
+
+    Attributes:
+      labels: c, class rows of a step.
+      generated, positives, unconditional: g, p, u, samples of each row.
+      drift: the field and its temperatures.
+      num_steps: steps of the run, over which temperatures may be annealed.
+      cfg_minimum, cfg_maximum, cfg_power, cfg_probability_of_one: the law of α.
+      ema_decays: one moving average of the parameters for each.
+      microbatches: parts of the class rows that are computed one after another, which takes less
+        memory and more work. The numbers do not depend on it, with `shared_statistics` "batch".
+      keep_maps: whether the encoders' maps of all microbatches are kept from the first pass over
+        them to the last: "yes", on the devices; "host", in pinned memory of their host; "no", each
+        pass computes them again.
+      shared_statistics: what S and the norms of the drift are taken over: "batch" is exact;
+        "microbatch" is another method, in which each microbatch has its own, at no further work;
+        "previous" takes those of the step before, also at no further work.
+    """
+
+    labels: int
+    generated: int
+    positives: int
+    unconditional: int
+    drift: DriftOptions
+    num_steps: int
+    cfg_minimum: float
+    cfg_maximum: float
+    cfg_power: float
+    cfg_probability_of_one: float
+    ema_decays: tuple[float, ...]
+    microbatches: int = 1
+    keep_maps: str = "yes"
+    shared_statistics: str = "batch"
+
+    @property
+    def shares_statistics(self) -> bool:
+        """Whether microbatches take three passes, of which the first can keep maps."""
+        return self.shared_statistics == "batch"
+
+    @property
+    def negatives(self) -> str:
+        """The generated samples that repel: "own", "kept", "two_fold" or "fresh"."""
+        return negatives_of(self.drift)

@@ -1,0 +1,184 @@
+"""The loss with every field: scale, norms, guidance, parts of a batch, and what a field needs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import written_out_fields as written_out
+
+from drifting_jax.compatibility import enable_x64
+from drifting_jax.method import feature_losses, guidance, losses
+from drifting_jax.method.feature_losses import FeatureSets
+from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.sets import acting_negatives
+from drifting_jax.method.fields.table import FIELDS, negatives_of
+from drifting_jax.method.losses import drifting_loss
+
+C, T, D = 4, 2, 3
+ALPHA = np.array([1.0, 1.5, 2.0, 3.0])
+CASES = [
+    DriftOptions((0.1, 0.5), 0.0),
+    DriftOptions((0.1, 0.5), 0.0, negatives="two_fold"),
+    DriftOptions((0.3,), 0.0, field="bias_corrected"),
+    DriftOptions((0.3,), field="kernel_gradient"),
+    DriftOptions((0.3,), field="sharp", negatives="two_fold"),
+    DriftOptions((0.3,), field="kl_chi2"),
+    DriftOptions((0.1, 0.5), field="sinkhorn", cost="distance"),
+    DriftOptions((0.05,), field="w_flow"),
+    DriftOptions((0.05,), field="w_flow", negatives="two_fold", iterations=1),
+    DriftOptions((1.0,), field="energy", neighbours=2),
+    DriftOptions((1.0,), field="fair_energy"),
+    DriftOptions((0.3,), field="mmd", negatives="fresh"),
+]
+SIZES = {"generated": 6, "positive": 5, "unconditional": 3, "fresh": 6}
+
+
+def draw(options):
+    rng = np.random.default_rng(0)
+    names = [name for name in SIZES if name != "fresh" or negatives_of(options) == "fresh"]
+    return {name: rng.normal(size=(C, SIZES[name], T, D)) for name in names}
+
+
+def weight(options):
+    acting = acting_negatives(SIZES["generated"], negatives_of(options))
+    w = guidance.unconditional_weight(ALPHA, negatives=acting, unconditional=3)
+    return np.broadcast_to(np.asarray(w)[:, None], (C, 3))
+
+
+def expected_scale(sets, options):
+    """S, the weighted mean distance, or S₂, the root mean square one to all but `unconditional`."""
+    x, rms = sets["generated"], FIELDS[options.field].scale == "rms"
+    groups = {"generated": np.ones((C, 6)), "positive": np.ones((C, 5))}
+    if not rms:
+        groups["unconditional"] = weight(options)
+    if "fresh" in sets:
+        groups["fresh"] = np.ones((C, 6))
+        if not rms:
+            del groups["generated"]
+    total, count = 0.0, 0.0
+    for name, w in groups.items():
+        r = np.linalg.norm(x[:, :, None] - sets[name][:, None], axis=-1)  # [c, g, n, t]
+        if name == "generated" and negatives_of(options) != "kept":
+            r = np.maximum(r, 1e-4)  # as in the released code
+        total += np.sum(w[:, None, :, None] * (r**2 if rms else r))
+        count += np.sum(w) * x.shape[1] * T
+    return np.sqrt(total / count) if rms else total / count
+
+
+def expected_loss(sets, options):
+    scale = expected_scale(sets, options)
+    kind = negatives_of(options)
+    reads = {"combine", "cost", "iterations", "neighbours"} & set(FIELDS[options.field].reads)
+    parameters = {name: getattr(options, name) for name in reads}
+    total = 0
+    for tau in options.temperatures:
+        v = np.zeros_like(sets["generated"])
+        for row in range(C):
+            for t in range(T):
+                scaled = {name: a[row, :, t] / (scale / np.sqrt(D)) for name, a in sets.items()}
+                v[row, :, t] = getattr(written_out, options.field)(
+                    scaled["generated"],
+                    scaled["positive"],
+                    scaled.get("fresh", scaled["generated"]),
+                    scaled["unconditional"],
+                    tau,
+                    ALPHA[row],
+                    kind,
+                    **parameters,
+                )
+        total = total + v / np.sqrt(np.mean(v**2))
+    return np.mean(total**2), scale, total
+
+
+@pytest.mark.parametrize("options", CASES, ids=lambda o: f"{o.field}-{o.negatives}")
+def test_the_loss_of_a_field(options):
+    """Its value, S, and its gradient (36): -2·ΣV over S/√d and the number of entries."""
+    sets = draw(options)
+    with enable_x64(True):
+        arrays = {name: jnp.asarray(a) for name, a in sets.items()}
+
+        def loss(generated):
+            return drifting_loss(
+                generated,
+                arrays["positive"],
+                arrays["unconditional"],
+                arrays.get("fresh"),
+                unconditional_weight=jnp.asarray(weight(options)),
+                options=options,
+            )
+
+        (found, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+            arrays["generated"]
+        )
+    value, scale, total = expected_loss(sets, options)
+    np.testing.assert_allclose(statistics.distance_scale, scale, rtol=1e-7)
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+    wanted = -2 * total / (scale / np.sqrt(D)) / total.size
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-7 * np.abs(wanted).max())
+
+
+PIECES = [
+    *CASES,
+    DriftOptions((1.0,), field="sliced"),
+    DriftOptions((0.3,), 0.0, lookahead=1, combine="separate"),
+    DriftOptions((0.2,), 0.0, annealed=True),
+]
+
+
+@pytest.mark.parametrize("options", PIECES, ids=lambda o: f"{o.field}-{o.negatives}-{o.lookahead}")
+def test_a_batch_in_pieces_has_the_loss_of_the_whole(options):
+    sets = draw(options)
+    with enable_x64(True):
+        key, progress = jax.random.key(0), jnp.float64(0.25)
+
+        def of_rows(rows):
+            features = {name: {"a": jnp.asarray(a[rows])} for name, a in sets.items()}
+            weights = jnp.asarray(weight(options)[rows])
+            return FeatureSets(**features, unconditional_weight=weights, key=key, progress=progress)
+
+        def in_pieces():
+            pieces = [of_rows(slice(0, 1)), of_rows(slice(1, 4))]
+            shares = np.array([0.25, 0.75])
+            sums = [feature_losses.distance_sums(piece, options)["a"] for piece in pieces]
+            total = jax.tree.map(jnp.add, *sums)
+            scale = {"a": total.distance_scale}
+            squares = [
+                share * feature_losses.drift_mean_squares(piece, scale, options)["a"]
+                for piece, share in zip(pieces, shares, strict=True)
+            ]
+            shared = {"a": total.statistics(sum(squares))}
+            found = [feature_losses.loss_and_cotangents(p, options, shared) for p in pieces]
+            cotangents = [
+                share * cotangents["a"]
+                for share, (_, cotangents, _) in zip(shares, found, strict=True)
+            ]
+            return shares[0] * found[0][0] + shares[1] * found[1][0], jnp.concatenate(cotangents)
+
+        loss, cotangents = jax.jit(in_pieces)()
+        whole, of_whole, _ = jax.jit(
+            lambda: feature_losses.loss_and_cotangents(of_rows(slice(0, 4)), options)
+        )()
+    np.testing.assert_allclose(loss, whole, rtol=1e-10)
+    np.testing.assert_allclose(cotangents, of_whole["a"], rtol=1e-8, atol=1e-14)
+
+
+def test_annealed_temperatures_fall_from_one_to_theirs():
+    options = DriftOptions((0.04, 0.2), annealed=True)
+    for progress, wanted in ((0.0, [1, 1]), (0.25, [0.2, 0.2**0.5]), (0.5, [0.04, 0.2])):
+        found = losses.temperatures_at(options, jnp.float32(progress), jnp.float32)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    with pytest.raises(ValueError, match="need the progress"):
+        losses.temperatures_at(options, None, jnp.float32)
+
+
+def test_negatives_that_do_not_fit_are_refused():
+    x = jnp.zeros((1, 3, 1, 2))
+    two_fold = DriftOptions(negatives="two_fold")
+    with pytest.raises(ValueError, match="even number of generated samples; found 3"):
+        drifting_loss(x, x, options=two_fold)
+    with pytest.raises(ValueError, match="negatives are 'own', and there is one"):
+        drifting_loss(x, x, fresh=x)
+    with pytest.raises(ValueError, match="negatives are 'fresh', and there is none"):
+        drifting_loss(x, x, options=dataclasses.replace(two_fold, negatives="fresh"))
