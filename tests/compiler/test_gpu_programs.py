@@ -21,6 +21,7 @@ from drifting_jax.distributed import meshes
 from drifting_jax.evaluation.metrics import blocks
 from drifting_jax.method import encoders
 from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.table import FIELDS, field_named, negatives_of
 from drifting_jax.method.losses import drifting_loss
 from drifting_jax.models import generators
 from drifting_jax.models.convnext import ConvNeXtV2
@@ -89,20 +90,34 @@ def loss_lowered(name, sizes, options, dtype=jnp.float32):
     c, g, p, u, t, d = sizes
     sharding = NamedSharding(mesh_of(name), P())
 
-    def f(generated, real):
+    def f(generated, real, fresh):
         unconditional = real[:, p:] if u else None
-        return jax.value_and_grad(
-            lambda x: drifting_loss(x, real[:, :p], unconditional, options=options)[0]
-        )(generated)
+        fresh = fresh if negatives_of(options) == "fresh" else None
+        key = jax.random.key(0) if field_named(options.field).draws else None
 
-    shapes = ((c, g, t, d), (c, p + u, t, d))
+        def loss(x):
+            given = {"fresh": fresh, "options": options, "key": key}
+            return drifting_loss(x, real[:, :p], unconditional, **given)[0]
+
+        return jax.value_and_grad(loss)(generated)
+
+    shapes = ((c, g, t, d), (c, p + u, t, d), (c, g, t, d))
     return jax.jit(f).lower(*(jax.ShapeDtypeStruct(s, dtype, sharding=sharding) for s in shapes))
+
+
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - {"mean_shift"}))
+def test_the_loss_of_the_other_fields(field):
+    temperatures = (0.05, 0.2) if field_named(field).has_temperature else (1.0,)
+    neighbours = 4 if field == "energy" else 0
+    options = DriftOptions(temperatures, field=field, neighbours=neighbours)
+    products = check(compiled("h100", loss_lowered("h100", (4, 16, 16, 4, 4, 64), options)))
+    assert any("gd,nd->gn" in one.attributes for _, _, one in products) or field == "sliced"
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("combine", ["crossed", "separate"])
 @pytest.mark.parametrize("normalize", ["both", "targets", "none"])
-def test_the_loss_of_every_field(name, combine, normalize):
+def test_the_loss_of_the_paper_with_every_ablation(name, combine, normalize):
     options = DriftOptions(combine=combine, normalize=normalize)
     products = check(compiled(name, loss_lowered(name, (10, 32, 64, 8, 4, 64), options)))
     assert any("gd,nd->gn" in one.attributes for _, _, one in products)

@@ -112,3 +112,28 @@ def test_kernels_in_the_dtype_of_their_layer_give_the_same_bits(model):
         strict=True,
     ):
         np.testing.assert_array_equal(a.astype(jnp.float32), b.astype(jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"drift__field": "w_flow", "drift__combine": "separate"},
+            "'w_flow' does not read combine",
+        ),
+        ({"drift__field": "energy", "drift__neighbours": 3, "drift__annealed": True}, "annealed"),
+        (
+            {"drift__negatives": "two_fold", "train__generated_per_label": 15},
+            r"config.train.generated_per_label must be even .* found 15",
+        ),
+        ({"drift__lookahead_stride": 0.5}, "lookahead_stride needs lookahead"),
+    ],
+)
+def test_options_of_a_field_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        build.check_choices(config(**changes))
+
+
+def test_a_field_without_temperatures_has_one_drift():
+    assert build.drift_options(config(drift__field="energy")).temperatures == (1.0,)
+    assert build.drift_options(config(drift__field="w_flow")).temperatures == (0.02, 0.05, 0.2)

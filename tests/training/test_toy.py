@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from drifting_jax.config import base_config, file_beside, resolve
-from drifting_jax.data.points import MODE_STD
+from drifting_jax.data.points import MODE_STD, sample_target
 from drifting_jax.errors import UserError
 from drifting_jax.models.mlp import MLP
 from drifting_jax.training import build, programs, run, toy
@@ -53,6 +54,29 @@ def config(**changes):
 def toy2d():
     """The config file, as a module."""
     return file_beside(ROOT / "configs" / "any.py", "toy2d.py")
+
+
+@pytest.mark.parametrize(
+    "drift",
+    [
+        {"drift__field": "w_flow", "drift__temperatures": (0.05,)},
+        {"drift__field": "sliced", "drift__projections": 16},
+        {"drift__lookahead": 1, "drift__annealed": True},
+    ],
+    ids=str,
+)
+def test_a_step_of_every_kind_of_field(drift):
+    """With a second batch, with a key, and with the progress; its drifts have their names."""
+    found = config(start="between", **drift)
+    program = programs.toy_program(found, build.make_mesh(found))
+    points = jnp.asarray(sample_target("two_modes", np.random.default_rng(0), 64))
+    batch = {"image": points, "label": jnp.zeros(64, jnp.int32)}
+    carry, report = program.step(program.first_carry(), {}, batch)
+    carry, again = program.step(carry, {}, batch)
+    assert int(carry.state.skipped) == 0
+    drifts = [n for n in program.to_scalars(jax.device_get(report.metrics)) if "drift/" in n]
+    assert len(drifts) == {"sliced": 1, "w_flow": 1}.get(found.drift.field, 4)
+    assert report.metrics.loss != again.metrics.loss
 
 
 @pytest.mark.parametrize("start", list(CENTRES))
