@@ -64,6 +64,7 @@ setup(
             "drifting-prepare=drifting_jax.prepare:cli",
             "drifting-convert=drifting_jax.convert:cli",
             "drifting-evaluate=drifting_jax.evaluate:cli",
+            "drifting-diagnose=drifting_jax.diagnose:cli",
         ]
     },
 )

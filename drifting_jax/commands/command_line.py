@@ -124,6 +124,7 @@ def run_program(
     *,
     words: int = 0,
     flags_of: str = "",
+    has_config: bool = False,
 ) -> None:
     """Runs the main function of a command through absl and ends the process with its exit status.
 
@@ -133,6 +134,7 @@ def run_program(
       main_function: is given the program's name and at most `words` arguments that are no flags.
       words: how many such arguments the command takes, such as a subcommand.
       flags_of: module that defines the flags; empty for the module of the function.
+      has_config: whether the flags have --config, whose fields they may set.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -147,7 +149,8 @@ def run_program(
     module = flags_of or main_function.__module__
     for flag in flags.FLAGS.get_flags_for_module(module):  # for --help
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    run_main(guarded, flags_parser=functools.partial(parse_plain_flags, words=words))
+    parse = functools.partial(parse_plain_flags, words=words)
+    run_main(guarded, flags_parser=parse_flags if has_config else parse)
 
 
 def exit_status(error: UserError | OSError) -> int:

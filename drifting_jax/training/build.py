@@ -87,7 +87,12 @@ def make_encoder(config: ConfigDict, spec: DataSpec) -> ResNetMAE:
 
 
 def make_feature_function(
-    config: ConfigDict, spec: DataSpec, *, extra: nn.Module | None = None, vae: VAE | None = None
+    config: ConfigDict,
+    spec: DataSpec,
+    *,
+    extra: nn.Module | None = None,
+    vae: VAE | None = None,
+    autoencoder: bool = True,
 ) -> FeatureFunction:
     """Returns the function that makes all features of config.features (3.4, A.4, A.5).
 
@@ -96,6 +101,7 @@ def make_feature_function(
       spec: of its samples, images or latents.
       extra: the network of config.extra_encoder, which sees pixels; None without one.
       vae: decodes latents for it.
+      autoencoder: whether there is one.
 
     Returns:
       (variables, images [b, h, w, c]) -> {name: [b, t, d]}. The variables are {"": those of the
@@ -103,14 +109,14 @@ def make_feature_function(
     """
     f, kind = config.features, config.extra_encoder.kind
     patch_sizes = tuple(f.patch_sizes)
-    functions = {
-        "": encoders.autoencoder_features(
+    functions = {}
+    if autoencoder:
+        functions[""] = encoders.autoencoder_features(
             make_encoder(config, spec),
             patch_sizes=patch_sizes,
             partial_patches=f.partial_patches,
             input_rms=f.input_rms,
         )
-    }
     if extra is not None:
         of_images = ENCODERS[kind].features(extra, patch_sizes, f.partial_patches)
         functions[kind] = encoders.through_decoder(vae, of_images) if vae else of_images

@@ -76,13 +76,13 @@ def _check_extra(config: ConfigDict, spec: DataSpec) -> None:
 
 
 def place_networks(
-    config: ConfigDict, encoder: PyTree, pretrained: PretrainedNetworks, mesh: Mesh
+    config: ConfigDict, encoder: PyTree | None, pretrained: PretrainedNetworks, mesh: Mesh
 ) -> FrozenNetworks:
     """Puts all frozen networks on the devices.
 
     Args:
       config: of the run.
-      encoder: parameters of the autoencoder, on the devices.
+      encoder: parameters of the autoencoder, on the devices; None without one.
       pretrained: the other networks, on the host.
       mesh: the devices; config.mesh.rules says how arrays are split over them.
     """
@@ -93,7 +93,9 @@ def place_networks(
         shardings = meshes.sharding_for_tree(tree, mesh, config.mesh.rules)
         return dataclasses.replace(network, variables=jax.device_put(tree, shardings))
 
-    variables = {"": {"params": as_computed(feature_params(encoder), dtype)}}
+    variables = {}
+    if encoder is not None:
+        variables[""] = {"params": as_computed(feature_params(encoder), dtype)}
     vae = placed(pretrained.vae) if pretrained.vae else None
     if pretrained.extra is None:
         return FrozenNetworks(variables, None, None, vae)

@@ -17,6 +17,7 @@ def test_the_numbers_of_the_streams_never_change():
         "toy_init": 6,
         "toy_steps": 7,
         "samples": 8,
+        "diagnosis": 9,
     }
 
 
