@@ -5,10 +5,11 @@
     python benchmarks/fields.py --picture=fields.png  # and draws a panel for each field
 
 Everything but the field is the same: network, optimizer, schedule, average, steps, data. A field
-has one scale (its temperature, or what stands for it), tuned over five values with seed 0. Seeds 1
-to 3 then measure; they are paired, with the same initial weights, noise and data in all fields.
+has one scale (its temperature, or what stands for it), tuned over five values with seed 0; energy
+and sliced have none. Seeds 1 to 3 then measure; they are paired, with the same initial weights, noise and data in all fields.
 Fields with a second batch split the generated samples between the two, so that all generate as
-many. What stands in the results is not computed again.
+many. Positives are as many as the samples that repel. What stands in the results is not computed
+again.
 
 The main metric is the sliced Wasserstein distance over that of real points to real points. Better
 than the paper's field means: all three paired differences have one sign, and their mean exceeds
@@ -122,17 +123,17 @@ def draw_target(name: str, rng: np.random.Generator, count: int) -> np.ndarray:
     return sample_target(name, rng, count)
 
 
-def settings_of(options: DriftOptions, generated: int) -> ToyStepConfig:
-    """A second batch takes half of the generated samples."""
-    if negatives_of(options) == "fresh":
-        generated //= 2
-    return ToyStepConfig(
-        generated=generated,
+def settings_of(options: DriftOptions) -> tuple[ToyStepConfig, int]:
+    """Settings, and the number of positives; a second batch takes half of the generated samples."""
+    negatives = negatives_of(options)
+    settings = ToyStepConfig(
+        generated=SAMPLES // 2 if negatives == "fresh" else SAMPLES,
         noise_features=NOISE,
         drift=options,
         num_steps=STEPS,
         ema_decays=(EMA,),
     )
+    return settings, SAMPLES // 2 if negatives in ("fresh", "two_fold") else SAMPLES
 
 
 @functools.cache
@@ -143,16 +144,15 @@ def trainer(options: DriftOptions, dimensions: int):
         LEARNING_RATE, warmup_steps=50, num_steps=STEPS, schedule="cosine"
     )
     optimizer = make_optimizer(schedule, b1=0.9, b2=0.95, weight_decay=0.0, clip_norm=2.0)
-    step = functools.partial(
-        toy_step, model=model, optimizer=optimizer, settings=settings_of(options, SAMPLES)
-    )
+    settings, positives = settings_of(options)
+    step = functools.partial(toy_step, model=model, optimizer=optimizer, settings=settings)
 
     def run(params, points, key):
         data_key, step_key, sample_key = jax.random.split(key, 3)
 
         def advance(state, number):
             rows = jax.random.randint(
-                jax.random.fold_in(data_key, number), (SAMPLES,), 0, len(points)
+                jax.random.fold_in(data_key, number), (positives,), 0, len(points)
             )
             return step(state, {"image": points[rows]}, step_key)[0], None
 
@@ -318,7 +318,10 @@ def picture(results: dict, path: str) -> None:
 def main(_) -> None:
     """Measures what the results lack."""
     path = Path(_RESULTS.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
+    if not results and (_TABLE.value or _PICTURE.value):
+        raise app.UsageError(f"{path} has no results yet: run the script without flags first")
     if not (_TABLE.value or _PICTURE.value):
         for name, tried in candidates().items():
             if name in results:

@@ -36,7 +36,8 @@ class FeatureSets:
       unconditional: of real samples of any class, or None.
       unconditional_weight, generated_weight, positive_weight: [c, n], or None.
       fresh: of a second batch of generated samples, or None; see `DriftOptions.negatives`.
-      key: of a field that draws random numbers, the same for all microbatches; or None.
+      key: of a field that draws random numbers, the same for all features and microbatches; or
+        None.
       progress: [] the done share of the training, for annealed temperatures; or None.
     """
 
@@ -188,7 +189,7 @@ def _joined(sets: FeatureSets, options: DriftOptions) -> Iterator[tuple[list[str
     (benchmarks/feature_loss.py).
     """
     _check_names(sets)
-    for number, names in enumerate(_groups(sets.generated)):
+    for names in _groups(sets.generated):
 
         def joined(features: Features | None, names=names) -> jax.Array | None:
             return None if features is None else _side_by_side(features, names)
@@ -205,7 +206,7 @@ def _joined(sets: FeatureSets, options: DriftOptions) -> Iterator[tuple[list[str
                 positive_weight=sets.positive_weight,
                 unconditional_weight=sets.unconditional_weight,
                 lengths=[sets.generated[name].shape[2] for name in names],
-                key=None if sets.key is None else jax.random.fold_in(sets.key, number),
+                key=sets.key,
             ),
         )
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from drifting_jax.method.fields.lookahead import lookahead
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.sets import ScaledSets
-from drifting_jax.method.fields.table import field_named
+from drifting_jax.method.fields.table import field_named, temperatures_of
 from drifting_jax.method.statistics import SCALE_MINIMUM, DistanceSums, DriftingStatistics
 from drifting_jax.method.target_sets import Sets, distance_sums, distances, make_sets
 
@@ -103,7 +103,7 @@ def temperatures_at(
     Raises:
       ValueError: they are annealed and the progress is not known.
     """
-    temperatures = jnp.asarray(options.temperatures, dtype)
+    temperatures = jnp.asarray(temperatures_of(options), dtype)
     if not options.annealed:
         return temperatures
     if progress is None:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.fields.sets import own_pairs, pairwise_distance
-from drifting_jax.method.fields.table import field_named, negatives_of
+from drifting_jax.method.fields.sets import check_even, own_pairs, pairwise_distance
+from drifting_jax.method.fields.table import check_options, field_named, negatives_of
 from drifting_jax.method.statistics import DistanceSums
 
 SQUARED_DISTANCE_MINIMUM = 1e-8
@@ -94,6 +94,7 @@ def make_sets(
     Shapes are as in `drifting_loss`. `lengths` are the locations of each feature; None for one.
     `generated_weight` is that of the generated targets.
     """
+    check_options(options)
     negatives = negatives_of(options)
     if unconditional is None:
         unconditional = generated[:, :0]
@@ -150,11 +151,7 @@ def _check_negatives(negatives: str, generated: jax.Array, fresh: jax.Array | No
             "a second batch of generated samples is for negatives='fresh' alone: the negatives "
             f"are {negatives!r}, and there is {found}"
         )
-    if negatives == "two_fold" and generated.shape[1] % 2:
-        raise ValueError(
-            f"negatives='two_fold' needs an even number of generated samples; found "
-            f"{generated.shape[1]}"
-        )
+    check_even(negatives, generated.shape[1])
 
 
 def distances(sets: Sets) -> jax.Array:
@@ -212,8 +209,7 @@ def _with_squares(
     squares = jnp.sum(jnp.square(distance) * weights, axis=(0, 2, 3))
     weight = jnp.sum(weights) * g
     if sets.samples is not None:  # Σ ‖x_i - x_j‖² needs no pairs
-        of_samples = g * jnp.sum(jnp.square(sets.samples), axis=(2, 3))
-        of_samples -= jnp.sum(jnp.square(jnp.sum(sets.samples, axis=2)), axis=2)
-        squares += 2 * jnp.sum(of_samples, axis=0)
+        apart = sets.samples - jnp.mean(sets.samples, axis=2, keepdims=True)
+        squares += 2 * g * jnp.sum(jnp.square(apart), axis=(0, 2, 3))
         weight += c * g * g
     return dataclasses.replace(sums, weighted=sets.sums(squares), weight=weight * lengths, power=2)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from drifting_jax.distributed import class_rows
 from drifting_jax.method import guidance
-from drifting_jax.method.fields.sets import acting_negatives
-from drifting_jax.method.fields.table import field_named
+from drifting_jax.method.fields.table import field_named, weighing_negatives
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.generator_settings import GeneratorStepConfig
 from drifting_jax.steps.sample_queue import SampleQueue
@@ -74,7 +73,7 @@ def draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> Row
         cfg_scale=cfg_scale,
         weight=guidance.unconditional_weight(
             cfg_scale,
-            negatives=acting_negatives(s.generated, s.negatives),
+            negatives=weighing_negatives(s.drift, s.generated),
             unconditional=s.unconditional,
         ),
         input_keys=jax.random.split(input_key, (s.labels, s.generated)),

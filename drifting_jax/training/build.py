@@ -17,7 +17,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.method import encoders
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.fields.table import FIELDS, check_options, field_named, negatives_of
+from drifting_jax.method.fields.table import FIELDS, check_options, negatives_of
 from drifting_jax.models import generators, layers
 from drifting_jax.models.calls import init_params
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
@@ -165,11 +165,8 @@ def check_models(config: ConfigDict, spec: DataSpec) -> None:
 
 
 def drift_options(config: ConfigDict) -> DriftOptions:
-    """Returns the options of config.drift; a field without temperatures has one drift."""
-    values = config.drift.to_dict()
-    if not field_named(values["field"]).has_temperature:
-        values["temperatures"] = (1.0,)
-    return DriftOptions(**values)
+    """Returns the options of config.drift."""
+    return DriftOptions(**config.drift.to_dict())
 
 
 def _check_drift(config: ConfigDict) -> None:

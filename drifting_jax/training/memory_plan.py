@@ -14,6 +14,8 @@ from drifting_jax.compiler import targets
 from drifting_jax.config import ConfigDict
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
+from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.table import negatives_of
 from drifting_jax.models.rematerialisation import POLICIES
 
 _SAMPLES_AT_ONCE = 64  # generated samples of a microbatch on a device, at least
@@ -65,8 +67,8 @@ def memory_plan(
     """
     t, device = config.train, mesh.devices.flat[0]
     generated = t.labels_per_step * t.generated_per_label / mesh.size
-    drawn = t.positives_per_label + t.unconditional_per_label
-    for_each = maps * (1 + drawn / t.generated_per_label)  # bytes of maps for a generated sample
+    # Bytes of maps for a generated sample, with its share of the others of its row.
+    for_each = maps * _samples_of_row(config) / t.generated_per_label
     free, kept = _usable(device) - held, for_each * generated
 
     def place(at_once: float) -> str:
@@ -114,12 +116,19 @@ def _usable(device: jax.Device) -> float:
     return memory * (_USABLE_OF_GPU if targets.gpu_of(device) else _USABLE_OF_TPU)
 
 
+def _samples_of_row(config: ConfigDict) -> int:
+    """Generated samples of a class row, a second batch of them if the field takes one, and real."""
+    t, drift = config.train, config.drift
+    negatives = negatives_of(DriftOptions(field=drift.field, negatives=drift.negatives))
+    batches = 2 if negatives == "fresh" else 1
+    return batches * t.generated_per_label + t.positives_per_label + t.unconditional_per_label
+
+
 def _splits(config: ConfigDict, mesh: Mesh, count: int) -> bool:
     """Whether all samples of a microbatch split over the devices; otherwise each holds all maps."""
-    t = config.train
-    samples = t.generated_per_label + t.positives_per_label + t.unconditional_per_label
+    rows = config.train.labels_per_step // count
     try:
-        meshes.row_sharding(mesh, t.labels_per_step // count, samples)
+        meshes.row_sharding(mesh, rows, _samples_of_row(config))
     except ValueError:
         return False
     return True

@@ -17,6 +17,7 @@ from drifting_jax.distributed.agreement import on_main_process
 from drifting_jax.distributed.processes import is_main_process
 from drifting_jax.evaluation.small_runs import evaluate_run
 from drifting_jax.files import expanded
+from drifting_jax.method.fields.table import drift_names
 from drifting_jax.surroundings import settled_jax
 from drifting_jax.training import build, encoder, generator, toy
 from drifting_jax.training.hooks import RunContext
@@ -116,7 +117,7 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
 
 def _draw_drift(config: ConfigDict, workdir: Path) -> None:
     records = read_metrics(workdir, stage="generator")
-    pictures.write_drift(workdir / "drift.png", records, config.drift.temperatures)
+    pictures.write_drift(workdir / "drift.png", records, drift_names(build.drift_options(config)))
 
 
 def _complete_message(config: ConfigDict, workdir: Path) -> str:

@@ -15,6 +15,7 @@ from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.toy import measure_toy, toy_json, toy_table
 from drifting_jax.files import write_bytes, write_json
+from drifting_jax.method.fields.table import drift_names
 from drifting_jax.models.calls import apply
 from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.state import TrainState, ema_name
@@ -136,6 +137,5 @@ def draw_pictures(config: ConfigDict, workdir: Path) -> None:
         target,
         options=build.drift_options(config),
     )
-    pictures.write_drift(
-        workdir / "drift.png", read_metrics(workdir, stage="toy"), config.drift.temperatures
-    )
+    drifts = drift_names(build.drift_options(config))
+    pictures.write_drift(workdir / "drift.png", read_metrics(workdir, stage="toy"), drifts)

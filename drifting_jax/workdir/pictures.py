@@ -20,6 +20,7 @@ from drifting_jax.drawing import import_matplotlib, new_figure, own_style
 from drifting_jax.errors import first_line
 from drifting_jax.method import losses
 from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.table import field_named
 from drifting_jax.method.target_sets import distance_sums, distances, make_sets
 
 _REAL, _GENERATED, _ARROW = "#9aa5b1", "#d1495b", "#22333b"
@@ -27,7 +28,7 @@ _LAST_FRAME_MILLISECONDS = 2500
 _FRAME_MILLISECONDS = 80
 _GRID = 22  # arrows along the longer side
 _LEAST_ASPECT = 0.5
-_FAR = 1e4  # in mean distances, beyond the reach of every kernel
+_MOST_ARROWS = 1000
 
 
 def _draws(function: Callable[..., None]) -> Callable[..., None]:
@@ -110,46 +111,52 @@ def write_field(
     lines = (np.linspace(-limit, limit, n) for limit, n in zip(limits, counts, strict=True))
     grid = np.stack(np.meshgrid(*lines), axis=-1).reshape(-1, 2)
     for axes, step in zip(figure.subplots(1, 3), chosen, strict=True):
-        v = _field_on_grid(grid, frames[step], target, options)
+        places, v = _field_at(grid, frames[step], target, options)
         _scatter(axes, target, _REAL, "real", limits)
         _scatter(axes, frames[step], _GENERATED, "generated", limits)
         length = np.linalg.norm(v, axis=1, keepdims=True)
         longest = max(float(length.max()), 1e-12)
         # Square root of the length: the field spans decades, and its direction matters everywhere.
         arrows = v / np.maximum(length, 1e-12) * np.sqrt(length / longest)
-        axes.quiver(*grid.T, *arrows.T, color=_ARROW, scale=_GRID, width=0.004, alpha=0.85)
+        axes.quiver(*places.T, *arrows.T, color=_ARROW, scale=_GRID, width=0.004, alpha=0.85)
         axes.set_title(f"step {step}: largest |V| {longest:.2g}", fontsize=10)
     figure.axes[0].legend(loc="upper left", fontsize=8, markerscale=2.5, framealpha=0.8)
     figure.savefig(path)
 
 
-def _field_on_grid(
+def _field_at(
     grid: np.ndarray, generated: np.ndarray, real: np.ndarray, options: DriftOptions
-) -> np.ndarray:
-    """Returns V [n, 2] at the points of a grid [n, 2], which are not targets themselves."""
-    probes, points, targets = (
-        jnp.asarray(a, jnp.float32)[None, :, None] for a in (grid, generated, real)
-    )
-    samples = make_sets(points, targets)
-    scale = distance_sums(distances(samples), samples).distance_scale
-    # The points repel the grid as a second batch would.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns places [n, 2] and V [n, 2] there: the points of a grid, which are no targets.
+
+    Where V of a sample depends on the other samples the places are generated samples.
+    """
+    field = field_named(options.field)
+    itself = next(kind for kind in field.negatives if kind != "fresh")
     options = dataclasses.replace(
         options,
         temperatures=(max(options.temperatures),),
-        negatives="fresh",
+        negatives=itself,
         lookahead=0,
         lookahead_stride=1.0,
         annealed=False,
     )
-    sets = make_sets(probes, targets, fresh=points, options=options, key=root_key(0))
+    probes, points, targets = (
+        jnp.asarray(a, jnp.float32)[None, :, None] for a in (grid, generated, real)
+    )
+    sets = make_sets(points, targets, options=options, key=root_key(0))
+    scale = distance_sums(distances(sets), sets).distance_scale
+    places = generated
+    if field.is_pointwise:  # the points repel the grid as a second batch would
+        places, options = grid, dataclasses.replace(options, negatives="fresh")
+        sets = make_sets(probes, targets, fresh=points, options=options)
     drifts = losses.all_drifts(sets, distances(sets), scale, options)  # in units of S/√2
-    return np.asarray(drifts[0, 0, 0] * scale[0] / 2**0.5)
+    v = np.asarray(drifts[0, 0, 0] * scale[0] / 2**0.5)
+    return places[:_MOST_ARROWS], v[:_MOST_ARROWS]
 
 
 @_draws
-def write_drift(
-    path: Path, records: Sequence[Mapping[str, Any]], temperatures: Sequence[float]
-) -> None:
+def write_drift(path: Path, records: Sequence[Mapping[str, Any]], drifts: Sequence[str]) -> None:
     """Draws the raw drift per τ and the diversity over training, beside the loss.
 
     The loss hardly changes, even in a run that goes well.
@@ -157,14 +164,14 @@ def write_drift(
     Args:
       path: PNG file.
       records: lines of metrics.jsonl of one stage.
-      temperatures: τ of the run.
+      drifts: names of the drifts, as `fields.table.drift_names` gives them.
     """
     figure = new_figure(figsize=(10, 3.8), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    colours = import_matplotlib().colormaps["viridis"](np.linspace(0.1, 0.8, len(temperatures)))
-    for temperature, colour in zip(temperatures, colours, strict=True):
-        label = f"raw drift², τ = {temperature:g}"
-        left.plot(*_series(records, f"drift/mean/{temperature:g}"), color=colour, label=label)
+    colours = import_matplotlib().colormaps["viridis"](np.linspace(0.1, 0.8, len(drifts)))
+    for drift, colour in zip(drifts, colours, strict=True):
+        label = f"raw drift², τ = {drift}"
+        left.plot(*_series(records, f"drift/mean/{drift}"), color=colour, label=label)
     left.plot(*_series(records, "loss"), color=_REAL, ls="--", label="loss")
     left.set(xlabel="step", yscale="log", ylabel="mean square")
     right.axhline(1, color=_REAL, lw=0.8)

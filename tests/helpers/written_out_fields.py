@@ -166,6 +166,8 @@ def energy(x, y, z, o, tau, alpha, own, neighbours=0):
         for i, one in enumerate(x):
             r = np.linalg.norm(s - one, axis=1) / np.sqrt(x.shape[1])
             chosen = [j for j in np.argsort(r) if not out[i, j]]
+            if neighbours:  # a sample is none of its own neighbours
+                chosen = [j for j in chosen if r[j] > 1e-9]
             chosen = chosen[: neighbours or None]
             directions = [(s[j] - one) / r[j] if r[j] > 1e-9 else 0 * one for j in chosen]
             found.append(np.sum(directions, axis=0) / len(chosen))
@@ -182,7 +184,11 @@ def fair_energy(x, y, z, o, tau, alpha, own):
 
     share = 1 - (1 - 0.95) / len(z)
     attracted = mean_direction(y, np.zeros((len(x), len(y)), bool))
-    return attracted - share * mean_direction(z, left_out(len(x), len(z), own))
+    v = attracted - share * mean_direction(z, left_out(len(x), len(z), own))
+    if o is None:
+        return v
+    nothing = np.zeros((len(x), len(o)), bool)
+    return v + (alpha - 1) * (attracted - mean_direction(o, nothing))
 
 
 def mmd(x, y, z, o, tau, alpha, own):

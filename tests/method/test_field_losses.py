@@ -182,3 +182,49 @@ def test_negatives_that_do_not_fit_are_refused():
         drifting_loss(x, x, fresh=x)
     with pytest.raises(ValueError, match="negatives are 'fresh', and there is none"):
         drifting_loss(x, x, options=dataclasses.replace(two_fold, negatives="fresh"))
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+@pytest.mark.parametrize("constant", [1.0, 3.3])
+def test_samples_at_one_point_have_a_finite_loss(name, constant):
+    """As a collapsed generator makes them, with a second batch at the same point."""
+    rng = np.random.default_rng(1)
+    same = jnp.full((2, 4, 1, 8), constant)
+    other = jnp.asarray(rng.normal(size=same.shape), jnp.float32)
+    options = DriftOptions((0.05,), field=name)
+    loss, statistics = drifting_loss(
+        same,
+        other,
+        fresh=same if negatives_of(options) == "fresh" else None,
+        options=options,
+        key=jax.random.key(0) if FIELDS[name].draws else None,
+    )
+    assert np.isfinite(loss) and loss > 0 and statistics.distance_scale > 0.1
+
+
+def test_options_that_a_field_does_not_read_are_refused():
+    x = jnp.zeros((1, 4, 1, 2))
+    with pytest.raises(ValueError, match="'mmd' does not read combine"):
+        drifting_loss(x, x, options=DriftOptions(field="mmd", combine="separate"))
+    found, statistics = drifting_loss(x, x + 1, options=DriftOptions(field="energy"))
+    assert statistics.drift_mean_square.shape == (1,) and np.isfinite(found)
+
+
+def test_directions_do_not_depend_on_the_number_of_rows():
+    """Features are joined in other groups where rows are few; their directions stay."""
+    rng = np.random.default_rng(2)
+    options = DriftOptions(field="sliced", projections=2)
+    features = {str(i): rng.normal(size=(16, 16, 16, 128)).astype(np.float32) for i in range(5)}
+    real = {name: x[::-1].copy() for name, x in features.items()}
+
+    def cotangents(rows):
+        sets = FeatureSets(
+            {name: x[:rows] for name, x in features.items()},
+            {name: x[:rows] for name, x in real.items()},
+            key=jax.random.key(0),
+        )
+        return feature_losses.loss_and_cotangents(sets, options)[1]
+
+    many, few = cotangents(16)["3"][:1], cotangents(1)["3"]
+    along = np.sum(many * few) / np.linalg.norm(many) / np.linalg.norm(few)
+    np.testing.assert_allclose(along, 1, rtol=1e-4)

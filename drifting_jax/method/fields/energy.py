@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from drifting_jax.method.fields import sides
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.fields.sets import ScaledSets
+from drifting_jax.method.fields.sets import ScaledSets, excluded_pairs
 
 _ALMOST = 0.95  # share of the unbiased score in the almost-fair one
 
@@ -28,8 +29,11 @@ def energy(sets: ScaledSets, temperature: float | jax.Array, options: DriftOptio
     return sides.linear_guidance(sets, attraction)
 
 
-def _nearest_mean(sets: ScaledSets, acts, count: int) -> jax.Array:
-    """[g, n] weights of the mean over the nearest targets of each sample that act."""
+def _nearest_mean(sets: ScaledSets, acts: np.ndarray, count: int) -> jax.Array:
+    """[g, n] weights of the mean over the nearest targets of each sample, itself left out."""
+    if sets.negatives == "kept":  # a sample would take a place among its own neighbours
+        g, n = acts.shape
+        acts = acts & ~excluded_pairs(g, n, sets.num_generated, "own")
     distance = jnp.where(acts, sets.distance, jnp.inf)
     most = int(acts.sum(axis=1).max(initial=0))
     if count < most:
@@ -44,14 +48,15 @@ def fair_energy(
     """Weights [g, n] of the almost-fair energy score of each positive (2412.15832).
 
     V = mean (y - x)/r - (1 - (1 - a)/g)·mean over other samples (z - x)/r, a = 0.95. It is for
-    conditions with a single positive. There is no temperature.
+    conditions with a single positive. Guidance is linear. There is no temperature.
     """
     del temperature, options
     direction = sides.inverse_distance(sets)
-    acts = ~sets.excluded
     fairness = 1 - (1 - _ALMOST) / sets.num_generated
-    attracted = sides.mean(sets, acts & sets.attracting)
-    return (attracted - fairness * sides.mean(sets, acts & sets.repelling)) * direction
+    share = jnp.where(sets.repelling, fairness, 1).astype(direction.dtype)
+    return share[None] * sides.linear_guidance(
+        sets, lambda acts: sides.mean(sets, acts) * direction
+    )
 
 
 def mmd(sets: ScaledSets, temperature: float | jax.Array, options: DriftOptions) -> jax.Array:

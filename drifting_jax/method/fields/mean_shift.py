@@ -6,7 +6,9 @@ locations; what these share (the distance scale S, the norm of the drift) belong
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from drifting_jax.method.fields import sides
 from drifting_jax.method.fields.options import DriftOptions, Kernel, Normalization
 from drifting_jax.method.fields.sets import ScaledSets, own_pairs, pairwise_distance
 
@@ -24,7 +26,26 @@ def mean_shift(
 
     Unconditional targets join the negatives; their weights multiply the affinities (A.7).
     """
+    if options.combine == "separate" and not options.affinity_floor:
+        attracted = side_shares(sets, temperature, options, sets.attracting)
+        repelled = side_shares(sets, temperature, options, ~sets.attracting)
+        return options.attraction * attracted - options.repulsion * repelled
     return pair_weights(affinities_of(sets, temperature, options), sets.num_negative, options)
+
+
+def side_shares(
+    sets: ScaledSets, temperature: float | jax.Array, options: DriftOptions, side: np.ndarray
+) -> jax.Array:
+    """Shares [g, n] of the targets of one side in its sum of affinities, which has no floor.
+
+    They are computed from logarithms, so that a side far from a sample keeps its shares.
+    """
+    logits = kernel_logits(sets.distance, temperature=temperature, kernel=options.kernel)
+    logits = sides.acting_logits(logits, ~sets.excluded)
+    if options.normalize == "both":
+        logits = logits - 0.5 * _log_sum_exp(logits, axis=0)
+    logits += sides.log_weights(sets)
+    return sides.softmax(logits, ~sets.excluded & side)
 
 
 def affinities_of(

@@ -71,6 +71,14 @@ def acting_negatives(num_generated: int, negatives: str) -> int:
     return {"own": num_generated - 1, "two_fold": num_generated // 2}.get(negatives, num_generated)
 
 
+def check_even(negatives: str, generated: int) -> None:
+    """Raises ValueError if samples do not split into halves that are each other's negatives."""
+    if negatives == "two_fold" and generated % 2:
+        raise ValueError(
+            f"negatives='two_fold' needs an even number of generated samples; found {generated}"
+        )
+
+
 def excluded_pairs(g: int, n: int, num_generated: int, negatives: str) -> np.ndarray:
     """[g, n] bool: pairs of a sample and a generated target that do not act; z comes first."""
     sample, target = np.arange(g)[:, None], np.arange(n)[None, :]

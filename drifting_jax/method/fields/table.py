@@ -9,13 +9,14 @@ from drifting_jax.method.fields.bias_corrected import bias_corrected
 from drifting_jax.method.fields.energy import energy, fair_energy, mmd
 from drifting_jax.method.fields.kernel_gradient import kernel_gradient, kl_chi2, sharp
 from drifting_jax.method.fields.mean_shift import mean_shift
-from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.fields.sets import ScaledSets
+from drifting_jax.method.fields.options import DriftOptions, Negatives
+from drifting_jax.method.fields.sets import ScaledSets, acting_negatives
 from drifting_jax.method.fields.sliced import sliced
 from drifting_jax.method.fields.transport import sinkhorn, w_flow
 
-_NEGATIVES = ("own", "kept", "two_fold", "fresh")
-_COMMON = ("temperatures", "affinity_floor", "field", "negatives")  # options that every field has
+_NEGATIVES: tuple[Negatives, ...] = ("own", "kept", "two_fold", "fresh")
+# Options of every field. The floor is that of the paper's field; others have none.
+_COMMON = ("temperatures", "affinity_floor", "field", "negatives")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +32,21 @@ class Field:
       scale: what S is of the distances: their "mean", or their root mean square ("rms", S₂).
       has_temperature: whether it depends on τ.
       draws: whether it draws random numbers and needs a key.
+      is_guided_linearly: whether guidance adds (α - 1)(T_y - T_o), T the attraction of one set. If
+        not, unconditional targets join the negatives.
+      is_pointwise: whether V of a sample depends on the targets alone, and not on other samples.
     """
 
     function: Callable[[ScaledSets, float | jax.Array, DriftOptions], jax.Array]
     reads: tuple[str, ...] = ()
     _: dataclasses.KW_ONLY
-    negatives: tuple[str, ...] = _NEGATIVES
+    negatives: tuple[Negatives, ...] = _NEGATIVES
     gives_weights: bool = True
     scale: str = "mean"
     has_temperature: bool = True
     draws: bool = False
+    is_guided_linearly: bool = True
+    is_pointwise: bool = True
 
     @property
     def options(self) -> set[str]:
@@ -50,34 +56,45 @@ class Field:
         return {*_COMMON, *self.reads, *lookahead, *annealed}
 
 
+_KEPT_FIRST: tuple[Negatives, ...] = ("kept", "own", "two_fold", "fresh")
 _KERNEL = ("kernel",)
 _TRANSPORT = ("cost", "iterations")
 
 FIELDS: dict[str, Field] = {
-    "mean_shift": Field(mean_shift, ("kernel", "normalize", "combine", "attraction", "repulsion")),
-    "bias_corrected": Field(bias_corrected, ("kernel", "normalize")),
+    "mean_shift": Field(
+        mean_shift,
+        ("kernel", "normalize", "combine", "attraction", "repulsion"),
+        is_guided_linearly=False,
+    ),
+    "bias_corrected": Field(bias_corrected, ("kernel", "normalize"), is_guided_linearly=False),
     "kernel_gradient": Field(kernel_gradient, _KERNEL),
     "sharp": Field(sharp, _KERNEL),
     "kl_chi2": Field(kl_chi2),
-    "sinkhorn": Field(sinkhorn, _TRANSPORT, negatives=("kept", "own", "two_fold", "fresh")),
+    "sinkhorn": Field(
+        sinkhorn,
+        _TRANSPORT,
+        negatives=_KEPT_FIRST,
+        is_guided_linearly=False,
+        is_pointwise=False,
+    ),
     "w_flow": Field(
-        w_flow, _TRANSPORT, negatives=("fresh", "two_fold", "own", "kept"), scale="rms"
+        w_flow,
+        _TRANSPORT,
+        negatives=("fresh", "two_fold", "own", "kept"),
+        scale="rms",
+        is_pointwise=False,
     ),
-    "energy": Field(
-        energy,
-        ("neighbours",),
-        negatives=("kept", "own", "two_fold", "fresh"),
-        has_temperature=False,
-    ),
+    "energy": Field(energy, ("neighbours",), negatives=_KEPT_FIRST, has_temperature=False),
     "fair_energy": Field(fair_energy, negatives=("own", "fresh"), has_temperature=False),
-    "mmd": Field(mmd, negatives=("kept", "own", "two_fold", "fresh")),
+    "mmd": Field(mmd, negatives=_KEPT_FIRST),
     "sliced": Field(
         sliced,
         ("projections",),
-        negatives=("own", "fresh"),
+        negatives=("own",),
         gives_weights=False,
         has_temperature=False,
         draws=True,
+        is_pointwise=False,
     ),
 }
 
@@ -110,10 +127,24 @@ def negatives_of(options: DriftOptions) -> str:
     return options.negatives
 
 
+def temperatures_of(options: DriftOptions) -> tuple[float, ...]:
+    """Returns the temperatures of the drifts; a field without any has one drift."""
+    return options.temperatures if field_named(options.field).has_temperature else (1.0,)
+
+
+def weighing_negatives(options: DriftOptions, generated: int) -> int:
+    """Returns the negatives whose weight that of the unconditional samples is compared with (A.7).
+
+    For linear guidance it is at least one, so that a row of one sample is guided too.
+    """
+    acting = acting_negatives(generated, negatives_of(options))
+    return max(acting, 1) if field_named(options.field).is_guided_linearly else acting
+
+
 def drift_names(options: DriftOptions) -> tuple[str, ...]:
     """Returns the names of the drifts that are normalised one by one: "0.05", or "0.05+1"."""
     found = []
-    for temperature in options.temperatures:
+    for temperature in temperatures_of(options):
         found.append(f"{temperature:g}")
         found += [f"{temperature:g}+{term + 1}" for term in range(options.lookahead)]
     return tuple(found)

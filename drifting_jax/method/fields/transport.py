@@ -8,6 +8,8 @@ from drifting_jax.method.fields import sides
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.sets import ScaledSets
 
+_IN_A_BLOCK = 10  # iterations on one kernel
+_NO_MASS = -1e30  # logarithm of the mass of a target that weighs nothing; finite
 _LEAST_WEIGHT = 1e-6  # of an unconditional target, so that α = 1 has a plan too
 
 
@@ -53,9 +55,9 @@ def plan_means(
 ) -> jax.Array:
     """Returns the rows of a transport plan, each divided by its mass: [g, n].
 
-    Sinkhorn's iterations scale rows to 1/g and then columns to the targets' weights. The first runs
-    on logarithms; it leaves a kernel without empty columns, and the others take two products with
-    vectors each.
+    Sinkhorn's iterations scale rows to 1/g and then columns to the targets' weights. One in ten
+    runs on logarithms. It leaves a kernel with balanced rows and columns, on which the others take
+    two products with vectors each.
 
     Args:
       logits: [g, n] -cost/ε.
@@ -63,27 +65,42 @@ def plan_means(
       weights: [n] masses of the targets, up to a factor.
       iterations: K, at least 1.
     """
+    taken = np.flatnonzero(acts.any(axis=0))
+    if not len(taken):
+        return jnp.zeros_like(logits)
+    first, end = int(taken[0]), int(taken[-1]) + 1  # targets of one side lie together
+    logits, acts = logits[:, first:end], acts[:, first:end]
     tiny = jnp.finfo(logits.dtype).tiny
-    taken = acts.any(axis=0)
-    masses = jnp.where(taken, weights, 0)
-    masses = masses / jnp.maximum(jnp.sum(masses), tiny)  # [n]
-    rows = logits.shape[0]
-    # Rows first, columns last.
-    scaled = logits - sides.log_sum_exp(logits, acts) - np.log(rows)
-    columns = sides.log_sum_exp(scaled, acts, axis=0)
-    log_plan = scaled - columns + jnp.log(jnp.maximum(masses, tiny))[None]
-    plan = jnp.exp(jnp.where(acts, log_plan, 0)) * acts * (masses > 0)[None]
+    masses = weights[first:end] * acts.any(axis=0)
+    masses = masses / jnp.maximum(jnp.sum(masses), tiny)
 
-    def iterate(_, factors):
-        columns = factors[1]
-        rows_factor = (1 / rows) / jnp.maximum(_product(plan, columns), tiny)
-        columns = masses / jnp.maximum(_product(plan.T, rows_factor), tiny)
-        return rows_factor, columns
+    def block(columns: jax.Array, count: int) -> jax.Array:
+        return _iterated(logits + columns[None], acts, masses, count) + columns
 
-    ones = jnp.ones(rows, plan.dtype), jnp.where(masses > 0, 1.0, 0.0).astype(plan.dtype)
-    _, columns = jax.lax.fori_loop(1, iterations, iterate, ones)
-    plan = plan * columns[None]  # the factor of a row falls out of its mean
-    return plan / jnp.maximum(jnp.sum(plan, axis=1, keepdims=True), tiny)
+    whole, rest = divmod(iterations, _IN_A_BLOCK)
+    columns = jnp.zeros(end - first, logits.dtype)
+    columns = jax.lax.fori_loop(0, whole, lambda _, c: block(c, _IN_A_BLOCK), columns)
+    if rest:
+        columns = block(columns, rest)
+    # The factor of a row falls out of its mean.
+    found = sides.softmax(logits + columns[None], acts)
+    return jnp.pad(found, ((0, 0), (first, weights.shape[0] - end)))
+
+
+def _iterated(logits: jax.Array, acts: np.ndarray, masses: jax.Array, count: int) -> jax.Array:
+    """Logarithms [n] of the columns' factors after some iterations, the first on logarithms."""
+    tiny, rows = jnp.finfo(logits.dtype).tiny, logits.shape[0]
+    log_masses = jnp.where(masses > 0, jnp.log(jnp.maximum(masses, tiny)), _NO_MASS)
+    logits = logits - sides.log_sum_exp(logits, acts) - np.log(rows)
+    first = log_masses[None] - sides.log_sum_exp(logits, acts, axis=0)  # [1, n]
+    plan = jnp.exp(jnp.where(acts, logits + first, _NO_MASS))
+
+    def iterate(_, columns: jax.Array) -> jax.Array:
+        of_rows = (1 / rows) / jnp.maximum(_product(plan, columns), tiny)
+        return masses / jnp.maximum(_product(plan.T, of_rows), tiny)
+
+    columns = jax.lax.fori_loop(1, count, iterate, jnp.ones_like(masses))
+    return first[0] + jnp.log(jnp.maximum(columns, tiny))
 
 
 def _product(matrix: jax.Array, vector: jax.Array) -> jax.Array:

@@ -5,8 +5,14 @@ import jax.numpy as jnp
 
 from drifting_jax.method.fields.lookahead import lookahead
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.fields.sets import ScaledSets, acting_negatives, pairwise_distance
-from drifting_jax.method.fields.table import field_named, negatives_of
+from drifting_jax.method.fields.sets import ScaledSets, check_even, pairwise_distance
+from drifting_jax.method.fields.table import (
+    check_options,
+    field_named,
+    negatives_of,
+    temperatures_of,
+    weighing_negatives,
+)
 
 
 def drifting_velocity(
@@ -35,9 +41,14 @@ def drifting_velocity(
       key: of a field that draws random numbers.
 
     Raises:
-      ValueError: sets that are empty or of another d, or negatives that z does not fit.
+      ValueError: sets that are empty or of another d, options that do not go together, or negatives
+        that z does not fit.
     """
+    check_options(options)
     negatives = negatives_of(options)
+    check_even(negatives, len(x))
+    if options.annealed:
+        raise ValueError("annealed temperatures need a run; name those of the moment instead")
     if (negatives == "fresh") != (z is not None):
         raise ValueError(f"z is for negatives 'fresh' alone; found {negatives!r}")
     repelling, others = (x if z is None else z), x[:0] if o is None else o
@@ -48,7 +59,7 @@ def drifting_velocity(
     dtype = jnp.promote_types(jnp.result_type(*groups.values()), jnp.float32)
     x, y, repelling, others = (jnp.asarray(a, dtype) for a in groups.values())
     targets = jnp.concatenate([repelling, others, y])
-    weight = (cfg_scale - 1) * acting_negatives(len(repelling), negatives) / max(len(others), 1)
+    weight = (cfg_scale - 1) * weighing_negatives(options, len(repelling)) / max(len(others), 1)
     ones = jnp.ones(len(targets), dtype)
     sets = ScaledSets(
         samples=x,
@@ -67,5 +78,5 @@ def drifting_velocity(
             return lookahead(field.function, sets, temperature, options)
         return field.function(sets, temperature, options)[None]
 
-    found = jax.vmap(drift)(jnp.asarray(options.temperatures, dtype))
+    found = jax.vmap(drift)(jnp.asarray(temperatures_of(options), dtype))
     return found.reshape(-1, *x.shape)
