@@ -6,7 +6,8 @@
 
 Everything but the field is the same: network, optimizer, schedule, average, steps, data. A field
 has one scale (its temperature, or what stands for it), tuned over five values with seed 0; energy
-and sliced have none. Seeds 1 to 3 then measure; they are paired, with the same initial weights, noise and data in all fields.
+and sliced have none. Seeds 1 to 3 then measure; they are paired, with the same initial weights,
+noise and data in all fields.
 Fields with a second batch split the generated samples between the two, so that all generate as
 many. Positives are as many as the samples that repel. What stands in the results is not computed
 again.
@@ -136,7 +137,6 @@ def settings_of(options: DriftOptions) -> tuple[ToyStepConfig, int]:
     return settings, SAMPLES // 2 if negatives in ("fresh", "two_fold") else SAMPLES
 
 
-@functools.cache
 def trainer(options: DriftOptions, dimensions: int):
     """Returns a jitted function (initial params, points, key) -> samples, of runs side by side."""
     model = MLP(widths=WIDTHS, out_features=dimensions)
@@ -331,6 +331,7 @@ def main(_) -> None:
             found["distance"] |= spiral["distance"]
             found["scale_of_spiral"] = spiral["scale"]
             results[name] = found
+            jax.clear_caches()  # hundreds of programs would exhaust the memory maps of a process
             path.write_text(json.dumps(results) + "\n")
     if _PICTURE.value:
         picture(results, _PICTURE.value)
