@@ -111,6 +111,7 @@ def _check_relations(values: Mapping[str, Any]) -> None:
         ("guidance.minimum", "guidance.maximum"),
         ("encoder.train.mask_ratio_min", "encoder.train.mask_ratio_max"),
         ("encoder.train.classifier_steps", "encoder.train.num_steps"),
+        ("train.nearest_positives", "train.positives_per_label"),
     ]
     if not values.get("queue.allow_repeats", True):
         ordered += [

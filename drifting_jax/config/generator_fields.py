@@ -186,6 +186,15 @@ _TRAIN = section(
     generated_per_label=Field(16, "generated samples of each class row, g"),
     positives_per_label=Field(32, "real samples of its class, p"),
     unconditional_per_label=Field(16, "real samples of any class, u; 0 = none", minimum=0),
+    nearest_positives=Field(
+        0,
+        "positives of a row that are the nearest of its class to a random one; falls to 0 by steps"
+        " over nearest_share of the run; 0 = all are uniform",
+        minimum=0,
+    ),
+    nearest_share=Field(
+        1.0, "share of the run after which no positive is drawn for being near", maximum=1
+    ),
     microbatches=Field(
         1,
         "parts of the rows, computed in turn: less memory, more work; 0 = as many as needed",

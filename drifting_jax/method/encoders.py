@@ -65,6 +65,12 @@ def autoencoder_features(
     )
 
 
+def last_stage_means(model: ResNetMAE, variables: PyTree, images: jax.Array) -> jax.Array:
+    """Returns [b, d] float32: the mean of each channel of the autoencoder's last stage."""
+    maps = _feature_maps(model, variables, images)
+    return features.global_mean_and_std(maps[f"stage{len(model.blocks)}"])[0][:, 0]
+
+
 def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
     """Features of ConvNeXt-V2 that the paper's pixel generators were trained with.
 

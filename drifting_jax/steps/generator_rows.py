@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from drifting_jax.distributed import class_rows
 from drifting_jax.method import guidance
 from drifting_jax.method.fields.table import field_named, weighing_negatives
-from drifting_jax.steps import sample_queue
+from drifting_jax.steps import nearest, sample_queue
 from drifting_jax.steps.generator_settings import GeneratorStepConfig
+from drifting_jax.steps.rings import Nearest
 from drifting_jax.steps.sample_queue import SampleQueue
 
 # Numbers of a step's further keys: 0 to 4 are those that `draw_rows` splits off.
-_FRESH, _FIELD = 5, 6
+_FRESH, _FIELD, _ANCHORS = 5, 6, 7
 
 
 @flax.struct.dataclass
@@ -53,7 +54,7 @@ def draw_labels(key: jax.Array, count: int, num_classes: int) -> jax.Array:
     return permutations.reshape(-1)[:count].astype(jnp.int32)
 
 
-def draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> Rows:
+def draw_rows(key: jax.Array, step: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> Rows:
     """Draws all class rows of a step: [microbatches, c / microbatches, ...]."""
     label_key, cfg_key, positive_key, unconditional_key, input_key = jax.random.split(key, 5)
     cfg_scale = guidance.sample_cfg_scale(
@@ -80,9 +81,12 @@ def draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> Row
         fresh_keys=fresh_keys,
     )
     microbatches = jax.tree.map(lambda x: x.reshape(s.microbatches, -1, *x.shape[1:]), rows)
+    near = _nearest(key, step, s)
 
     def with_real_samples(rows: Rows) -> Rows:
-        positive = sample_queue.draw(queue, positive_key, rows.label, s.positives, rows=rows.number)
+        positive = sample_queue.draw(
+            queue, positive_key, rows.label, s.positives, rows=rows.number, nearest=near
+        )
         if not s.unconditional:
             return dataclasses.replace(rows, positive=positive)
         unconditional = sample_queue.draw_unconditional(
@@ -93,6 +97,14 @@ def draw_rows(key: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> Row
     if s.microbatches == 1:
         return jax.tree.map(lambda x: x[None], with_real_samples(first_microbatch(microbatches)))
     return jax.lax.map(with_real_samples, microbatches)
+
+
+def _nearest(key: jax.Array, step: jax.Array, s: GeneratorStepConfig) -> Nearest | None:
+    """Returns which positives of a step are nearest ones; None for a run without."""
+    if not s.nearest:
+        return None
+    count = nearest.count_at(step, start=s.nearest, share=s.nearest_share, num_steps=s.num_steps)
+    return Nearest(jax.random.fold_in(key, _ANCHORS), count)
 
 
 def first_microbatch(microbatches: Rows) -> Rows:

@@ -25,6 +25,8 @@ class GeneratorStepConfig:
       shared_statistics: what S and the norms of the drift are taken over: "batch" is exact;
         "microbatch" is another method, in which each microbatch has its own, at no further work;
         "previous" takes those of the step before, also at no further work.
+      nearest: positives of each row that are the nearest to an anchor, at step 0; 0 for none.
+      nearest_share: of the run, after which there are none.
     """
 
     labels: int
@@ -41,6 +43,8 @@ class GeneratorStepConfig:
     microbatches: int = 1
     keep_maps: str = "yes"
     shared_statistics: str = "batch"
+    nearest: int = 0
+    nearest_share: float = 1.0
 
     @property
     def shares_statistics(self) -> bool:

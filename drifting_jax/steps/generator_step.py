@@ -23,7 +23,7 @@ from drifting_jax.method.feature_losses import FeatureSets, loss_and_cotangents,
 from drifting_jax.method.statistics import DriftingStatistics
 from drifting_jax.models import generators
 from drifting_jax.models.calls import apply
-from drifting_jax.steps import sample_queue
+from drifting_jax.steps import nearest
 from drifting_jax.steps.culprit import drift_culprit
 from drifting_jax.steps.generator_rows import (
     Moment,
@@ -71,6 +71,7 @@ def generator_step(
     optimizer: optax.GradientTransformation,
     settings: GeneratorStepConfig,
     previous: Mapping[str, DriftingStatistics] | None = None,
+    nearness: nearest.Nearness | None = None,
 ) -> tuple[TrainState, SampleQueue, GeneratorMetrics]:
     """Pushes new real samples, draws rows, generates, drifts in feature space, and updates.
 
@@ -85,15 +86,16 @@ def generator_step(
       optimizer: of the parameters.
       settings: see `GeneratorStepConfig`.
       previous: statistics of the step before, for `shared_statistics` "previous".
+      nearness: the feature that tells which positives are nearest, if the settings draw such.
 
     Returns:
       The new state and queue, and `GeneratorMetrics`. If the loss or a gradient is not finite, the
       step changes neither parameters nor averages, and the state counts it.
     """
     s = settings
-    queue = sample_queue.push(queue, batch["image"], batch["label"])
+    queue = nearest.push(queue, frozen, batch, nearness)
     key = jax.random.fold_in(key, state.step)
-    microbatches = draw_rows(key, queue, s)
+    microbatches = draw_rows(key, state.step, queue, s)
     networks = _Networks(model, feature_function, frozen, queue.mesh)
     (loss, statistics), gradients = _loss_and_gradients(
         state.params, microbatches, networks, s, moment_of(key, state.step, s), previous
@@ -129,7 +131,7 @@ def first_statistics(
     """
     s = dataclasses.replace(settings, keep_maps="no")
     key = jax.random.fold_in(key, state.step)
-    microbatches = draw_rows(key, queue, s)
+    microbatches = draw_rows(key, state.step, queue, s)
     networks = _Networks(model, feature_function, frozen, queue.mesh)
     moment = moment_of(key, state.step, s)
     return _shared_statistics(state.params, microbatches, networks, s, moment)[0]

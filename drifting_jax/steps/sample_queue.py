@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Generic, TypeVar
 
 import flax.struct
 import jax
@@ -23,22 +22,15 @@ from jax.sharding import PartitionSpec as P
 
 from drifting_jax.compatibility import as_varying
 from drifting_jax.distributed import meshes
-
-Leaf = TypeVar("Leaf")
-
-
-@flax.struct.dataclass
-class Ring(Generic[Leaf]):
-    """One ring (leading shape `[]`), or one for each class (leading shape `[classes_padded]`).
-
-    Slots fill from 0 upwards; then the oldest sample is overwritten. A ring that is not full holds
-    its samples in the slots below `filled`. Its leaves are arrays, or what stands for each array:
-    its shape, or how it is split over the mesh.
-    """
-
-    images: Leaf  # [..., capacity, *shape], the queue's dtype
-    next_slot: Leaf  # [...] int32: where the next sample goes
-    filled: Leaf  # [...] int32: slots that hold a sample
+from drifting_jax.steps.rings import (
+    FeatureRing,
+    Nearest,
+    Ring,
+    advance,
+    nearest_slots,
+    random_slots,
+    write,
+)
 
 
 @flax.struct.dataclass
@@ -49,7 +41,8 @@ class SampleQueue:
     mesh axes. Empty classes pad it to a multiple of the mesh's size, so a queue moves to another
     mesh by cutting or zero-padding the first axis of `by_class`. The counters are replicated, so
     that every device knows each slot. `unconditional.images`, `[unconditional, *shape]`, is
-    replicated too: it is small, and drawn from more often than pushed to.
+    replicated too: it is small, and drawn from more often than pushed to. If draws are to find
+    nearest samples, `by_class` is a `FeatureRing`, whose features are sharded as its images.
     """
 
     by_class: Ring[jax.Array]
@@ -58,7 +51,15 @@ class SampleQueue:
     num_classes: int = flax.struct.field(pytree_node=False)
 
 
-_SPECS = (Ring(P(meshes.BATCH_AXES), P(), P()), Ring(P(), P(), P()))  # as `init`'s rings
+def _specs(*, features: bool) -> tuple[Ring[P], Ring[P]]:
+    """Returns how `init`'s rings are split."""
+    rows = P(meshes.BATCH_AXES)
+    by_class = FeatureRing(rows, P(), P(), rows) if features else Ring(rows, P(), P())
+    return by_class, Ring(P(), P(), P())
+
+
+def _has_features(queue: SampleQueue) -> bool:
+    return isinstance(queue.by_class, FeatureRing)
 
 
 def init(
@@ -69,6 +70,7 @@ def init(
     shape: Sequence[int],
     dtype: jax.typing.DTypeLike,
     mesh: Mesh,
+    features: int = 0,
 ) -> SampleQueue:
     """Returns empty rings.
 
@@ -78,11 +80,12 @@ def init(
         shape: of one sample.
         dtype: of the samples, in the ring as outside (uint8 stays uint8).
         mesh: see `meshes.make_mesh`.
+        features: channels d of the feature that is kept of each sample of a class; 0 for none.
 
     Raises:
         ValueError: a count below 1.
     """
-    sizes = (num_classes, per_class, unconditional, shape, dtype, mesh)
+    sizes = (num_classes, per_class, unconditional, shape, dtype, mesh, features)
     rings, shardings = _empty_rings(*sizes)
     by_class, of_any = jax.jit(rings, out_shardings=shardings)()
     return SampleQueue(by_class=by_class, unconditional=of_any, mesh=mesh, num_classes=num_classes)
@@ -96,15 +99,16 @@ def template(
     shape: Sequence[int],
     dtype: jax.typing.DTypeLike,
     mesh: Mesh,
+    features: int = 0,
 ) -> SampleQueue:
     """Returns the shapes and shardings of what `init` makes, as `jax.ShapeDtypeStruct`s."""
-    sizes = (num_classes, per_class, unconditional, shape, dtype, mesh)
+    sizes = (num_classes, per_class, unconditional, shape, dtype, mesh, features)
     rings, shardings = _empty_rings(*sizes)
     by_class, of_any = meshes.template(rings, shardings=lambda _: shardings)
     return SampleQueue(by_class=by_class, unconditional=of_any, mesh=mesh, num_classes=num_classes)
 
 
-def _empty_rings(num_classes, per_class, unconditional, shape, dtype, mesh):
+def _empty_rings(num_classes, per_class, unconditional, shape, dtype, mesh, features):
     """Returns a function that makes the rings of a queue, and their shardings."""
     _require_positive(num_classes=num_classes, per_class=per_class, unconditional=unconditional)
     padded = -(-num_classes // mesh.size) * mesh.size
@@ -114,50 +118,20 @@ def _empty_rings(num_classes, per_class, unconditional, shape, dtype, mesh):
         return Ring(jnp.zeros((*lead, capacity, *shape), dtype), counter, counter)
 
     def rings() -> tuple[Ring[jax.Array], Ring[jax.Array]]:
-        return empty((padded,), per_class), empty((), unconditional)
+        by_class = empty((padded,), per_class)
+        if features:
+            kept = jnp.zeros((padded, per_class, features), jnp.float32)
+            by_class = FeatureRing(by_class.images, by_class.next_slot, by_class.filled, kept)
+        return by_class, empty((), unconditional)
 
-    return rings, jax.tree.map(functools.partial(NamedSharding, mesh), _SPECS)
-
-
-def _advance(
-    next_slot: jax.Array, filled: jax.Array, labels: jax.Array, capacity: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the slots of pushed samples and the counters afterwards.
-
-    Takes counters `[n]` and labels `[b]` in `0 … n`, where `n` means that the sample is not kept.
-    Returns `(slots [b], next_slot [n], filled [n])`. If a label has more samples than slots, later
-    samples take the slots of earlier ones.
-    """
-    n, b = next_slot.shape[0], labels.shape[0]
-    order = jnp.argsort(labels, stable=True)
-    grouped = labels[order]
-    rank = jnp.arange(b) - jnp.searchsorted(grouped, grouped)  # among its label, oldest first
-    rank = jnp.zeros(b, jnp.int32).at[order].set(rank.astype(jnp.int32))
-    counts = jnp.zeros(n, jnp.int32).at[labels].add(1, mode="drop")
-    slots = (next_slot[jnp.minimum(labels, n - 1)] + rank) % capacity
-    return slots, (next_slot + counts) % capacity, jnp.minimum(filled + counts, capacity)
-
-
-def _write(ring: jax.Array, images: jax.Array, rows: jax.Array, slots: jax.Array) -> jax.Array:
-    """Returns `ring` after `ring[rows, slots] = images`, in order; rows outside are not written.
-
-    It writes one slice after another, because a scatter makes TPUs copy the whole ring into another
-    layout.
-    """
-    n = ring.shape[0]
-
-    def one(ring: jax.Array, new: tuple) -> tuple[jax.Array, None]:
-        image, row, slot = new
-        at = (jnp.clip(row, 0, n - 1), slot, *[0] * image.ndim)
-        old = jax.lax.dynamic_slice(ring, at, (1, 1, *image.shape))
-        kept = jnp.where((row >= 0) & (row < n), image[None, None], old)
-        return jax.lax.dynamic_update_slice(ring, kept, at), None
-
-    return jax.lax.scan(one, ring, (images, rows, slots))[0]
+    specs = _specs(features=features > 0)
+    return rings, jax.tree.map(functools.partial(NamedSharding, mesh), specs)
 
 
 @functools.partial(jax.jit, donate_argnames="queue")
-def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueue:
+def push(
+    queue: SampleQueue, images: jax.Array, labels: jax.Array, features: jax.Array | None = None
+) -> SampleQueue:
     """Adds samples to both rings, in order, overwriting the oldest. Donates the queue.
 
     Args:
@@ -166,6 +140,7 @@ def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueu
         labels: `[b]` integers. If a class has more samples than its ring has slots, the last ones
             stay. A label outside `0 … num_classes - 1`, such as -1, marks padding, which both
             rings ignore.
+        features: `[b, d]` float32, if the queue keeps features; else None.
 
     Raises:
         ValueError: a shape or a dtype other than the queue's.
@@ -178,6 +153,7 @@ def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueu
             f"expected images {ring.dtype}{expected} for this queue and these labels, found "
             f"{images.dtype}{images.shape}"
         )
+    _require_features(queue, labels.shape[0], features)
     labels = labels.astype(jnp.int32)
 
     def on_device(
@@ -185,44 +161,32 @@ def push(queue: SampleQueue, images: jax.Array, labels: jax.Array) -> SampleQueu
         of_any: Ring[jax.Array],
         images: jax.Array,
         labels: jax.Array,
+        features: jax.Array | None,
     ) -> tuple[Ring[jax.Array], Ring[jax.Array]]:
         padded, local = by_class.filled.shape[0], by_class.images.shape[0]
         valid = (labels >= 0) & (labels < queue.num_classes)
         rows = jnp.where(valid, labels, padded)
-        slots, *counters = _advance(
+        slots, next_slot, filled = advance(
             by_class.next_slot, by_class.filled, rows, by_class.images.shape[1]
         )
         mine = rows - jax.lax.axis_index(meshes.BATCH_AXES) * local
-        by_class = Ring(_write(by_class.images, images, mine, slots), *counters)
+        written = write(by_class.images, images, mine, slots)
+        if isinstance(by_class, FeatureRing) and features is not None:
+            kept = write(by_class.features, features, mine, slots)
+            by_class = dataclasses.replace(by_class, features=kept)
+        by_class = dataclasses.replace(by_class, images=written, next_slot=next_slot, filled=filled)
         rows = jnp.where(valid, 0, 1)
-        slots, *counters = _advance(
+        slots, *counters = advance(
             of_any.next_slot[None], of_any.filled[None], rows, of_any.images.shape[0]
         )
-        written = _write(of_any.images[None], images, rows, slots)
+        written = write(of_any.images[None], images, rows, slots)
         return by_class, jax.tree.map(lambda x: x[0], Ring(written, *counters))
 
+    specs = _specs(features=_has_features(queue))
     by_class, of_any = jax.shard_map(
-        on_device, mesh=queue.mesh, in_specs=(*_SPECS, P(), P()), out_specs=_SPECS
-    )(queue.by_class, queue.unconditional, images, labels)
+        on_device, mesh=queue.mesh, in_specs=(*specs, P(), P(), P()), out_specs=specs
+    )(queue.by_class, queue.unconditional, images, labels, features)
     return dataclasses.replace(queue, by_class=by_class, unconditional=of_any)
-
-
-def _slots(
-    key: jax.Array, rows: jax.Array, filled: jax.Array, capacity: int, count: int
-) -> jax.Array:
-    """Returns slots `[rows, count]` to draw: in each row a random order of its filled slots.
-
-    Beyond `filled [rows]` the order starts again. Row i depends on `fold_in(key, rows[i])` alone.
-    """
-
-    def one(row: jax.Array, filled: jax.Array) -> jax.Array:
-        scores = jax.random.bits(jax.random.fold_in(key, row), (capacity,), jnp.uint32)
-        empty = jnp.arange(capacity) >= filled
-        # A stable sort keeps filled slots ahead of empty ones even at equal scores.
-        order = jnp.argsort(jnp.where(empty, jnp.uint32(0xFFFFFFFF), scores), stable=True)
-        return order[jnp.arange(count) % jnp.maximum(filled, 1)].astype(jnp.int32)
-
-    return jax.vmap(one)(rows, filled)
 
 
 def _layout(mesh: Mesh, rows: int, count: int) -> tuple[P, tuple[int, int]]:
@@ -250,6 +214,7 @@ def draw(
     *,
     rows: jax.Array | None = None,
     piece_bytes: int = 2**26,
+    nearest: Nearest | None = None,
 ) -> jax.Array:
     """Draws real samples of given classes: without replacement in a row, independently by row.
 
@@ -260,13 +225,16 @@ def draw(
         count: samples per row. A class that holds fewer repeats each of them evenly.
         rows: `[c]` numbers of the rows, if they are part of a larger draw; None for 0 … c-1.
         piece_bytes: bound on the bytes that a device moves at once; at least a sample per device.
+        nearest: puts the samples nearest to an anchor in the first places of each row instead; the
+            other places are as without, so a row may hold a sample twice.
 
     Returns:
         `[c, count, *shape]` of the queue's dtype, sharded by `meshes.row_sharding` if it divides,
         else replicated. The numbers are the same on every mesh.
 
     Raises:
-        ValueError: labels that are not a vector of integers, or no row or sample asked for.
+        ValueError: labels that are not a vector of integers, no row or sample asked for, or
+            nearest samples of a queue without features.
     """
     _require_labels(labels)
     _require_positive(rows=labels.shape[0], count=count)
@@ -274,13 +242,24 @@ def draw(
     numbers = jnp.arange(labels.shape[0]) if rows is None else rows
     spec, split = _layout(queue.mesh, labels.shape[0], count)
     num_blocks = math.prod(split)
+    if nearest is not None and not _has_features(queue):
+        raise ValueError("expected a queue with features to draw nearest samples, found none")
 
     def on_device(
-        by_class: Ring[jax.Array], key: jax.Array, labels: jax.Array, numbers: jax.Array
+        by_class: Ring[jax.Array],
+        key: jax.Array,
+        labels: jax.Array,
+        numbers: jax.Array,
+        nearest: Nearest | None,
     ) -> jax.Array:
         local, capacity, *shape = by_class.images.shape
-        slots = _slots(key, numbers, by_class.filled[labels], capacity, count)
+        filled = by_class.filled[labels]
+        slots = random_slots(key, numbers, filled, capacity, count)
         own = labels - jax.lax.axis_index(meshes.BATCH_AXES) * local
+        if isinstance(by_class, FeatureRing) and nearest is not None:
+            near = nearest_slots(nearest.key, numbers, filled, by_class.features, own, count)
+            near = jax.lax.psum(near, meshes.BATCH_AXES)  # from the device that owns the class
+            slots = jnp.where(jnp.arange(count)[None] < nearest.count, near, slots)
         rows = jnp.where((own >= 0) & (own < local), own, local)  # past the end it reads zeros
         rows = _blocks(jnp.broadcast_to(rows[:, None], slots.shape), split)
         slots = _blocks(slots, split)
@@ -305,9 +284,10 @@ def draw(
         drawn = jax.lax.fori_loop(0, -(-size // piece), move, drawn)
         return drawn.reshape(labels.shape[0] // split[0], count // split[1], *shape)
 
+    of_rings = _specs(features=_has_features(queue))[0]
     return jax.shard_map(
-        on_device, mesh=queue.mesh, in_specs=(_SPECS[0], P(), P(), P()), out_specs=spec
-    )(queue.by_class, key, labels, numbers)
+        on_device, mesh=queue.mesh, in_specs=(of_rings, P(), P(), P(), P()), out_specs=spec
+    )(queue.by_class, key, labels, numbers, nearest)
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -335,14 +315,14 @@ def draw_unconditional(
 
     def on_device(ring: Ring[jax.Array], key: jax.Array, rows: jax.Array) -> jax.Array:
         capacity, *shape = ring.images.shape
-        slots = _slots(key, rows, jnp.broadcast_to(ring.filled, (c,)), capacity, count)
+        slots = random_slots(key, rows, jnp.broadcast_to(ring.filled, (c,)), capacity, count)
         blocks = _blocks(slots, split)
         block = 0 if math.prod(split) == 1 else jax.lax.axis_index(meshes.BATCH_AXES)
         drawn = ring.images[blocks[block]]
         return drawn.reshape(c // split[0], count // split[1], *shape)
 
     return jax.shard_map(
-        on_device, mesh=queue.mesh, in_specs=(_SPECS[1], P(), P()), out_specs=spec
+        on_device, mesh=queue.mesh, in_specs=(Ring(P(), P(), P()), P(), P()), out_specs=spec
     )(queue.unconditional, key, rows)
 
 
@@ -355,3 +335,12 @@ def _require_positive(**values: int) -> None:
 def _require_labels(labels: jax.Array) -> None:
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"expected labels [n] of integers, found {labels.dtype}{labels.shape}")
+
+
+def _require_features(queue: SampleQueue, count: int, features: jax.Array | None) -> None:
+    expected, found = None, None if features is None else (features.dtype, features.shape)
+    if isinstance(queue.by_class, FeatureRing):
+        kept = queue.by_class.features
+        expected = (kept.dtype, (count, kept.shape[-1]))
+    if found != expected:
+        raise ValueError(f"expected features {expected} for this queue, found {found}")

@@ -25,6 +25,7 @@ from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.encoder_step import EncoderStepConfig
 from drifting_jax.steps.generator_settings import GeneratorStepConfig
+from drifting_jax.steps.nearest import Nearness
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.toy_step import ToyStepConfig
@@ -124,6 +125,17 @@ def make_feature_function(
     return encoders.with_raw(of_encoders) if f.raw else of_encoders
 
 
+def make_nearness(config: ConfigDict, spec: DataSpec) -> Nearness | None:
+    """Returns the feature by which nearest positives are found; None for a run without them.
+
+    It takes the variables of `make_feature_function`, and is that of the autoencoder alone.
+    """
+    if not config.train.nearest_positives:
+        return None
+    encoder = make_encoder(config, spec)
+    return lambda variables, images: encoders.last_stage_means(encoder, variables[""], images)
+
+
 def check_choices(config: ConfigDict) -> None:
     """Checks the fields whose choices stand in tables that the config does not know.
 
@@ -203,6 +215,8 @@ def generator_step_config(config: ConfigDict, plan: MemoryPlan) -> GeneratorStep
         microbatches=plan.microbatches,
         keep_maps=plan.keep_maps,
         shared_statistics=t.shared_statistics,
+        nearest=t.nearest_positives,
+        nearest_share=t.nearest_share,
     )
 
 
@@ -282,6 +296,7 @@ def make_queue(
     config: ConfigDict, spec: DataSpec, mesh: Mesh, *, make=sample_queue.init
 ) -> SampleQueue:
     """Returns the empty queue of a run, or its shapes with make=`sample_queue.template`."""
+    last_stage = config.encoder.width * 2 ** (len(config.encoder.blocks) - 1)  # its channels
     return make(
         spec.num_classes,
         per_class=config.queue.per_class,
@@ -289,4 +304,5 @@ def make_queue(
         shape=spec.image_shape,
         dtype=jnp.float16 if config.data.latent else jnp.uint8,
         mesh=mesh,
+        features=last_stage if config.train.nearest_positives else 0,
     )

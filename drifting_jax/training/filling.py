@@ -1,8 +1,11 @@
 """Fills the sample queue before the first step, and checks that every class has enough samples."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -12,7 +15,7 @@ from drifting_jax.data.probing import Probe, probe, seconds_for, still_unreadabl
 from drifting_jax.data.sources import Source
 from drifting_jax.distributed.agreement import on_main_process
 from drifting_jax.errors import UserError
-from drifting_jax.steps import sample_queue
+from drifting_jax.steps import nearest
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.training import device_batches
 from drifting_jax.training.batch_log import known_unreadable
@@ -22,6 +25,22 @@ from drifting_jax.workdir.progress import progress_bar
 
 _LISTED = 10  # classes in a message
 
+PyTree = Any
+Push = Callable[[SampleQueue, Mapping[str, jax.Array]], SampleQueue]
+
+
+def make_push(variables: PyTree, nearness: nearest.Nearness | None) -> Push:
+    """Returns (queue, batch) -> queue, which donates the queue.
+
+    Args:
+      variables: of the frozen networks.
+      nearness: the feature that the queue keeps of each sample; None for a queue without.
+    """
+    push: Callable = functools.partial(nearest.push, nearness=nearness)
+    if nearness is not None:
+        push = jax.jit(push, donate_argnums=0)
+    return lambda queue, batch: push(queue, variables, batch)
+
 
 def fill(
     queue: SampleQueue,
@@ -29,6 +48,7 @@ def fill(
     source: Source,
     batch_size: int,
     *,
+    push: Push,
     is_main_process: bool = False,
     stopped: Callable[[int], bool] = lambda step: False,
 ) -> tuple[SampleQueue, int] | None:
@@ -39,6 +59,7 @@ def fill(
       batches: of `batch_size` records of the source.
       source: the data.
       batch_size: records in a batch.
+      push: see `make_push`.
       is_main_process: whether to show progress.
       stopped: called with the number of batches taken; True stops the filling.
 
@@ -59,8 +80,7 @@ def fill(
                 bar.update(held - bar.n)
                 if held == room:
                     return queue, taken
-            batch = next(batches)
-            queue = sample_queue.push(queue, batch["image"], batch["label"])
+            queue = push(queue, next(batches))
         bar.total = _held(queue)  # a class with fewer images than its ring holds leaves room
         bar.update(bar.total - bar.n)
     return queue, taken + 1

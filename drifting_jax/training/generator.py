@@ -66,6 +66,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     variables, extra, decoder, vae = frozen.place_networks(config, params, pretrained, mesh)
     del params  # its decoder would stay on the devices
     program = programs.generator_program(config, spec_of(source), mesh, extra=extra, vae=decoder)
+    push = filling.make_push(variables, build.make_nearness(config, spec_of(source)))
     trained = stage.train(
         Stage(
             program=program,
@@ -76,7 +77,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
             frozen=variables,
             hooks=_hooks(config, source, mesh, context, vae, monitor),
             names=(monitoring.STAGE,),
-            fill=functools.partial(_fill, config, source, workdir, context),
+            fill=functools.partial(_fill, config, source, workdir, context, push),
         ),
         config,
         source,
@@ -108,6 +109,7 @@ def _fill(
     source: Source,
     workdir: Path,
     context: RunContext,
+    push: filling.Push,
     queue: SampleQueue,
     batches: GlobalBatches,
 ) -> tuple[SampleQueue, int] | None:
@@ -118,6 +120,7 @@ def _fill(
         batches,
         source,
         config.queue.push_per_step,
+        push=push,
         is_main_process=context.is_main_process,
         stopped=context.stops,
     )

@@ -74,7 +74,12 @@ def generator_program(
         "feature_function": feature_function,
         "settings": settings,
     }
-    step = functools.partial(generator_step, optimizer=build.generator_optimizer(config), **given)
+    step = functools.partial(
+        generator_step,
+        optimizer=build.generator_optimizer(config),
+        nearness=build.make_nearness(config, spec),
+        **given,
+    )
     prepare = None
     if settings.shared_statistics == "previous":
         prepare = _measuring(functools.partial(first_statistics, **given), mesh)

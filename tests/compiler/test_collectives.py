@@ -55,6 +55,13 @@ def check(found, devices=None):
 
 
 @pytest.mark.slow
+def test_a_step_with_nearest_positives_moves_slots_and_no_features():
+    found = config(2)
+    found.train.nearest_positives = SAMPLES // 2
+    check(found)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_step_moves_drawn_samples_parameters_and_sums(microbatches):
     moved = check(config(microbatches))

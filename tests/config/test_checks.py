@@ -36,6 +36,13 @@ from drifting_jax.errors import UserError
         ({"encoder__groups": 7}, "encoder.groups must divide config.encoder.width"),
         ({"queue__per_class": 2}, "train.positives_per_label must be at most config.queue.per_cl"),
         (
+            {"train__nearest_positives": 33},
+            "train.nearest_positives must be at most config.train.positives_per_label; found 33 a",
+        ),
+        ({"train__nearest_positives": -1}, "train.nearest_positives must be zero or above; found"),
+        ({"train__nearest_share": 0.0}, "config.train.nearest_share must be above zero; found 0.0"),
+        ({"train__nearest_share": 1.5}, "config.train.nearest_share must be at most 1; found 1.5"),
+        (
             {"eval__ema_decay": 0.5},
             r"eval.ema_decay must be one of config.train.ema_decays .*; found 0.5",
         ),
