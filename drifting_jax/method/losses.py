@@ -290,7 +290,9 @@ def drifting_loss(
       fresh: [c, m, t, d] features of a second batch of generated samples, which repel in place of
         the first, for `options.negatives` "fresh".
       generated_weight, positive_weight, unconditional_weight: [c, n] weights of the targets, 1 if
-        None. They multiply the affinities after both softmaxes and weigh the mean distance.
+        None. They weigh the mean distance. With the paper's field they multiply the affinities
+        after both softmaxes; with others they are the masses of the targets, and the sum of the
+        unconditional ones is α - 1 times the number of generated samples that repel another.
       options: the field and its temperatures.
       key: of a field that draws random numbers ("sliced").
       progress: [] the done share of the training, for annealed temperatures.
