@@ -2,7 +2,8 @@
 
 Coordinates count as divided by S/√d; r̂ is the distance over √d. `own` says how a sample stands to
 the targets z: "own" leaves z_i out of the field of x_i, "two_fold" leaves out its half, and "kept"
-and "fresh" leave nothing out.
+and "fresh" leave nothing out. A field is a function of (x, y, z, o, tau, alpha, own) and of the
+options that it reads; o is None without guidance. `linear` adds linear guidance to an attraction.
 """
 
 import numpy as np

@@ -1,5 +1,6 @@
 """Every field against its formula in float64 NumPy, its closed values, and its symmetries."""
 
+import dataclasses
 import functools
 
 import jax
@@ -79,8 +80,10 @@ def expected(name, x, y, z, o, tau, alpha, own, **options):
     return getattr(written_out, name)(x, y, z, o, tau, alpha, own, **options)
 
 
-def test_every_field_is_tried():
+def test_every_field_is_tried_and_reads_options_that_exist():
     assert {name for name, _ in CASES} == set(FIELDS)
+    known = {option.name for option in dataclasses.fields(DriftOptions)}
+    assert all(field.options <= known for field in FIELDS.values())
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)

@@ -26,7 +26,6 @@ from drifting_jax.method.target_sets import distance_sums, distances, make_sets
 
 PyTree = Any
 _LOCATIONS_AT_ONCE = 16
-_GAUSSIAN = ("kl_chi2", "mmd")  # fields whose kernel is no option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +68,8 @@ class RowMeasures:
 
 def kernel_of(options: DriftOptions) -> Kernel | None:
     """Returns the kernel of a field, or None if it has none with a temperature."""
-    if options.field in _GAUSSIAN:
-        return "gaussian"
-    return options.kernel if "kernel" in FIELDS[options.field].reads else None
+    field = FIELDS[options.field]
+    return options.kernel if "kernel" in field.reads else field.kernel
 
 
 def effective_targets(logits: jax.Array) -> jax.Array:

@@ -21,7 +21,8 @@ class ScaledSets:
         unconditional real ones o, then p positives y; n = m + u + p. Unless z is a batch of its
         own, z is the samples themselves.
       distance: [g, n] distances of the samples to all targets, over S.
-      weights: [n] weights of the targets.
+      weights: [n] weights of the targets: 1 for z and y, unless the caller says otherwise, and
+        those of guidance for o, which are 0 at α = 1.
       num_generated: m.
       num_negative: m + u, the targets that repel.
       negatives: what z is, as `DriftOptions.negatives` names it: "own", "kept", "two_fold" or

@@ -9,7 +9,7 @@ from drifting_jax.method.fields.bias_corrected import bias_corrected
 from drifting_jax.method.fields.energy import energy, fair_energy, mmd
 from drifting_jax.method.fields.kernel_gradient import kernel_gradient, kl_chi2, sharp
 from drifting_jax.method.fields.mean_shift import mean_shift
-from drifting_jax.method.fields.options import DriftOptions, Negatives
+from drifting_jax.method.fields.options import DriftOptions, Kernel, Negatives
 from drifting_jax.method.fields.sets import ScaledSets, acting_negatives
 from drifting_jax.method.fields.sliced import sliced
 from drifting_jax.method.fields.transport import sinkhorn, w_flow
@@ -34,6 +34,7 @@ class Field:
       draws: whether it draws random numbers and needs a key.
       is_guided_linearly: whether guidance adds (α - 1)(T_y - T_o), T the attraction of one set. If
         not, unconditional targets join the negatives.
+      kernel: of a field with a temperature that does not read the option; None without a kernel.
       is_pointwise: whether V of a sample depends on the targets alone, and not on other samples.
     """
 
@@ -46,6 +47,7 @@ class Field:
     has_temperature: bool = True
     draws: bool = False
     is_guided_linearly: bool = True
+    kernel: Kernel | None = None
     is_pointwise: bool = True
 
     @property
@@ -69,7 +71,7 @@ FIELDS: dict[str, Field] = {
     "bias_corrected": Field(bias_corrected, ("kernel", "normalize"), is_guided_linearly=False),
     "kernel_gradient": Field(kernel_gradient, _KERNEL),
     "sharp": Field(sharp, _KERNEL),
-    "kl_chi2": Field(kl_chi2),
+    "kl_chi2": Field(kl_chi2, kernel="gaussian"),
     "sinkhorn": Field(
         sinkhorn,
         _TRANSPORT,
@@ -86,7 +88,7 @@ FIELDS: dict[str, Field] = {
     ),
     "energy": Field(energy, ("neighbours",), negatives=_KEPT_FIRST, has_temperature=False),
     "fair_energy": Field(fair_energy, negatives=("own", "fresh"), has_temperature=False),
-    "mmd": Field(mmd, negatives=_KEPT_FIRST),
+    "mmd": Field(mmd, negatives=_KEPT_FIRST, kernel="gaussian"),
     "sliced": Field(
         sliced,
         ("projections",),
@@ -162,8 +164,8 @@ def check_options(options: DriftOptions) -> None:
         value = getattr(options, option.name)
         if value != option.default and option.name not in field.options:
             raise ValueError(
-                f"the field {options.field!r} does not read {option.name}; found {value!r}, leave "
-                f"it at {option.default!r}"
+                f"the field {options.field!r} does not read {option.name}; found {value!r}, set it "
+                f"to {option.default!r}"
             )
     if options.lookahead_stride != 1 and not options.lookahead:
         raise ValueError(
