@@ -1,6 +1,7 @@
 """The loss with every field: scale, norms, guidance, parts of a batch, and what a field needs."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +218,7 @@ def test_directions_do_not_depend_on_the_number_of_rows():
     features = {str(i): rng.normal(size=(16, 16, 16, 128)).astype(np.float32) for i in range(5)}
     real = {name: x[::-1].copy() for name, x in features.items()}
 
+    @functools.partial(jax.jit, static_argnums=0)
     def cotangents(rows):
         sets = FeatureSets(
             {name: x[:rows] for name, x in features.items()},

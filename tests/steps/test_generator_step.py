@@ -195,19 +195,16 @@ def test_pieces_may_have_statistics_of_their_own():
     assert own.cfg_scale == shared.cfg_scale and own.loss != shared.loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "drift"),
     [
         ("1", DriftOptions((0.05,), field="w_flow")),
-        pytest.param("4x2", DriftOptions((0.05,), field="w_flow"), marks=pytest.mark.slow),
-        pytest.param("1", DriftOptions((1.0,), field="sliced"), marks=pytest.mark.slow),
-        pytest.param(
-            "1",
-            DriftOptions((0.2,), negatives="two_fold", lookahead=1, annealed=True),
-            marks=pytest.mark.slow,
-        ),
+        ("4x2", DriftOptions((0.05,), field="w_flow")),
+        ("1", DriftOptions((1.0,), field="sliced")),
+        ("1", DriftOptions((0.2,), negatives="two_fold", lookahead=1, annealed=True)),
     ],
-    ids=str,
+    ids=lambda x: x if isinstance(x, str) else f"{x.field}-{x.negatives}",
 )
 def test_a_step_with_another_field_is_the_same_in_pieces(mesh, drift):
     """With what it needs: a second batch, a key, or the progress of the training."""
