@@ -49,7 +49,8 @@ def _displacement(sets: ScaledSets, weights: jax.Array) -> jax.Array:
     attracted, repelled = (
         side / jnp.maximum(jnp.sum(side, axis=1, keepdims=True), tiny) for side in sides
     )
-    return _moved(sets, attracted - repelled)
+    # Stored before it is used: XLA for GPUs would join this product with that of V.
+    return _moved(sets, jax.lax.optimization_barrier(attracted - repelled))
 
 
 def _further(sets: ScaledSets, step: jax.Array) -> ScaledSets:
@@ -57,7 +58,8 @@ def _further(sets: ScaledSets, step: jax.Array) -> ScaledSets:
     samples, targets = sets.samples + step, sets.targets
     are_own = sets.negatives != "fresh"
     if are_own:
-        targets = jnp.concatenate([samples, targets[sets.num_generated :]])
+        # A sum in place of a concatenation, which XLA for GPUs may compile wrongly in a fusion.
+        targets = targets + jnp.pad(step, ((0, len(targets) - len(step)), (0, 0)))
     own = own_pairs(*sets.distance.shape) & are_own
     distance = pairwise_distance(samples, targets, ignored=own) / targets.shape[1] ** 0.5
     distance = jnp.where(own, sets.distance, distance)
