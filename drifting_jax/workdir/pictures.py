@@ -28,7 +28,7 @@ _LAST_FRAME_MILLISECONDS = 2500
 _FRAME_MILLISECONDS = 80
 _GRID = 22  # arrows along the longer side
 _LEAST_ASPECT = 0.5
-_MOST_ARROWS = 1000
+_SAMPLE_ARROWS = 150  # where they stand at generated samples
 
 
 def _draws(function: Callable[..., None]) -> Callable[..., None]:
@@ -146,13 +146,14 @@ def _field_at(
     )
     sets = make_sets(points, targets, options=options, key=root_key(0))
     scale = distance_sums(distances(sets), sets).distance_scale
-    places = generated
+    places, most = generated, _SAMPLE_ARROWS
     if field.is_pointwise:  # the points repel the grid as a second batch would
-        places, options = grid, dataclasses.replace(options, negatives="fresh")
+        places, most = grid, len(grid)
+        options = dataclasses.replace(options, negatives="fresh")
         sets = make_sets(probes, targets, fresh=points, options=options)
     drifts = losses.all_drifts(sets, distances(sets), scale, options)  # in units of S/√2
     v = np.asarray(drifts[0, 0, 0] * scale[0] / 2**0.5)
-    return places[:_MOST_ARROWS], v[:_MOST_ARROWS]
+    return places[:most], v[:most]
 
 
 @_draws
