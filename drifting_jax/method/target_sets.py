@@ -110,17 +110,11 @@ def make_sets(
         if 0 in a.shape and not (name == "unconditional" and a.shape[1] == 0):
             raise ValueError(f"{name} is empty: found shape {a.shape}; every axis needs an entry")
     dtype = jnp.promote_types(jnp.result_type(generated, *groups.values()), jnp.float32)
-    given = {
-        "generated": generated_weight,
-        "unconditional": unconditional_weight,
-        "positive": positive_weight,
-    }
-    weights = []
-    for name, w in given.items():
-        expected = groups[name].shape[:2]
-        if w is not None and jnp.shape(w) != expected:
-            raise ValueError(f"{name}_weight must be {expected}; found {jnp.shape(w)}")
-        weights.append(jnp.ones(expected, dtype) if w is None else jnp.asarray(w, dtype))
+    given = (generated_weight, unconditional_weight, positive_weight)
+    weights = [
+        _checked_weights(name, w, groups[name].shape[:2], dtype)
+        for name, w in zip(groups, given, strict=True)
+    ]
     sets = [jax.lax.stop_gradient(a).astype(dtype) for a in groups.values()]
     total = functools.reduce(jnp.add, [jnp.sum(a, axis=1, keepdims=True) for a in sets])
     centre = total / sum(a.shape[1] for a in sets)
@@ -142,6 +136,17 @@ def make_sets(
         samples=samples,
         key=key,
     )
+
+
+def _checked_weights(
+    name: str, weights: jax.Array | None, shape: tuple[int, ...], dtype: jnp.dtype
+) -> jax.Array:
+    """Weights [c, n] of the targets of a group; ones if there are none."""
+    if weights is None:
+        return jnp.ones(shape, dtype)
+    if jnp.shape(weights) != shape:
+        raise ValueError(f"{name}_weight must be {shape}; found {jnp.shape(weights)}")
+    return jnp.asarray(weights, dtype)
 
 
 def _check_negatives(negatives: str, generated: jax.Array, fresh: jax.Array | None) -> None:

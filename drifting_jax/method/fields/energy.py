@@ -1,4 +1,4 @@
-"""Fields without a kernel's reach: energy distances, their nearest targets, and MMD (12)."""
+"""Fields of distances between distributions: energy, over all or the nearest targets, and MMD."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ _ALMOST = 0.95  # share of the unbiased score in the almost-fair one
 
 
 def energy(sets: ScaledSets, temperature: float | jax.Array, options: DriftOptions) -> jax.Array:
-    """Weights [g, n] of V = mean (y - x)/r - mean (z - x)/r: minus g times the gradient of half the
-    squared energy distance, where a sample stays among its negatives ("kept").
+    """Weights [g, n] of V = mean (y - x)/r - mean (z - x)/r, the energy (Riesz) field.
 
-    With `options.neighbours` k both means run over the k nearest targets of each side alone.
-    Guidance is linear. There is no temperature.
+    Where a sample stays among its negatives ("kept"), V is minus g times the gradient of half the
+    squared energy distance. With `options.neighbours` k both means run over the k nearest targets
+    of each side alone. Guidance is linear. There is no temperature.
     """
     del temperature
     direction = sides.inverse_distance(sets)
@@ -62,7 +62,7 @@ def fair_energy(
 def mmd(sets: ScaledSets, temperature: float | jax.Array, options: DriftOptions) -> jax.Array:
     """Weights [g, n] of V = (mean k·(y - x) - mean k·(z - x))/τ², Gaussian kernel.
 
-    Minus g/2 times the gradient of the squared maximum mean discrepancy. Guidance is linear.
+    V is minus g/2 times the gradient of the squared maximum mean discrepancy. Guidance is linear.
     """
     del options
     kernel = jnp.exp(-0.5 * jnp.square(sets.distance / temperature)) / jnp.square(temperature)

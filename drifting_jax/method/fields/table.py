@@ -35,7 +35,8 @@ class Field:
       is_guided_linearly: whether guidance adds (α - 1)(T_y - T_o), T the attraction of one set. If
         not, unconditional targets join the negatives.
       kernel: of a field with a temperature that does not read the option; None without a kernel.
-      is_pointwise: whether V of a sample depends on the targets alone, and not on other samples.
+      is_pointwise: whether a picture may show V at the points of a grid in place of samples. Plans
+        and ranks are of all samples together, so there a grid would change them.
     """
 
     function: Callable[[ScaledSets, float | jax.Array, DriftOptions], jax.Array]
