@@ -98,7 +98,7 @@ def test_steps_equal_the_release(monkeypatch):
     given = {}
     fed = GivenInputs(generator)
     monkeypatch.setattr(generator_rows, "draw_labels", lambda *_: given["labels"])
-    monkeypatch.setattr(generator_step.guidance, "sample_cfg_scale", lambda *_, **__: given["cfg"])
+    monkeypatch.setattr(generator_rows.guidance, "sample_cfg_scale", lambda *_, **__: given["cfg"])
     monkeypatch.setattr(sample_queue, "draw_unconditional", lambda *_, **__: given["negative"])
     rate = arguments["lr_schedule"]
     schedule = learning_rate_schedule(rate["learning_rate"], warmup_steps=rate["warmup_steps"])
