@@ -44,7 +44,7 @@ setup(
         "gpu-compile": [f"jax[cuda12-local]{JAX}", "nvidia-cuda-nvcc-cu12>=12.8,<13"],
         "opencv": ["opencv-python-headless>=5,<6"],  # a faster decoder of images
         "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
-        "docs": [  # docs_site/build.py
+        "docs": [  # docs_site/build_site.py
             "sphinx>=9.0,<10",
             "furo>=2025.12,<2027",
             "myst-parser>=5.2,<6",

@@ -1,4 +1,4 @@
-"""Sphinx's settings. `build.py` runs it; neither the build nor the pages need the network."""
+"""Sphinx's settings. `build_site.py` runs it; neither the build nor the pages need the network."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Builds the documentation site: `python docs_site/build.py`, into build/site/index.html.
+"""Builds the documentation site: `python docs_site/build_site.py`, into build/site/index.html.
 
 The pages are the files of docs/, as GitHub shows them, with what they lack there: the tables of
 config fields, the API reference, and the files at the top of the repository. All are put together
@@ -101,16 +101,21 @@ def write_pages(folder: Path) -> None:
         file.write(navigation())
 
 
-def main(site: Path = BUILD / "site", pages: Path = BUILD / "site_pages") -> int:
-    """Builds the site and returns Sphinx's exit status: 0, or 1 after any warning."""
-    write_pages(pages)
+def build(pages: Path, site: Path) -> int:
+    """Builds a site from a folder of pages; returns Sphinx's exit status, 0 without a warning."""
     shutil.rmtree(site, ignore_errors=True)
     strict = ["--fail-on-warning", "--quiet", "--fresh-env"]
     return build_main([*strict, f"--conf-dir={HERE}", str(pages), str(site)])
 
 
+def main() -> int:
+    """Builds the site of this checkout and returns the exit status."""
+    write_pages(BUILD / "site_pages")
+    if status := build(BUILD / "site_pages", BUILD / "site"):
+        return status
+    print(f"The site is in {BUILD / 'site' / 'index.html'}")
+    return 0
+
+
 if __name__ == "__main__":
-    status = main()
-    if not status:
-        print(f"The site is in {BUILD / 'site' / 'index.html'}")
-    sys.exit(status)
+    sys.exit(main())
