@@ -1,4 +1,4 @@
-"""The reference of all config fields, in Markdown: `python docs_site/config_tables.py` prints it."""
+"""The reference of all config fields: `python docs_site/config_tables.py` prints its Markdown."""
 
 import ast
 import re

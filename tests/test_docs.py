@@ -1,13 +1,15 @@
-"""The documentation's links, file names, commands and config fields exist; its example runs."""
+"""The documentation's links, file names, commands and config fields exist; its Python runs."""
 
 import ast
 import importlib.util
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import drifting_jax as dj
 from drifting_jax.config import ConfigDict, base_config, validate
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +20,14 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SUFFIXES = ("gif", "json", "jsonl", "md", "npy", "npz", "png", "py")
 FIELD = re.compile(r"--config\.([\w.]+?)(?:=(.*))?")
 FIELDS = [base_config(task).to_dict() for task in ("generator", "encoder", "toy")]
-FOLDERS = ("benchmarks", "configs", "docs", "drifting_jax", "launch", "tests")
+FOLDERS = ("benchmarks", "configs", "docs", "docs_site", "drifting_jax", "launch", "tests")
+# Programs that are not ours. Any other first word of a command is a file of the repository.
+OTHERS = {
+    *("apt-get", "docker", "gcloud", "git", "pip", "pytest", "ruff", "sbatch", "tensorboard"),
+}
+SETUP = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+# What a block of Python needs that the tests do not have: a run, weights, or time.
+NEEDS_MORE = {"load_run", "load_generator", "load_network", "train"}
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -37,7 +46,9 @@ def blocks_of(text: str, language: str) -> list[str]:
 
 def commands_of(text: str) -> list[list[str]]:
     """The words of each command of a page: of its bash blocks, and of prose in backticks."""
-    lines = re.findall(r"`((?:\w+=\S+ )*python [^`]+)`", prose_of(text).replace("\n", " "))
+    started = r"(?:python|pytest|pip install|sbatch|tests/\w+\.sh|launch/\w+\.sh(?= -| \w))"
+    prose = prose_of(text).replace("\n", " ")
+    lines = re.findall(rf"`((?:\w+=\S+ )*{started} [^`]+)`", prose)
     for block in blocks_of(text, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             lines += line.split(" && ")
@@ -52,9 +63,14 @@ def anchors_of(path: Path) -> set[str]:
 
 
 def flags_of(source: Path) -> set[str]:
-    """The flags that a program defines, itself or in a module of `commands` that it imports."""
+    """The flags that a program defines, itself or in a module of `commands` that it imports.
+
+    Those of a script of the shell are in the comment at its top.
+    """
     text = source.read_text(encoding="utf-8")
-    found = set(re.findall(r"\bDEFINE_\w+\(\s*\"(\w+)\"", text))
+    if source.suffix != ".py":
+        return set(re.findall(r"--(\w+)", text.partition("\n\n")[0]))
+    found = set(re.findall(r"\b(?:DEFINE_\w+|add_argument)\(\s*\"(?:--)?(\w+)\"", text))
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("drifting_jax.commands"):
             for module in (node.module, *(f"{node.module}.{name.name}" for name in node.names)):
@@ -167,28 +183,75 @@ def test_config_fields_that_a_page_names_exist(page):
                 assert is_field(word), f"{page} names config.{word}"
 
 
+def program_of(words: list[str]) -> tuple[str, list[str]]:
+    """The program that a command starts, a file where it is ours, and its arguments."""
+    while words and (assigned := re.fullmatch(r"\w+=(?:\$\((.+))?.*", words[0])):
+        words = [assigned[1], *words[1:]] if assigned[1] else words[1:]
+    if "python" in words[:1]:
+        if words[1] == "-m":
+            module, *rest = words[2:]
+            ours = module.startswith("drifting_jax.")
+            return f"{module.replace('.', '/')}.py" if ours else module, rest
+        return words[1], words[2:]
+    return (words[0], words[1:]) if words else ("", [])
+
+
+def check_flags(program: str, words: list[str]) -> None:
+    """The program has the flags that it is given; those of main.py come after a launcher's."""
+    flags = flags_of(ROOT / program)
+    if program == "launch/slurm.sh":
+        flags |= flags_of(ROOT / "main.py")
+    elif "--" in words and program.startswith("launch/"):
+        cut = words.index("--")
+        check_flags("main.py", words[cut + 1 :])
+        words = words[:cut]
+    for word in words:
+        flag = word.partition("=")[0].removeprefix("--")
+        if word.startswith("--") and not FIELD.fullmatch(word):
+            assert flag in flags, f"{program} has no --{flag}"
+
+
+def extras_of(words: list[str]) -> list[str]:
+    """The extras of our package that a command installs."""
+    return [name for word in words for name in re.findall(r"^\.\[(\w[\w-]*)\]$", word)]
+
+
+def literal_of_setup(name: str) -> ast.expr:
+    """The expression of an argument of `setup`."""
+    return next(n.value for n in ast.walk(SETUP) if isinstance(n, ast.keyword) and n.arg == name)
+
+
 @pytest.mark.parametrize("page", names(ALL))
 def test_commands_of_a_page_exist(page):
+    extras = [key.value for key in literal_of_setup("extras_require").keys]
     for words in commands_of((ROOT / page).read_text(encoding="utf-8")):
         check_config_flags(words)
-        if "python" not in words:
-            continue
-        program, *rest = words[words.index("python") + 1 :]
-        if program == "-m":
-            module, *rest = rest
-            if not module.startswith("drifting_jax."):
-                continue
-            program = f"{module.replace('.', '/')}.py"
-        elif not program.endswith(".py"):
-            continue
-        assert (ROOT / program).is_file(), f"{page}: {' '.join(words)}"
-        if program != "main.py" and not program.startswith("drifting_jax/"):
-            continue
-        flags = flags_of(ROOT / program)
-        for word in rest:
-            flag = word.partition("=")[0].removeprefix("--")
-            if word.startswith("--") and not FIELD.fullmatch(word):
-                assert flag in flags, f"{page}: {program} has no --{flag}"
+        program, rest = program_of(words)
+        if program == "sbatch":  # its own options come before our script
+            rest = rest[rest.index("launch/slurm.sh") :] if "launch/slurm.sh" in rest else [""]
+            program, *rest = rest
+        if program == "pytest":
+            missing = [w for w in rest if w.startswith("tests/") and not (ROOT / w).exists()]
+            assert not missing, f"{page}: {missing}"
+        assert set(extras_of(rest)) <= set(extras), f"{page}: {' '.join(words)}"
+        if program.endswith((".py", ".sh")) or "/" in program:
+            assert (ROOT / program).is_file(), f"{page}: {' '.join(words)}"
+            check_flags(program, rest)
+        else:
+            assert not program or program in OTHERS, f"{page}: {' '.join(words)}"
+
+
+@pytest.mark.parametrize("page", names(ALL))
+def test_blocks_of_commands_are_bash(page):
+    for block in blocks_of((ROOT / page).read_text(encoding="utf-8"), "bash"):
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True, timeout=60)
+
+
+def test_installed_commands_are_named_and_exist():
+    prose = prose_of((ROOT / "docs" / "quick_start.md").read_text(encoding="utf-8"))
+    installed = dict(re.findall(r"(drifting-\w+)=drifting_jax\.(\w+):cli", ast.unparse(SETUP)))
+    assert set(re.findall(r"`(drifting-\w+)`", prose)) == set(installed)
+    assert all((ROOT / "drifting_jax" / f"{name}.py").is_file() for name in installed.values())
 
 
 def test_the_readers_see_commands_flags_and_fields(tmp_path):
@@ -205,11 +268,42 @@ def test_the_readers_see_commands_flags_and_fields(tmp_path):
     assert anchors_of(tmp_path / "page.md") == {"on-x-twice"}
     assert {"config", "workdir", "topology"} <= flags_of(ROOT / "main.py")
     assert {"reference", "cfg_scales"} <= flags_of(ROOT / "drifting_jax" / "evaluate.py")
+    assert program_of(["A=1", "python", "-m", "drifting_jax.sample", "--seed=0"]) == (
+        "drifting_jax/sample.py",
+        ["--seed=0"],
+    )
+    assert program_of(["a=$(git", "log)"]) == ("git", ["log)"])
+    with pytest.raises(AssertionError, match="no --nothing"):
+        check_flags("launch/local.sh", ["--devices=4", "--", "--nothing"])
+    with pytest.raises(AssertionError, match="no --workdir"):
+        check_flags("launch/local.sh", ["--workdir=a", "--"])
+    assert extras_of(["install", "-e", ".[tpu]"]) == ["tpu"]
     assert is_field("train.num_steps") and is_field("mesh") and not is_field("train.nothing")
     with pytest.raises(AssertionError, match="does not exist"):
         check_config_flags(["--config=configs/digits.py", "--config.train.nothing=1"])
     with pytest.raises(ValueError, match=r"optim\.schedule"):
         check_config_flags(["--config=configs/digits.py", "--config.optim.schedule=linear"])
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    """(page, code) of every block of Python but the README's, which runs below."""
+    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in names(ALL[1:])}
+    return [(page, code) for page, text in texts.items() for code in blocks_of(text, "python")]
+
+
+@pytest.mark.parametrize(("page", "code"), python_blocks())
+def test_python_of_a_page_runs(page, code, capsys):
+    tree = ast.parse(code)
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if node.value.id == "dj"
+    }
+    assert used and used <= set(dj.__all__), page
+    if not used & NEEDS_MORE:
+        exec(compile(code, page, "exec"), {})
+        assert code.count("print(") == len(capsys.readouterr().out.splitlines())
 
 
 def test_the_example_runs(capsys):
