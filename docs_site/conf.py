@@ -14,6 +14,8 @@ html_static_path = ["static"]
 html_css_files = ["style.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_use_index = False  # the search finds names, and these lists do not fit a phone
+html_domain_indices = False
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
