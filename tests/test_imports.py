@@ -25,8 +25,9 @@ LAYERS = (
     {"steps", "workdir"},
     {"evaluation"},
     {"training"},
+    {"demonstration"},
     {"commands"},
-    {"sample", "evaluate", "prepare", "convert", "diagnose", "main"},
+    {"sample", "evaluate", "prepare", "convert", "diagnose", "demo", "main"},
 )
 LEVEL = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 

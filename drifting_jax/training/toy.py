@@ -3,27 +3,31 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from drifting_jax.config import ConfigDict
+from drifting_jax.config import ConfigDict, load_config
 from drifting_jax.config.streams import root_key, stream_key
 from drifting_jax.data.points import PointsSource, sample_target
-from drifting_jax.distributed import transfer
-from drifting_jax.errors import UserError
+from drifting_jax.distributed import meshes, transfer
+from drifting_jax.errors import UserError, first_line
 from drifting_jax.evaluation.toy import measure_toy, toy_json, toy_table
 from drifting_jax.files import write_bytes, write_json
 from drifting_jax.method.fields.table import drift_names
 from drifting_jax.models.calls import apply
 from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.state import TrainState, ema_name
+from drifting_jax.surroundings import settled_jax
 from drifting_jax.training import build, programs, stage
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.loop import Hook
 from drifting_jax.training.stage import Stage
 from drifting_jax.workdir import pictures
+from drifting_jax.workdir.checkpoint import Checkpoints
+from drifting_jax.workdir.layout import generator_checkpoints
 from drifting_jax.workdir.metrics import read_metrics
 
 _FRAME_POINTS = 1024
@@ -53,7 +57,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     )
     if carry is None or context.stops():
         return False
-    sample = _sampler(config, model, carry.state)
+    sample = _sampler(config, model, carry.state.ema[ema_name(config.eval.ema_decay)])
     if context.is_main_process:
         n = config.eval.num_samples
         records = measure_toy(
@@ -80,9 +84,50 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def _sampler(config: ConfigDict, model: MLP, state: TrainState) -> Callable[[int, int], np.ndarray]:
-    """Returns a function (seed, n) -> [n, 2] points of the averaged generator."""
-    params = transfer.fetch(state.ema[ema_name(config.eval.ema_decay)])
+class Toy(NamedTuple):
+    """A trained toy.
+
+    Attributes:
+      config: of its run.
+      step: training steps of its parameters.
+      samplers: for each decay in `train.ema_decays`, (seed, n) -> [n, 2] float32 points of this
+        average.
+    """
+
+    config: ConfigDict
+    step: int
+    samplers: dict[float, Callable[[int, int], np.ndarray]]
+
+
+@settled_jax()
+def load_toy(workdir: Path) -> Toy:
+    """Reads the newest checkpoint of a toy's workdir.
+
+    Raises:
+      UserError: there is no such run, or no checkpoint yet.
+    """
+    config = load_config(workdir)
+    if config.task != "toy":
+        raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'toy'")
+    mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])
+    template = {"state": programs.toy_program(config, mesh).carry.state}
+    directory = generator_checkpoints(workdir)
+    with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
+        restored = checkpoints.restore_latest(template) if directory.is_dir() else None
+    if restored is None:
+        raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
+    step, trees = restored
+    model, averages = MLP(widths=tuple(config.model.widths)), trees["state"].ema
+    samplers = {
+        decay: _sampler(config, model, averages[ema_name(decay)])
+        for decay in config.train.ema_decays
+    }
+    return Toy(config, step, samplers)
+
+
+def _sampler(config: ConfigDict, model: MLP, params: Any) -> Callable[[int, int], np.ndarray]:
+    """Returns a function (seed, n) -> [n, 2] points of the generator."""
+    params = transfer.fetch(params)
 
     def sample(seed: int, n: int) -> np.ndarray:
         noise = jax.random.normal(root_key(seed), (n, config.model.noise_features))
@@ -120,16 +165,29 @@ def frame_steps(num_steps: int) -> set[int]:
     return {round(num_steps * (i / (_FRAMES - 1)) ** 2) for i in range(_FRAMES)}
 
 
+def read_frames(config: ConfigDict, workdir: Path) -> dict[int, np.ndarray]:
+    """Returns the generated points [n, 2] float32 that a run has kept, by step, in order.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    frames = {}
+    for step in sorted(frame_steps(config.train.num_steps)):
+        path = workdir / "frames" / f"{step:08d}.npy"
+        try:
+            frames[step] = np.load(path)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    return frames
+
+
 def draw_pictures(config: ConfigDict, workdir: Path) -> None:
     """drift.gif, field.png and drift.png, of what the run left in its workdir."""
     rng = np.random.default_rng(config.seed)
     target = sample_target(config.data.target, rng, _FRAME_POINTS)
-    wanted = frame_steps(config.train.num_steps)
-    frames = {
-        int(path.stem): np.load(path)
-        for path in sorted((workdir / "frames").glob("*.npy"))
-        if int(path.stem) in wanted
-    }
+    frames = read_frames(config, workdir)
     pictures.write_animation(workdir / "drift.gif", frames, target)
     pictures.write_field(
         workdir / "field.png",

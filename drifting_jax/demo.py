@@ -1,0 +1,105 @@
+"""A page that shows a trained run: `python -m drifting_jax.demo --workdir=runs/digits`.
+
+Or published weights, with nothing trained: `--weights=FOLDER`. Needs the extra `demo`.
+
+The page offers a class, the guidance scale α, the number of samples, the seed and the average of
+the weights, and says how long its pictures took. A toy shows its points during training, and fresh
+ones. It listens on this machine alone unless --host names another address, serves no file of the
+machine but its own pictures, and loads nothing from elsewhere.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+from drifting_jax.commands.command_line import run_program
+from drifting_jax.config import load_config
+from drifting_jax.demonstration import server
+from drifting_jax.demonstration.image_page import image_page
+from drifting_jax.demonstration.points import PointsShow
+from drifting_jax.demonstration.points_page import points_page
+from drifting_jax.demonstration.studio import Studio
+from drifting_jax.errors import UserError
+from drifting_jax.surroundings import check_devices
+from drifting_jax.training.restore import load_generator, load_run
+from drifting_jax.training.toy import load_toy, read_frames
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def define_flags() -> None:
+    """Registers the command line's flags."""
+    flags.DEFINE_string("workdir", "", "Directory of the run.")
+    flags.DEFINE_string(
+        "weights",
+        "",
+        "Instead of a run: an artifact of the paper's release, or hf://owner/repo.",
+    )
+    flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
+    flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535)
+
+
+def main(_: Sequence[str]) -> int:
+    """Loads, builds the page, and serves it until Ctrl-C."""
+    values = flags.FLAGS
+    if bool(values.workdir) == bool(values.weights):
+        raise UserError("expected one of --workdir and --weights")
+    server.check_address(values.host, values.port)
+    with tempfile.TemporaryDirectory(prefix="drifting_demo_") as name:
+        folder = Path(name).resolve()
+        gradio = server.import_gradio(folder)
+        check_devices()
+        page = _page(gradio, values, folder)
+        workdir = Path(values.workdir) if values.workdir else None
+        address = server.serve(
+            page, host=values.host, port=values.port, folder=folder, secret=workdir
+        )
+        if values.host not in _LOOPBACK:
+            print(
+                f"note: everyone who reaches {values.host} can use the page; it has no password",
+                file=sys.stderr,
+            )
+        print(f"The page is at {address} until Ctrl-C", flush=True)
+        status = server.wait_until_stopped()
+        page.close(verbose=False)
+    return status
+
+
+def _page(gradio: ModuleType, values: Any, folder: Path) -> Any:
+    """The page of a run or of weights."""
+    if values.weights:
+        studio = Studio(load_generator(values.weights, vae=values.vae))
+        return image_page(gradio, studio, title=values.weights, folder=folder)
+    workdir = Path(values.workdir)
+    config = load_config(workdir)
+    title = workdir.resolve().name
+    if config.task == "toy":
+        if values.vae:
+            raise UserError("--vae is for generators of latents; a toy makes points: leave it out")
+        show = PointsShow(load_toy(workdir), read_frames(config, workdir))
+        return points_page(gradio, show, workdir / "drift.gif", title=title, folder=folder)
+    generator = load_run(workdir, vae=values.vae)
+    studio = Studio(
+        generator,
+        averages=config.train.ema_decays,
+        load_average=lambda decay: load_run(
+            workdir, ema_decay=decay, vae=values.vae, step=generator.step
+        ),
+    )
+    return image_page(gradio, studio, title=title, folder=folder)
+
+
+def cli() -> None:
+    """Entry point of `drifting-demo`."""
+    define_flags()
+    run_program(main)
+
+
+if __name__ == "__main__":
+    cli()
