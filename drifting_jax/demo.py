@@ -8,8 +8,10 @@ ones. It listens on this machine alone unless --host names another address, serv
 machine but its own pictures, and loads nothing from elsewhere.
 """
 
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +30,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.surroundings import check_devices
 from drifting_jax.training.restore import load_generator, load_run
 from drifting_jax.training.toy import load_toy, read_frames
+from drifting_jax.workdir.interruption import EXIT_INTERRUPTED, EXIT_RESUMABLE
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -45,13 +48,16 @@ def define_flags() -> None:
     flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535)
 
 
-def main(_: Sequence[str]) -> int:
+def main(_: Sequence[str]) -> None:
     """Loads, builds the page, and serves it until Ctrl-C."""
     values = flags.FLAGS
     if bool(values.workdir) == bool(values.weights):
         raise UserError("expected one of --workdir and --weights")
     server.check_address(values.host, values.port)
-    with tempfile.TemporaryDirectory(prefix="drifting_demo_") as name:
+    # Both leave through the context below, which removes the files.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(EXIT_INTERRUPTED))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_RESUMABLE))
+    with tempfile.TemporaryDirectory(prefix="drifting_demo_", ignore_cleanup_errors=True) as name:
         folder = Path(name).resolve()
         gradio = server.import_gradio(folder)
         check_devices()
@@ -66,9 +72,7 @@ def main(_: Sequence[str]) -> int:
                 file=sys.stderr,
             )
         print(f"The page is at {address} until Ctrl-C", flush=True)
-        status = server.wait_until_stopped()
-        page.close(verbose=False)
-    return status
+        threading.Event().wait()  # until a signal
 
 
 def _page(gradio: ModuleType, values: Any, folder: Path) -> Any:

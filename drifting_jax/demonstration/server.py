@@ -2,14 +2,12 @@
 
 import os
 import socket
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
 
 from drifting_jax.errors import TransientError, UserError
-from drifting_jax.workdir.interruption import Interruption
 
 # The browser loads nothing from elsewhere. gradio's page needs scripts and styles inside it.
 _POLICY = (
@@ -136,11 +134,3 @@ def serve(page: Any, *, host: str, port: int, folder: Path, secret: Path | None)
         css=_STYLE,
     )
     return address
-
-
-def wait_until_stopped() -> int:
-    """Returns the exit status after Ctrl-C or another signal that stops a run."""
-    with Interruption(soon="closing the page") as interruption:
-        while not interruption.requested:
-            time.sleep(0.1)
-        return interruption.exit_status
