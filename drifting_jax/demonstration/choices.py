@@ -100,16 +100,19 @@ def first_count(num_classes: int) -> tuple[int, int]:
     return 0, 16
 
 
-def timing_line(count: int, seconds: float, compile_seconds: float | None) -> str:
+def timing_line(
+    count: int, seconds: float, compile_seconds: float | None, *, noun: str = "sample"
+) -> str:
     """Returns what a picture took, in a sentence or two.
 
     Args:
       count: samples in the picture.
       seconds: of the program that made them, compiled before.
       compile_seconds: of the first call with so many samples; None for a later one.
+      noun: what a sample is called.
     """
-    samples = "1 sample" if count == 1 else f"{count} samples"
-    each = "" if count == 1 else f", {1000 * seconds / count:.3g} ms a sample"
+    samples = f"1 {noun}" if count == 1 else f"{count} {noun}s"
+    each = "" if count == 1 else f", {1000 * seconds / count:.3g} ms a {noun}"
     line = f"{samples} in one network evaluation: **{1000 * seconds:.3g} ms**{each}."
     if compile_seconds is not None:
         line += f" The first call with {samples} also compiled: {compile_seconds:.1f} s."

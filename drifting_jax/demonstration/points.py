@@ -19,6 +19,7 @@ MOST_POINTS = 4096
 _TARGET_POINTS = 1024
 _REAL, _GENERATED = "#9aa5b1", "#d1495b"
 _INCHES, _PIXELS_PER_INCH = 6.0, 100
+_LEAST_ASPECT = 0.5
 
 
 class PointsShow:
@@ -29,8 +30,10 @@ class PointsShow:
         self.toy, self.frames, self.steps = toy, frames, sorted(frames)
         rng = np.random.default_rng(toy.config.seed)
         self._target = sample_target(toy.config.data.target, rng, _TARGET_POINTS)
-        first = frames[self.steps[0]] if frames else self._target
-        self._half_side = 1.25 * max(np.abs(self._target).max(), np.abs(first).max())
+        shown = [self._target, *(frames[step] for step in self.steps[:1])]
+        sides = np.max([np.abs(points).max(axis=0) for points in shown], axis=0)
+        self._half_sides = 1.25 * np.maximum(sides, _LEAST_ASPECT * sides.max())
+        self._compiled: set[int] = set()
         self._lock = threading.Lock()
 
     def frame(self, number: int, folder: Path) -> tuple[str, Files]:
@@ -42,37 +45,44 @@ class PointsShow:
     def fresh(self, count: int, seed: int, average: float, folder: Path) -> tuple[str, Files]:
         """Returns a line about fresh points, and their files, in a new folder."""
         with self._lock:
-            self.toy.samplers[average](seed, count)  # compiles
-            started = time.perf_counter()
-            points = self.toy.samplers[average](seed, count)
-            seconds = time.perf_counter() - started
+            first = None
+            if count not in self._compiled:
+                _, first = self._timed(seed, count, average)
+                self._compiled.add(count)
+            points, seconds = self._timed(seed, count, average)
             files = self._write(points, f"points_seed{seed}", folder)
-        return timing_line(count, seconds, None), files
+        return timing_line(count, seconds, first, noun="point"), files
+
+    def _timed(self, seed: int, count: int, average: float) -> tuple[np.ndarray, float]:
+        started = time.perf_counter()
+        points = self.toy.samplers[average](seed, count)
+        return points, time.perf_counter() - started
 
     def _write(self, points: np.ndarray, name: str, folder: Path) -> Files:
         files = new_files(folder, name)
-        write_bytes(files.png, scatter_png(points, self._target, half_side=self._half_side))
+        write_bytes(files.png, scatter_png(points, self._target, half_sides=self._half_sides))
         write_npz(files.npz, {"points": points})
         return files
 
 
-def scatter_png(points: np.ndarray, target: np.ndarray, *, half_side: float) -> bytes:
-    """Returns a square PNG of generated points over real ones.
+def scatter_png(points: np.ndarray, target: np.ndarray, *, half_sides: np.ndarray) -> bytes:
+    """Returns a PNG, 600 pixels wide, of generated points over real ones.
 
     Args:
       points: [n, 2] generated.
       target: [m, 2] real.
-      half_side: what is shown runs from minus this to this, in both coordinates.
+      half_sides: [2]; what is shown runs from minus these to these.
     """
     with own_style():
-        figure = new_figure(figsize=(_INCHES, _INCHES), dpi=_PIXELS_PER_INCH, layout="constrained")
+        size = _INCHES, _INCHES * half_sides[1] / half_sides[0]
+        figure = new_figure(figsize=size, dpi=_PIXELS_PER_INCH, layout="constrained")
         axes = figure.subplots()
         for drawn, colour, name in ((target, _REAL, "real"), (points, _GENERATED, "generated")):
             axes.scatter(
                 drawn[:, 0], drawn[:, 1], s=6, c=colour, alpha=0.55, linewidths=0, label=name
             )
-        limits = (-half_side, half_side)
-        axes.set(xlim=limits, ylim=limits, aspect="equal", xticks=[], yticks=[])
+        (x, y) = half_sides
+        axes.set(xlim=(-x, x), ylim=(-y, y), aspect="equal", xticks=[], yticks=[])
         axes.legend(loc="upper left", fontsize=9, markerscale=2.5, framealpha=0.8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")

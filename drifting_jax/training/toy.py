@@ -1,5 +1,6 @@
 """The two-dimensional toy (5.1): an MLP that drifts from a bad start onto a target, in pictures."""
 
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,8 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     )
     if carry is None or context.stops():
         return False
-    sample = _sampler(config, model, carry.state.ema[ema_name(config.eval.ema_decay)])
+    params = transfer.fetch(carry.state.ema[ema_name(config.eval.ema_decay)])
+    sample = functools.partial(_sample, config, functools.partial(apply, model), params)
     if context.is_main_process:
         n = config.eval.num_samples
         records = measure_toy(
@@ -117,23 +119,21 @@ def load_toy(workdir: Path) -> Toy:
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
     step, trees = restored
-    model, averages = MLP(widths=tuple(config.model.widths)), trees["state"].ema
+    averages = transfer.fetch(trees["state"].ema)
+    points_of = jax.jit(functools.partial(apply, MLP(widths=tuple(config.model.widths))))
     samplers = {
-        decay: _sampler(config, model, averages[ema_name(decay)])
+        decay: functools.partial(_sample, config, points_of, averages[ema_name(decay)])
         for decay in config.train.ema_decays
     }
     return Toy(config, step, samplers)
 
 
-def _sampler(config: ConfigDict, model: MLP, params: Any) -> Callable[[int, int], np.ndarray]:
-    """Returns a function (seed, n) -> [n, 2] points of the generator."""
-    params = transfer.fetch(params)
-
-    def sample(seed: int, n: int) -> np.ndarray:
-        noise = jax.random.normal(root_key(seed), (n, config.model.noise_features))
-        return np.asarray(apply(model, params, noise))
-
-    return sample
+def _sample(
+    config: ConfigDict, points_of: Callable[..., jax.Array], params: Any, seed: int, n: int
+) -> np.ndarray:
+    """Returns [n, 2] points of a seed; points_of: (params, noise) -> points."""
+    noise = jax.random.normal(root_key(seed), (n, config.model.noise_features))
+    return np.asarray(points_of(params, noise))
 
 
 def _make_frames(
