@@ -125,4 +125,4 @@ def _number(value: Any) -> float | None:
 
 
 def _found(value: Any) -> str:
-    return "found nothing" if value is None or value == "" else f"found {value}"
+    return "found nothing" if value is None or value == "" else f"found {str(value)[:40]}"

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-# While a slider moves, the newest position counts.
+# While a slider moves, the newest position counts. Values come as the browser sends them, so that
+# all wrong ones get a line of ours.
 QUEUED: dict[str, Any] = {
     "trigger_mode": "always_last",
+    "preprocess": False,
     "show_progress": "hidden",
     "api_visibility": "private",
 }

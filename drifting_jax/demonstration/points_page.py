@@ -73,8 +73,8 @@ def _fresh_tab(gradio: Any, page: Any, show: PointsShow, folder: Path) -> None:
     averages = list(show.toy.samplers)
     with gradio.Row():
         with gradio.Column(scale=2, min_width=280):
-            count = gradio.Number(1024, label=f"Points (1 to {MOST_POINTS})", elem_id="count")
-            seed = gradio.Number(0, label="Seed", elem_id="seed")
+            count = gradio.Number(1024, label=f"Points (1 to {MOST_POINTS})", elem_id="fresh-count")
+            seed = gradio.Number(0, label="Seed", elem_id="fresh-seed")
             average = gradio.Dropdown(
                 [(f"{decay:g}", decay) for decay in averages],
                 value=show.toy.config.eval.ema_decay,
@@ -83,7 +83,7 @@ def _fresh_tab(gradio: Any, page: Any, show: PointsShow, folder: Path) -> None:
             )
             with gradio.Row():
                 another = gradio.Button("Another seed")
-                make = gradio.Button("Make", variant="primary", elem_id="make")
+                make = gradio.Button("Make", variant="primary", elem_id="fresh-make")
         outputs = outputs_beside(gradio, prefix="fresh")
 
     def respond(count: Any, seed: Any, average: Any) -> list[Any]:
