@@ -44,6 +44,7 @@ setup(
         "gpu-compile": [f"jax[cuda12-local]{JAX}", "nvidia-cuda-nvcc-cu12>=12.8,<13"],
         "opencv": ["opencv-python-headless>=5,<6"],  # a faster decoder of images
         "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
+        "demo": ["gradio>=6.31,<7"],  # the page of drifting_jax/demo.py
         "docs": [  # docs_site/build_site.py
             "sphinx>=9.0,<10",
             "furo>=2025.12,<2027",
@@ -71,6 +72,7 @@ setup(
             "drifting-convert=drifting_jax.convert:cli",
             "drifting-evaluate=drifting_jax.evaluate:cli",
             "drifting-diagnose=drifting_jax.diagnose:cli",
+            "drifting-demo=drifting_jax.demo:cli",
         ]
     },
 )

@@ -27,6 +27,7 @@ NAVIGATION = {
     "First steps": {
         "quick_start": "Getting started",
         "toy": "The toy",
+        "demo": "The demo",
         "data": "Your data",
         "reading_a_run": "Reading a run",
         "diagnose": "Before training",

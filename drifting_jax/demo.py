@@ -79,7 +79,8 @@ def _page(gradio: ModuleType, values: Any, folder: Path) -> Any:
     """The page of a run or of weights."""
     if values.weights:
         studio = Studio(load_generator(values.weights, vae=values.vae))
-        return image_page(gradio, studio, title=values.weights, folder=folder)
+        title = values.weights if "://" in values.weights else Path(values.weights).resolve().name
+        return image_page(gradio, studio, title=title, folder=folder)
     workdir = Path(values.workdir)
     config = load_config(workdir)
     title = workdir.resolve().name

@@ -19,6 +19,7 @@ _FILE_ROUTE, _CLOSED_ROUTES = "file=", ("proxy=", "upload", "stream", "component
 
 _STYLE = """
 .picture img { image-rendering: pixelated; }
+.picture .icon-button-wrapper { display: none; }
 .gradio-container { max-width: 1100px !important; margin: 0 auto; }
 @media (max-width: 700px) { .result { order: -1; } }
 """
