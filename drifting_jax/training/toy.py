@@ -121,7 +121,7 @@ def load_toy(workdir: Path) -> Toy:
     step, trees = restored
     averages = transfer.fetch(trees["state"].ema)
     points_of = jax.jit(functools.partial(apply, MLP(widths=tuple(config.model.widths))))
-    samplers = {
+    samplers: dict[float, Callable[[int, int], np.ndarray]] = {
         decay: functools.partial(_sample, config, points_of, averages[ema_name(decay)])
         for decay in config.train.ema_decays
     }
