@@ -29,7 +29,7 @@ def points_page(gradio: Any, show: PointsShow, animation: Path, *, title: str, f
             f"`{show.toy.config.data.target}`. Step {show.toy.step}; each point takes one "
             "evaluation of the network."
         )
-        if show.frames:
+        if len(show.steps) > 1:
             with gradio.Tab("Training"):
                 _training_tab(gradio, page, show, folder)
         if animation.is_file():

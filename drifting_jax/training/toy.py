@@ -174,13 +174,20 @@ def read_frames(config: ConfigDict, workdir: Path) -> dict[int, np.ndarray]:
     frames = {}
     for step in sorted(frame_steps(config.train.num_steps)):
         path = workdir / "frames" / f"{step:08d}.npy"
-        try:
-            frames[step] = np.load(path)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+        if path.exists():
+            frames[step] = _read_points(path)
     return frames
+
+
+def _read_points(path: Path) -> np.ndarray:
+    try:
+        points = np.load(path)
+    except Exception as error:  # NumPy parses the header as Python and lets all its errors out
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    shape, dtype = getattr(points, "shape", ()), getattr(points, "dtype", None)
+    if len(shape) != 2 or not shape[0] or shape[1] != 2 or dtype != np.float32:
+        raise UserError(f"{path} must hold points [n, 2] float32; found {list(shape)} {dtype}")
+    return points
 
 
 def draw_pictures(config: ConfigDict, workdir: Path) -> None:

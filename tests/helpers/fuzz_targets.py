@@ -19,7 +19,7 @@ from imagenet_like import encoded, oddities, picture
 from read_release import unpacked
 
 from drifting_jax.commands import packing
-from drifting_jax.config import load_config, resolve, save_config
+from drifting_jax.config import base_config, load_config, resolve, save_config
 from drifting_jax.data import transforms
 from drifting_jax.data.facts import Skipped
 from drifting_jax.data.file_list import FileList
@@ -35,6 +35,7 @@ from drifting_jax.evaluation.measurement import measure_all
 from drifting_jax.evaluation.reference import read_reference
 from drifting_jax.models.dit import DiT
 from drifting_jax.training import batch_log, data_identity
+from drifting_jax.training.toy import read_frames
 from drifting_jax.weights import files
 from drifting_jax.weights.networks import Network, load_network, save_network
 from drifting_jax.weights.shapes import param_shapes
@@ -53,6 +54,12 @@ def make_targets() -> dict[str, Target]:
 def _npz(**arrays: Any) -> bytes:
     data = io.BytesIO()
     np.savez(data, **arrays)
+    return data.getvalue()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    np.save(data, array)
     return data.getvalue()
 
 
@@ -169,6 +176,11 @@ def _runs() -> dict[str, Target]:
         "run logs": Target(
             {"batches_0.jsonl": batches, "unreadable_0.jsonl": b'{"index": 3, "name": "x"}\n'},
             logs,
+            (UserError,),
+        ),
+        "run frames": Target(
+            {"frames/00000000.npy": _npy(np.ones((3, 2), np.float32))},
+            lambda folder: read_frames(resolve(base_config("toy")), folder),
             (UserError,),
         ),
         "run complete": Target(
