@@ -184,7 +184,8 @@ def _read_points(path: Path) -> np.ndarray:
         points = np.load(path)
     except Exception as error:  # NumPy parses the header as Python and lets all its errors out
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
-    shape, dtype = getattr(points, "shape", ()), getattr(points, "dtype", None)
+    shape: tuple[int, ...] = getattr(points, "shape", ())
+    dtype = getattr(points, "dtype", None)
     if len(shape) != 2 or not shape[0] or shape[1] != 2 or dtype != np.float32:
         raise UserError(f"{path} must hold points [n, 2] float32; found {list(shape)} {dtype}")
     return points
