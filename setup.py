@@ -12,6 +12,7 @@ setup(
     description="Drifting Models (arXiv 2602.04770) in JAX: one-pass generators, tested and fast",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    url="https://github.com/drifting-jax/drifting_jax",
     license="Apache-2.0",
     packages=find_packages(include=["drifting_jax", "drifting_jax.*"]),
     package_data={"drifting_jax.data": ["imagenet_classes.txt"]},
@@ -50,6 +51,7 @@ setup(
             "myst-parser>=5.2,<6",
             "latex2mathml>=3.81,<4",
         ],
+        "notebooks": ["nbclient>=0.10,<0.12", "nbformat>=5.10,<6"],  # runs them without a browser
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",
