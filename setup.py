@@ -44,6 +44,8 @@ setup(
         "gpu-compile": [f"jax[cuda12-local]{JAX}", "nvidia-cuda-nvcc-cu12>=12.8,<13"],
         "opencv": ["opencv-python-headless>=5,<6"],  # a faster decoder of images
         "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
+        "wandb": ["wandb>=0.30,<0.32"],  # config.tracker
+        "trackio": ["trackio>=0.40,<0.44"],
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",

@@ -28,6 +28,7 @@ def list_contents(workdir: Path) -> str:
         "drift.png": "raw drift and diversity over training",
         "metrics.jsonl": "all scalars, one line per logged step",
         "tensorboard": f"the same: tensorboard --logdir {workdir}/tensorboard",
+        "tracker.json": "the id of the run's page at a tracker",
         "checkpoints": "state, averages, queue, position",
         "encoder/checkpoints": "the pre-trained encoder",
         "data.json": "what the data was, class names",
