@@ -172,7 +172,7 @@ def test_a_toy_and_a_sampler_need_no_library_that_reads_data(tmp_path):
 
 
 def test_flax_is_called_in_one_file():
-    """`init` and `apply` of modules; optimizers and trackers have an `init`, extractors an `apply`."""
+    """`init` and `apply` of modules; optimizers, trackers and extractors have one of them too."""
     others = "optimizer|extractor|wandb|trackio"
     called = {}
     for module, path in sources().items():

@@ -110,7 +110,7 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
     """Trains the generator, and measures it if it makes small images; whether all is done."""
     if not generator.train(config, workdir=workdir, context=context):
         return False
-    on_main_process(_draw_drift, config, workdir)
+    on_main_process(_draw_pictures, config, workdir)
     if config.data.source not in SMALL_SOURCES:
         on_main_process(mark_complete, workdir, config.train.num_steps)
         sample = ["python", "-m", "drifting_jax.sample", f"--workdir={workdir}"]
@@ -131,7 +131,8 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
     return True
 
 
-def _draw_drift(config: ConfigDict, workdir: Path) -> None:
+def _draw_pictures(config: ConfigDict, workdir: Path) -> None:
+    pictures.write_training(workdir / "samples" / "training.gif", workdir / "samples")
     records = read_metrics(workdir, stage="generator")
     pictures.write_drift(workdir / "drift.png", records, drift_names(build.drift_options(config)))
 

@@ -22,6 +22,7 @@ def list_contents(workdir: Path) -> str:
         "evaluation.json": "the metrics",
         "samples": "pictures",
         "samples/final.npz": "the samples that were measured",
+        "samples/training.gif": "the same samples over training",
         "drift.gif": "q drifting to p",
         "frames": "the points in it",
         "field.png": "the drifting field",
