@@ -52,6 +52,8 @@ setup(
             "latex2mathml>=3.81,<4",
         ],
         "notebooks": ["nbclient>=0.10,<0.12", "nbformat>=5.10,<6"],  # runs them without a browser
+        "wandb": ["wandb>=0.30,<0.32"],  # config.tracker
+        "trackio": ["trackio>=0.40,<0.44"],
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",

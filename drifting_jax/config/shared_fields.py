@@ -11,6 +11,11 @@ RUN = section(
     task=Field("generator", 'what is trained: "generator", "encoder" or "toy"'),
     seed=Field(0, "root of every random number of the run", minimum=0, maximum=2**32 - 1),
     log_every=Field(50, "steps between two lines of metrics", on_resume="may change"),
+    tracker=Field(
+        "none",
+        'service that also gets the scalars and pictures: "wandb", "trackio" or "none"',
+        on_resume="may change",
+    ),
 )
 
 NUM_WORKERS = Field(

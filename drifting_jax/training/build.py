@@ -31,6 +31,7 @@ from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.toy_step import ToyStepConfig
 from drifting_jax.training.memory_plan import MemoryPlan
 from drifting_jax.weights.networks import ENCODERS
+from drifting_jax.workdir.trackers import TRACKERS
 
 
 def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -142,6 +143,7 @@ def check_choices(config: ConfigDict) -> None:
     Raises:
       UserError: naming the field and the choices.
     """
+    _check_choice("tracker", config.tracker, ("none", *TRACKERS))
     _check_choice("drift.field", config.drift.field, FIELDS)
     _check_drift(config)
     if config.task != "toy":

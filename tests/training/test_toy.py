@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_tracker
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,8 +95,9 @@ def test_q_starts_where_the_config_says(start):
 @pytest.mark.slow
 def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(toy, "_FRAMES", 4)  # drawing is slow
+    calls = fake_tracker.install(monkeypatch, "wandb")
     workdir = tmp_path / "toy"
-    assert run.run(config(), workdir=workdir) == 0
+    assert run.run(config(tracker="wandb"), workdir=workdir) == 0
     told = capsys.readouterr().out
     assert "sliced Wasserstein" in told and "mass per mode" in told
 
@@ -118,6 +120,9 @@ def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypat
     for temperature in ("0.05", "0.2"):
         assert records[-1][f"drift/mean/{temperature}"] > 0
     assert records[-1]["diversity/mean"] > 3 * records[0]["diversity/mean"] > 0
+    assert [line["toy/step"] for line in fake_tracker.logged(calls)] == list(range(50, 301, 50))
+    assert calls[0][2]["config"]["train"]["num_steps"] == 300
+    assert calls[-1] == ("finish", (), {"exit_code": 0})
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"150", "300"}
 
     touched = ("config.json", ".lock")
