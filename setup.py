@@ -44,6 +44,8 @@ setup(
         "gpu-compile": [f"jax[cuda12-local]{JAX}", "nvidia-cuda-nvcc-cu12>=12.8,<13"],
         "opencv": ["opencv-python-headless>=5,<6"],  # a faster decoder of images
         "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
+        "export": ["flatbuffers>=24"],  # jax.export imports it without asking for it
+        "onnx": ["flatbuffers>=24", "onnx>=1.17"],  # drifting_jax.export writes ONNX, too
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",
@@ -55,6 +57,9 @@ setup(
             "safetensors>=0.5",
             "psutil>=6",
             "huggingface_hub>=1,<3",
+            "flatbuffers>=24",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
             "opencv-python-headless>=5,<6",
         ],
     },
@@ -63,6 +68,7 @@ setup(
             "drifting-sample=drifting_jax.sample:cli",
             "drifting-prepare=drifting_jax.prepare:cli",
             "drifting-convert=drifting_jax.convert:cli",
+            "drifting-export=drifting_jax.export:cli",
             "drifting-evaluate=drifting_jax.evaluate:cli",
             "drifting-diagnose=drifting_jax.diagnose:cli",
         ]

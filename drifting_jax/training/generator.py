@@ -143,9 +143,8 @@ def _hooks(
             print("no pictures of samples: config.vae.path does not say what decodes the latents")
         return []
     e = config.eval
-    sampler = sampling.make_sampler(
-        build.make_generator(config, spec_of(source)), mesh, vae=vae.model if vae else None
-    )
+    model, decoder = build.make_generator(config, spec_of(source)), vae.model if vae else None
+    sampler = sampling.make_sampler(model, mesh, vae=decoder)
 
     def generator_at(moment: Moment) -> Generator:
         params = moment.carry.state.ema[ema_name(e.ema_decay)]
@@ -156,6 +155,8 @@ def _hooks(
             class_names=source.class_names,
             mesh=mesh,
             sampler=sampler,
+            model=model,
+            vae=decoder,
             makes_pixels=True,
         )
 
