@@ -5,27 +5,36 @@ Needs jax, flatbuffers and numpy alone, and the files beside it; config.json des
 
 import argparse
 import json
+import os
 import struct
 import sys
 import zlib
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 HERE = Path(__file__).parent
 
 
-def fail(message):
+def fail(message: str) -> NoReturn:
     """Ends the program with one line."""
     print("error: " + " ".join(message.split())[:400], file=sys.stderr)
     sys.exit(2)
 
 
-def sample(config, labels, indices, flags):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
+
+
+def sample(labels, indices, flags):
     """Images [n, h, w, c] uint8; image i depends on seed, labels[i], indices[i] and alpha."""
     import jax.export
 
-    sampler = jax.export.deserialize((HERE / "sampler.jax").read_bytes())
+    sampler = jax.export.deserialize(bytearray((HERE / "sampler.jax").read_bytes()))
     weights, images = jax.device_put(dict(np.load(HERE / "weights.npz"))), []
     for start in range(0, len(labels), flags.batch_size):
         batch = [x[start : start + flags.batch_size] for x in (labels, indices)]
@@ -55,8 +64,7 @@ def png(images, columns):
 
 def main():
     """Reads the flags, samples and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.error = fail
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--classes", default="", help="names or numbers with commas; else all")
     parser.add_argument("--cfg_scale", type=float, default=1.0, help="guidance scale alpha")
     parser.add_argument("--out", default="samples.png", help=".png or .npz")
@@ -77,7 +85,12 @@ def main():
             fail(f"--classes: {unknown[0]!r} is no class; config.json lists them")
         labels = np.repeat(np.array([names[x] for x in chosen], np.int32), flags.per_class)
         indices = np.arange(len(labels), dtype=np.int32) % flags.per_class
-        images = sample(config, labels, indices, flags)
+        kept = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for lines that the compiler itself prints
+        try:
+            images = sample(labels, indices, flags)
+        finally:
+            os.dup2(kept, 2)
         if flags.out.endswith(".npz"):
             np.savez_compressed(flags.out, arr_0=images, arr_1=labels)
         else:

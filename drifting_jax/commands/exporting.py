@@ -4,7 +4,7 @@ import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,7 @@ from drifting_jax.steps.generator import Generator
 from drifting_jax.surroundings import settled_jax
 
 PyTree = Any
+Model = TypeVar("Model", bound=nn.Module)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _SAMPLER, _WEIGHTS, _SCRIPT, _ONNX = "sampler.jax", "weights.npz", "sample.py", "network.onnx"
@@ -163,7 +164,7 @@ def _write_network(
     return _description(path.name, inputs, generator.model), []
 
 
-def _in_float32(model: nn.Module) -> nn.Module:
+def _in_float32(model: Model) -> Model:
     """The same network, computed in float32: few runtimes of ONNX know bfloat16."""
     dtypes = {name: jnp.float32 for name in ("dtype", "attention_dtype") if hasattr(model, name)}
     return model.clone(**dtypes)

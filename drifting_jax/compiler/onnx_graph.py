@@ -1,7 +1,7 @@
-"""ONNX graphs of JAX functions: every primitive of a jaxpr becomes one or a few ONNX operators.
+"""ONNX graphs of JAX functions: each primitive of a jaxpr becomes one or a few operators of ONNX.
 
-Only the primitives of our networks are known. One axis may have a size that is not known yet, the
-batch. What does not depend on the inputs is computed here and stored as a constant.
+Only the primitives of our networks are known. The size of the batch may be left open. What does not
+depend on the inputs is computed here and stored as a constant.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def write_onnx(
     model = onnx.helper.make_model(found, opset_imports=opset, producer_name="drifting_jax")
     model.ir_version = 8  # of opset 18's time, so that older runtimes read the file
     data = path.with_name(f"{path.name}.data")
-    kept: dict[str, Any] = {"save_as_external_data": True, "size_threshold": 0}
-    onnx.save_model(model, str(path), location=data.name, **kept)
-    data.chmod(path.stat().st_mode)  # onnx lets nobody else read it
+    onnx.save_model(model, str(path), save_as_external_data=True, location=data.name)
+    if data.exists():  # there are constants of more than a kilobyte
+        data.chmod(path.stat().st_mode)  # onnx lets nobody else read it
 
 
 class _Graph:
@@ -83,6 +83,7 @@ class _Graph:
         return self.onnx.helper.make_tensor_value_info(name, self.dtype(x.dtype), shape)
 
     def dtype(self, dtype: Any) -> int:
+        """The number of a dtype in ONNX."""
         return self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_config
 from read_release import unpacked
+from saved_run import save_run
 
 from drifting_jax import convert, sample
 from drifting_jax.config import resolve, save_config
@@ -60,24 +61,9 @@ def test_an_artifact_is_sampled_through_the_decoder(tmp_path, monkeypatch, capsy
         restore.load_generator(str(unpacked("mae_latent", tmp_path)))
 
 
-@pytest.fixture
-def workdir(tmp_path):
-    """A run that was saved before its first step, encoder and generator."""
-    config = tiny_config.get_config()
-    config.encoder.train.num_steps = 10
-    config = resolve(config)
-    folder = tmp_path / "run"
-    save_config(folder, config)
-    (folder / "metrics.jsonl").write_text("")
-    source, mesh = make_source(config.data, "train"), build.make_mesh(config)
-    for program, directory, step in (
-        (programs.generator_program, generator_checkpoints(folder), 7),
-        (programs.encoder_program, encoder_checkpoints(folder), 10),
-    ):
-        ema = program(config, source, mesh).first_carry().state.ema
-        with Checkpoints(directory, keep=1) as checkpoints:
-            checkpoints.save(step, {"ema": ema})
-    return folder
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("saved") / "run")
 
 
 def test_a_run_is_written_for_others(workdir, tmp_path, monkeypatch, capsys):
