@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.export
@@ -13,15 +14,17 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
+from read_release import unpacked
 from saved_run import save_run
 
 from drifting_jax import export
 from drifting_jax.commands import exported_sample
-from drifting_jax.distributed import transfer
+from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
-from drifting_jax.training.restore import load_run
+from drifting_jax.training.restore import load_generator, load_run
 
+VAE = Path(__file__).parents[1] / "fixtures" / "torch" / "vae"
 # Neither this package nor what it is built on can be imported.
 ALONE = """
 import runpy, sys
@@ -168,3 +171,39 @@ def test_bad_flags_of_the_command(workdir, folder, tmp_path):
         with pytest.raises(UserError, match=message):
             run_export(**given)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_latents_are_decoded(tmp_path):
+    weights = str(unpacked("gen_latent", tmp_path))
+    run_export(weights=weights, vae=str(VAE), out=str(tmp_path / "sampler"))
+    with np.load(tmp_path / "sampler" / "weights.npz") as file:  # without the VAE's encoder
+        parts = {"/".join(name.split("/")[:3]) for name in file.files if name.startswith("vae")}
+    assert parts == {"vae/params/decoder", "vae/params/post_quant_conv"}
+    out = tmp_path / "x.npz"
+    found = run_sample(tmp_path / "sampler", "--classes=10,0", "--per_class=3", f"--out={out}")
+    assert found.returncode == 0, found.stderr
+    generator, mesh = load_generator(weights, vae=str(VAE)), meshes.make_mesh(1, 1)
+    # The decoder's convolutions round as the size of the batch on a device lets them.
+    sampler = sampling.make_sampler(generator.model, mesh, vae=generator.vae)
+    params = transfer.fetch(generator.params)
+    generator = dataclasses.replace(generator, mesh=mesh, sampler=sampler, params=params)
+    labels, indices = sampling.class_major([10, 0], 3)
+    expected = generator.sample(labels, indices, seed=0, cfg_scale=1.0, batch_size=8)
+    assert expected.shape == (6, 16, 16, 3)
+    with np.load(out) as file:
+        np.testing.assert_array_equal(file["arr_0"], expected)
+    config = json.loads((tmp_path / "sampler" / "config.json").read_text())
+    assert config["image_shape"] == [16, 16, 3] and config["alpha_range"] is None
+    rng, model = np.random.default_rng(0), generator.model
+    side, books = model.image_size, (2, model.num_style_books)
+    inputs = {
+        "noise": rng.normal(size=(2, side, side, model.in_channels)).astype(np.float32),
+        "labels": np.int32([3, 9]),
+        "styles": rng.integers(0, model.styles_per_book, books, np.int32),
+        "alpha": np.float32([1, 2.5]),
+    }
+    network = jax.jit(lambda *x: sampling.images_of(model, *x, vae=generator.vae))
+    images = network(params, *inputs.values())
+    session = onnxruntime.InferenceSession(str(tmp_path / "sampler" / "network.onnx"))
+    np.testing.assert_allclose(session.run(None, inputs)[0], images, atol=1e-4, rtol=0)
