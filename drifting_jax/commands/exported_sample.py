@@ -79,7 +79,8 @@ def main():
     try:
         config = json.loads((HERE / "config.json").read_text("utf-8"))
         names = {str(i): i for i in range(len(config["classes"]))}
-        names |= {name: i for i, name in enumerate(config["classes"])}
+        for spelling in ("titles", "classes"):  # the words for a class, and its name
+            names |= {name: i for i, name in enumerate(config[spelling])}
         chosen = flags.classes.split(",") if flags.classes else config["classes"]
         if unknown := [name for name in chosen if name not in names]:
             fail(f"--classes: {unknown[0]!r} is no class; config.json lists them")

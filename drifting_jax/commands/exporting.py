@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -96,8 +97,6 @@ def _sampled_params(generator: Generator) -> PyTree:
 
 def _exported(generator: Generator, params: PyTree) -> tuple[bytes, list[int]]:
     """The sampler for one device of any of `PLATFORMS`, and the shape of an image."""
-    import jax.export
-
     mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])
     sampler = sampling.make_sampler(generator.model, mesh, vae=generator.vae)
 

@@ -18,7 +18,7 @@ from read_release import unpacked
 from saved_run import save_run
 
 from drifting_jax import export
-from drifting_jax.commands import exported_sample
+from drifting_jax.commands import exported_sample, exporting
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
@@ -58,9 +58,10 @@ def run_export(**given):
         export.main([])
 
 
-def run_sample(folder, *flags):
+def run_sample(folder, *flags, without=()):
+    blocked = f"import sys; sys.modules |= dict.fromkeys({without!r})\n"
     return subprocess.run(
-        [sys.executable, "-c", ALONE, str(folder / "sample.py"), *flags],
+        [sys.executable, "-c", blocked + ALONE, str(folder / "sample.py"), *flags],
         env=os.environ | {"PYTHONPATH": ""},
         cwd=folder,
         capture_output=True,
@@ -158,6 +159,28 @@ def assert_one_line(found, message):
 )
 def test_bad_flags_of_the_sampler_are_one_line(folder, flag, message):
     assert_one_line(run_sample(folder, flag), message)
+
+
+def test_without_flatbuffers(generator, folder, tmp_path, monkeypatch):
+    found = run_sample(folder, without=("flatbuffers",))
+    assert_one_line(found, "pip install jax flatbuffers")
+
+    def serialize(_):
+        raise ModuleNotFoundError("No module named 'flatbuffers'")
+
+    monkeypatch.setattr(jax.export.Exported, "serialize", serialize)
+    with pytest.raises(UserError, match=r"'flatbuffers': pip install -e '\.\[export\]'"):
+        exporting.export_generator(generator, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnx_there_is_no_graph(generator, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    notes = exporting.export_generator(generator, tmp_path / "x")
+    assert notes == ["no network.onnx: it needs pip install -e '.[onnx]'"]
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["onnx"] is None
+    names = {"config.json", "sample.py", "sampler.jax", "weights.npz"}
+    assert {path.name for path in (tmp_path / "x").iterdir()} == names
 
 
 def test_bad_flags_of_the_command(workdir, folder, tmp_path):
