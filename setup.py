@@ -54,6 +54,8 @@ setup(
         "notebooks": ["nbclient>=0.10,<0.12", "nbformat>=5.10,<6"],  # runs them without a browser
         "wandb": ["wandb>=0.30,<0.32"],  # config.tracker
         "trackio": ["trackio>=0.40,<0.44"],
+        "export": ["flatbuffers>=24"],  # jax.export imports it without asking for it
+        "onnx": ["flatbuffers>=24", "onnx>=1.17"],  # drifting_jax.export writes ONNX, too
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",
@@ -65,6 +67,9 @@ setup(
             "safetensors>=0.5",
             "psutil>=6",
             "huggingface_hub>=1,<3",
+            "flatbuffers>=24",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
             "opencv-python-headless>=5,<6",
         ],
     },
@@ -73,6 +78,7 @@ setup(
             "drifting-sample=drifting_jax.sample:cli",
             "drifting-prepare=drifting_jax.prepare:cli",
             "drifting-convert=drifting_jax.convert:cli",
+            "drifting-export=drifting_jax.export:cli",
             "drifting-evaluate=drifting_jax.evaluate:cli",
             "drifting-diagnose=drifting_jax.diagnose:cli",
         ]

@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # what user
 ALL = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SUFFIXES = ("gif", "json", "jsonl", "md", "npy", "npz", "png", "py")
+SUFFIXES = ("gif", "json", "jsonl", "md", "npy", "npz", "png", "py", "safetensors")
 FIELD = re.compile(r"--config\.([\w.]+?)(?:=(.*))?")
 FIELDS = [base_config(task).to_dict() for task in ("generator", "encoder", "toy")]
 FOLDERS = (

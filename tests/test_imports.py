@@ -26,7 +26,7 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"commands"},
-    {"sample", "evaluate", "prepare", "convert", "diagnose", "main"},
+    {"sample", "evaluate", "prepare", "convert", "export", "diagnose", "main"},
 )
 LEVEL = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 

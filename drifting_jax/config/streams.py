@@ -11,13 +11,18 @@ STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generato
            "diagnosis": 9}  # fmt: skip
 
 
-def root_key(seed: int) -> jax.Array:
+def root_key(seed: int | jax.Array) -> jax.Array:
     """Returns the key [] of a seed from 0 to 2**32 - 1; every key of the package begins here.
 
     The implementation is threefry2x32, whatever JAX's default is set to: that of another
     (JAX_DEFAULT_PRNG_IMPL=rbg) draws numbers that depend on the batch.
     """
     return jax.random.key(seed, impl="threefry2x32")
+
+
+def samples_key(seed: int | jax.Array) -> jax.Array:
+    """Returns the key [] of the samples of a seed, a number or [] uint32."""
+    return jax.random.fold_in(root_key(seed), STREAMS["samples"])
 
 
 def stream_key(config: ConfigDict, name: str) -> jax.Array:

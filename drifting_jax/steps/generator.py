@@ -5,13 +5,14 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
+import flax.linen as nn
 import numpy as np
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict, streams
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.errors import UserError
+from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sampling
 from drifting_jax.surroundings import settled_jax
 
@@ -27,7 +28,10 @@ class Generator:
       class_names: in the order of the labels.
       mesh: the devices that sample.
       sampler: made by `sampling.make_sampler`.
+      model: the network.
+      vae: decodes its latents; None without one.
       makes_pixels: false for a generator of latents without a VAE.
+      alpha_range: smallest and largest guidance scale α of its training; None if unknown.
       config: of its run; None for weights without a run.
       data_spec: shape and classes of the run's data; None for weights without a run.
     """
@@ -38,7 +42,10 @@ class Generator:
     class_names: Sequence[str]
     mesh: Mesh
     sampler: sampling.Sampler
+    model: nn.Module
+    vae: VAE | None
     makes_pixels: bool
+    alpha_range: tuple[float, float] | None = None
     config: ConfigDict | None = None
     data_spec: DataSpec | None = None
 
@@ -144,7 +151,7 @@ class Generator:
         return sampling.sample_in_batches(
             sampler,
             self.params,
-            jax.random.fold_in(streams.root_key(seed), streams.STREAMS["samples"]),
+            streams.samples_key(seed),
             labels,
             indices,
             cfg_scale=cfg_scale,

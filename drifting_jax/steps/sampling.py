@@ -53,12 +53,6 @@ def make_sampler(model: nn.Module, mesh: Mesh, *, vae: VAE | None = None) -> Sam
     """
     rows = meshes.batch_sharding(mesh)
 
-    def pixels(params, *inputs):
-        if vae is None:
-            return apply(model, params, *inputs)
-        latents = apply(model, params["generator"], *inputs)
-        return apply_variables(vae, params["vae"], latents, method=VAE.decode_scaled)
-
     @settled_jax()
     @jax.jit
     def sampler(params, key, labels, indices, cfg_scale, position=None):
@@ -73,7 +67,7 @@ def make_sampler(model: nn.Module, mesh: Mesh, *, vae: VAE | None = None) -> Sam
             inputs = between(inputs, jax.vmap(one)(labels, indices + 1), position)
         noise, styles = jax.lax.with_sharding_constraint(inputs, rows)
         scales = jnp.broadcast_to(jnp.float32(cfg_scale), labels.shape)
-        made = pixels(params, noise, labels, styles, scales)
+        made = images_of(model, params, noise, labels, styles, scales, vae=vae)
         return Samples(to_uint8(made), jnp.isfinite(made).all(axis=(1, 2, 3)))
 
     return sampler
@@ -103,6 +97,23 @@ def between(
         jnp.cos(angle) * noise + jnp.sin(angle) * next_noise,
         jnp.where(changed[None], next_styles, styles),
     )
+
+
+def images_of(
+    model: nn.Module, params: Any, *inputs: jax.Array, vae: VAE | None = None
+) -> jax.Array:
+    """Returns images [b, h, w, c] float32, nominally in [-1, 1].
+
+    Args:
+      model: the generator.
+      params: its parameters; with a `vae` as in `make_sampler`.
+      inputs: noise, labels, styles and guidance scales, as `models.generators` describes them.
+      vae: decodes latents to pixels; None for a generator of pixels.
+    """
+    if vae is None:
+        return apply(model, params, *inputs)
+    latents = apply(model, params["generator"], *inputs)
+    return apply_variables(vae, params["vae"], latents, method=VAE.decode_scaled)
 
 
 def _of_threefry(key: jax.Array) -> jax.Array:

@@ -69,7 +69,7 @@ class Program:
     Attributes:
       name: "encoder", "generator" or "toy", as in metrics.jsonl.
       mesh: the devices.
-      init: () -> `TrainState`, traceable.
+      init: () -> `TrainState`, traceable; that of a generator may be given its parameters.
       make_queue: makes the empty queue; None for a program without one.
       carry: tree of `jax.ShapeDtypeStruct` with shardings.
       frozen: likewise, of the frozen networks' variables; empty without any.
@@ -88,7 +88,7 @@ class Program:
 
     name: str
     mesh: Mesh
-    init: Callable[[], TrainState]
+    init: Callable[..., TrainState]
     make_queue: Callable[[], SampleQueue] | None
     carry: Carry
     frozen: PyTree
@@ -108,10 +108,15 @@ class Program:
         """Returns the step, lowered for its mesh: nothing is computed and no array is made."""
         return self.step.lower(self.carry, self.frozen, self.batch)
 
-    def first_carry(self) -> Carry:
-        """Returns the carry before the first step; each device makes its own part."""
+    def first_carry(self, params: PyTree | None = None) -> Carry:
+        """Returns the carry before the first step; each device makes its own part.
+
+        Args:
+          params: on the host, to start from; None for random ones.
+        """
         shardings = jax.tree.map(lambda x: x.sharding, self.carry.state)
-        state = jax.jit(self.init, out_shardings=shardings)()
+        given = () if params is None else (jax.device_put(params, shardings.params),)
+        state = jax.jit(self.init, out_shardings=shardings)(*given)
         return Carry(state, self.make_queue() if self.make_queue else None)
 
 

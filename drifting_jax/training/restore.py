@@ -51,10 +51,13 @@ def load_generator(name: str, *, vae: str = "") -> Generator:
         step=network.step,
         ema_decay=network.ema_decay,
         params=jax.device_put(params, meshes.replicated(mesh)),
-        class_names=_names_of(model.num_classes),
+        class_names=network.class_names or _names_of(model.num_classes),
         mesh=mesh,
         sampler=sampling.make_sampler(model, mesh, vae=decoder),
+        model=model,
+        vae=decoder,
         makes_pixels=True,
+        alpha_range=network.alpha_range,
     )
 
 
@@ -106,6 +109,7 @@ def load_run(
         raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
     step, trees = restored
     params, decoder = trees["ema"][ema_name(decay)], None
+    model = build.make_generator(config, source)
     if vae and not config.data.latent:
         raise UserError(f"--vae is for generators of latents; {workdir} makes pixels: leave it out")
     if config.data.latent and (vae or config.vae.path):
@@ -123,8 +127,11 @@ def load_run(
         params=params,
         class_names=class_names,
         mesh=mesh,
-        sampler=sampling.make_sampler(build.make_generator(config, source), mesh, vae=decoder),
+        sampler=sampling.make_sampler(model, mesh, vae=decoder),
+        model=model,
+        vae=decoder,
         makes_pixels=decoder is not None or not config.data.latent,
+        alpha_range=(config.guidance.minimum, config.guidance.maximum),
         config=config,
         data_spec=source,
     )
