@@ -68,8 +68,9 @@ def main():
     parser.add_argument("--classes", default="", help="names or numbers with commas; else all")
     parser.add_argument("--cfg_scale", type=float, default=1.0, help="guidance scale alpha")
     parser.add_argument("--out", default="samples.png", help=".png or .npz")
-    for name, default in (("per_class", 8), ("seed", 0), ("batch_size", 64)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--per_class", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch_size", type=int, default=64)
     flags = parser.parse_args()
     if min(flags.per_class, flags.batch_size) < 1 or not 0 <= flags.seed < 2**32:
         fail("--per_class and --batch_size are at least 1, --seed is from 0 to 2**32 - 1")

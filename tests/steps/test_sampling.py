@@ -218,6 +218,8 @@ def test_ways_between_samples():
         class_names=list("abcde"),
         mesh=mesh,
         sampler=function,
+        model=MODEL,
+        vae=None,
         makes_pixels=True,
     )
     labels, indices = np.int32([4, 4, 0]), np.int32([0, 1, 2])
