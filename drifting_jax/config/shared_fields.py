@@ -71,6 +71,12 @@ DRIFT = section(
     ),
     lookahead_stride=Field(1.0, "how far it is moved, in units of its drift's displacement"),
     annealed=Field(False, "temperatures fall from 1 to theirs over the first half of the run"),
+    measure_reach=Field(
+        False,
+        "log how many positives pull a sample and which samples none reaches; takes up to a tenth"
+        " of the loss's time more",
+        on_resume="may change",
+    ),
 )
 
 OPTIM = section(

@@ -134,7 +134,8 @@ def first_statistics(
     microbatches = draw_rows(key, state.step, queue, s)
     networks = _Networks(model, feature_function, frozen, queue.mesh)
     moment = moment_of(key, state.step, s)
-    return _shared_statistics(state.params, microbatches, networks, s, moment)[0]
+    found, _ = _shared_statistics(state.params, microbatches, networks, s, moment)
+    return {name: x.without_reach for name, x in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +236,7 @@ def _loss_and_gradients(
         total = class_rows.sum_over_microbatches(by_previous, microbatches)
         # The sums of distances need no division: only their ratios count.
         (loss, measured), gradients = jax.tree.map(lambda x: x / s.microbatches, total)
-        statistics = {name: sums.statistics(square) for name, (sums, square) in measured.items()}
+        statistics = {name: sums.statistics(means) for name, (sums, means) in measured.items()}
         return (loss, statistics), gradients
     if s.microbatches == 1:
         return of_piece(first_microbatch(microbatches))
@@ -282,10 +283,10 @@ def _shared_statistics(
         rows, maps = piece
         maps = networks.maps_of_all(params, rows) if maps is None else transfer.on_devices(maps)
         sets = _sets(networks.features(maps), rows, moment)
-        return feature_losses.drift_mean_squares(sets, scales, s.drift)
+        return feature_losses.drift_means(sets, scales, s.drift)
 
-    squares = _of_all(jnp.mean, jax.lax.map(drifts, (microbatches, maps)))
-    statistics = {name: sums[name].statistics(squares[name]) for name in sums}
+    means = _of_all(jnp.mean, jax.lax.map(drifts, (microbatches, maps)))
+    statistics = {name: sums[name].statistics(means[name]) for name in sums}
     if maps is None:
         return statistics, None
     return statistics, {group: x for group, x in maps.items() if group != "generated"}

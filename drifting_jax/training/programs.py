@@ -240,9 +240,8 @@ def _of_generator(step: Callable) -> Callable:
         state, queue, metrics = step(carry.state, carry.queue, variables, batch, previous=before)
         if before is not None:  # the statistics of a skipped step would spoil the next
             skipped = state.skipped > carry.state.skipped
-            before = jax.tree.map(
-                lambda new, old: jnp.where(skipped, old, new), metrics.statistics, before
-            )
+            after = {name: x.without_reach for name, x in metrics.statistics.items()}
+            before = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), after, before)
         return Carry(state, queue, before), report_of(state, metrics)
 
     return carried

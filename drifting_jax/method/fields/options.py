@@ -37,6 +37,8 @@ class DriftOptions:
       lookahead: further drifts of each sample, from where the drifts before have moved it.
       lookahead_stride: how far it moves, in units of the drift's own displacement.
       annealed: whether τ falls from 1 to its value over the first half of the training.
+      measure_reach: whether the statistics say how many positives pull a sample; of fields that
+        give weights, without lookahead.
 
     Raises:
       ValueError: an unknown choice, or a number out of its range.
@@ -58,6 +60,7 @@ class DriftOptions:
     lookahead: int = 0
     lookahead_stride: float = 1.0
     annealed: bool = False
+    measure_reach: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperatures or min(self.temperatures) <= 0:
