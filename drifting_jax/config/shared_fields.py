@@ -53,8 +53,9 @@ DRIFT = section(
     negatives=Field(
         "default",
         "the generated samples that repel: the samples without each itself (own) or with it"
-        " (kept), the other half of them (two_fold), or a second batch (fresh)",
-        choices=("default", "own", "kept", "two_fold", "fresh"),
+        " (kept), the other half of them (two_fold), a second batch (fresh), or the samples of the"
+        " step before (stale)",
+        choices=("default", "own", "kept", "two_fold", "fresh", "stale"),
     ),
     cost=Field(
         "squared",

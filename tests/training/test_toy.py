@@ -82,6 +82,11 @@ def test_a_step_of_every_kind_of_field(drift):
     assert report.metrics.gradient_norm != again.metrics.gradient_norm
 
 
+def test_a_toy_has_no_samples_of_the_step_before():
+    with pytest.raises(UserError, match="must not be 'stale' for a toy"):
+        build.check_choices(config(drift__negatives="stale"))
+
+
 @pytest.mark.parametrize("start", list(CENTRES))
 def test_q_starts_where_the_config_says(start):
     found = config(start=start)

@@ -116,18 +116,21 @@ def field_named(name: str) -> Field:
 def negatives_of(options: DriftOptions) -> str:
     """Returns which generated samples repel: "own", "kept", "two_fold" or "fresh".
 
+    Stale ones are a second batch as well, so they are "fresh" here.
+
     Raises:
       ValueError: the field does not take those that the options name.
     """
     field = field_named(options.field)
     if options.negatives == "default":
         return field.negatives[0]
-    if options.negatives not in field.negatives:
+    found = "fresh" if options.negatives == "stale" else options.negatives
+    if found not in field.negatives:
         raise ValueError(
             f"the field {options.field!r} takes negatives of {', '.join(field.negatives)}; found "
             f"{options.negatives!r}"
         )
-    return options.negatives
+    return found
 
 
 def temperatures_of(options: DriftOptions) -> tuple[float, ...]:
