@@ -58,8 +58,9 @@ DRIFT = section(
     negatives=Field(
         "default",
         "the generated samples that repel: the samples without each itself (own) or with it"
-        " (kept), the other half of them (two_fold), or a second batch (fresh)",
-        choices=("default", "own", "kept", "two_fold", "fresh"),
+        " (kept), the other half of them (two_fold), a second batch (fresh), or the samples of the"
+        " step before (stale)",
+        choices=("default", "own", "kept", "two_fold", "fresh", "stale"),
     ),
     cost=Field(
         "squared",
@@ -76,6 +77,12 @@ DRIFT = section(
     ),
     lookahead_stride=Field(1.0, "how far it is moved, in units of its drift's displacement"),
     annealed=Field(False, "temperatures fall from 1 to theirs over the first half of the run"),
+    measure_reach=Field(
+        False,
+        "log how many positives pull a sample and which samples none reaches; takes up to a tenth"
+        " of the loss's time more",
+        on_resume="may change",
+    ),
 )
 
 OPTIM = section(

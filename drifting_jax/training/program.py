@@ -24,11 +24,14 @@ class Carry:
       state: of the trained network.
       queue: of a generator, the real samples.
       statistics: of a generator with `train.shared_statistics` "previous", those of the last step.
+      negatives: of a generator with `drift.negatives` "stale", features [c, g, t, d] of the samples
+        of the last step.
     """
 
     state: TrainState
     queue: SampleQueue | None = None
     statistics: dict[str, DriftingStatistics] | None = None
+    negatives: dict[str, jax.Array] | None = None
 
 
 @flax.struct.dataclass
@@ -125,7 +128,7 @@ def carry_of(items: Mapping[str, PyTree]) -> Carry:
     state = items["state"]
     if "ema" in items:
         state = dataclasses.replace(state, ema=items["ema"])
-    return Carry(state, items.get("queue"), items.get("statistics"))
+    return Carry(state, items.get("queue"), items.get("statistics"), items.get("negatives"))
 
 
 def jit_step(step: Callable, carry: Carry, mesh: Mesh) -> Step:

@@ -216,7 +216,7 @@ def _field_at(
         places, most = grid, len(grid)
         options = dataclasses.replace(options, negatives="fresh")
         sets = make_sets(probes, targets, fresh=points, options=options)
-    drifts = losses.all_drifts(sets, distances(sets), scale, options)  # in units of S/√2
+    drifts, _ = losses.all_drifts(sets, distances(sets), scale, options)  # in units of S/√2
     v = np.asarray(drifts[0, 0, 0] * scale[0] / 2**0.5)
     return places[:most], v[:most]
 

@@ -60,7 +60,7 @@ def toy2d():
 @pytest.mark.parametrize(
     "drift",
     [
-        {"drift__field": "w_flow", "drift__temperatures": (0.05,)},
+        {"drift__field": "w_flow", "drift__temperatures": (0.05,), "drift__measure_reach": True},
         {"drift__field": "sliced", "drift__projections": 16},
         {"drift__lookahead": 1, "drift__annealed": True},
     ],
@@ -75,9 +75,17 @@ def test_a_step_of_every_kind_of_field(drift):
     carry, report = program.step(program.first_carry(), {}, batch)
     carry, again = program.step(carry, {}, batch)
     assert int(carry.state.skipped) == 0
-    drifts = [n for n in program.to_scalars(jax.device_get(report.metrics)) if "drift/" in n]
+    scalars = program.to_scalars(jax.device_get(report.metrics))
+    drifts = [n for n in scalars if "drift/" in n]
     assert len(drifts) == {"sliced": 1, "w_flow": 1}.get(found.drift.field, 4)
-    assert report.metrics.loss != again.metrics.loss
+    reach = [n for n in scalars if n in ("effective_positives/0.05", "unreached/0.05")]
+    assert len(reach) == (2 if found.drift.measure_reach else 0)
+    assert report.metrics.gradient_norm != again.metrics.gradient_norm
+
+
+def test_a_toy_has_no_samples_of_the_step_before():
+    with pytest.raises(UserError, match="must not be 'stale' for a toy"):
+        build.check_choices(config(drift__negatives="stale"))
 
 
 @pytest.mark.parametrize("start", list(CENTRES))
