@@ -12,6 +12,7 @@ setup(
     description="Drifting Models (arXiv 2602.04770) in JAX: one-pass generators, tested and fast",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    url="https://github.com/drifting-jax/drifting_jax",
     license="Apache-2.0",
     packages=find_packages(include=["drifting_jax", "drifting_jax.*"]),
     package_data={"drifting_jax.data": ["imagenet_classes.txt"]},
@@ -51,6 +52,11 @@ setup(
             "myst-parser>=5.2,<6",
             "latex2mathml>=3.81,<4",
         ],
+        "notebooks": ["nbclient>=0.10,<0.12", "nbformat>=5.10,<6"],  # runs them without a browser
+        "wandb": ["wandb>=0.30,<0.32"],  # config.tracker
+        "trackio": ["trackio>=0.40,<0.44"],
+        "export": ["flatbuffers>=24"],  # jax.export imports it without asking for it
+        "onnx": ["flatbuffers>=24", "onnx>=1.17"],  # drifting_jax.export writes ONNX, too
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",
@@ -62,6 +68,9 @@ setup(
             "safetensors>=0.5",
             "psutil>=6",
             "huggingface_hub>=1,<3",
+            "flatbuffers>=24",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
             "opencv-python-headless>=5,<6",
         ],
     },
@@ -70,6 +79,7 @@ setup(
             "drifting-sample=drifting_jax.sample:cli",
             "drifting-prepare=drifting_jax.prepare:cli",
             "drifting-convert=drifting_jax.convert:cli",
+            "drifting-export=drifting_jax.export:cli",
             "drifting-evaluate=drifting_jax.evaluate:cli",
             "drifting-diagnose=drifting_jax.diagnose:cli",
             "drifting-demo=drifting_jax.demo:cli",

@@ -64,7 +64,7 @@ def loss_alone(config, mesh, device) -> tuple[list[str], int]:
 
     def squares(scales, *groups):
         sets = feature_losses.FeatureSets(*groups)
-        return feature_losses.drift_mean_squares(sets, scales, options)
+        return feature_losses.drift_means(sets, scales, options)
 
     def loss(statistics, *groups):
         sets = feature_losses.FeatureSets(*groups)

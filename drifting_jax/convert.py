@@ -4,22 +4,25 @@ A source is the workdir of a run (`--part=generator` or `encoder`), an artifact 
 release, a folder of diffusers or transformers, a file of torchvision's, torch.hub's or MoCo's
 tensors, or hf://owner/repo. No code in a file is run: the reader of pickles accepts only tensors.
 `--to=release` writes generators and autoencoders in the release's format, which the release's code
-loads too; `--to=plain` writes any network as network.json and params.npz.
+loads too; `--to=plain` writes any network as network.json and params.npz. `--to=hub` writes a
+generator for the Hugging Face Hub, with a model card and samples.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from drifting_jax.commands.command_line import run_program
+from drifting_jax.commands.hub_folder import write_hub_folder
 from drifting_jax.config import load_config
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.surroundings import check_devices
 from drifting_jax.training import build, data_identity
 from drifting_jax.training.encoder import read_trained
-from drifting_jax.training.restore import load_run
+from drifting_jax.training.restore import load_generator, load_run
 from drifting_jax.weights import files, release
 from drifting_jax.weights.networks import KINDS, Network, load_network, save_network
 
@@ -29,10 +32,12 @@ def define_flags() -> None:
     flags.DEFINE_string("list", "", "File or folder whose tensors are listed.")
     flags.DEFINE_string("source", "", "Where the network is read from.")
     flags.DEFINE_string("out", "", "Folder that is written, which must not exist.")
-    flags.DEFINE_enum("to", "plain", ("plain", "release"), "Format that is written.")
+    flags.DEFINE_enum("to", "plain", ("plain", "release", "hub"), "Format that is written.")
     flags.DEFINE_string("kind", "", f"What the source is, if unclear: {', '.join(KINDS)}.")
     flags.DEFINE_enum("part", "generator", ("generator", "encoder"), "Of a run's workdir.")
     flags.DEFINE_float("ema_decay", None, "Which average of a run; default: the config's.")
+    flags.DEFINE_string("vae", "", "hub: what decodes latents for the picture: folder or hf://….")
+    flags.DEFINE_string("license", "", "hub: the licence in the model card, such as apache-2.0.")
 
 
 def read_source(
@@ -50,7 +55,7 @@ def read_source(
       UserError: there is no such network.
     """
     workdir = Path(source)
-    if not (workdir / "config.json").is_file() or not (workdir / "metrics.jsonl").is_file():
+    if not _is_workdir(workdir):
         if part == "encoder" or ema_decay is not None:
             raise UserError(f"--part and --ema_decay are of a run's workdir; {source} is none")
         return load_network(source, kind=kind)
@@ -63,6 +68,10 @@ def read_source(
     params = params["generator"] if config.data.latent and run.makes_pixels else params
     model = build.make_generator(config, data_spec)
     return Network("generator", model, {"params": params}, run.step, run.ema_decay)
+
+
+def _is_workdir(path: Path) -> bool:
+    return (path / "config.json").is_file() and (path / "metrics.jsonl").is_file()
 
 
 def _encoder_of(workdir: Path) -> Network:
@@ -101,15 +110,38 @@ def write_network(out: Path, network: Network, *, to: str) -> None:
         )
 
 
+def _write_for_hub(values: Any, out: Path) -> None:
+    """Writes the generator that the flags name as a folder for the Hub."""
+    if out.exists():
+        raise UserError(f"--out must be a new folder; {out} exists")
+    source = Path(values.source)
+    workdir = source if _is_workdir(source) else None
+    if values.part != "generator" or values.kind not in ("", "generator"):
+        raise UserError("--to=hub holds generators: use --to=plain for other networks")
+    if workdir is not None:
+        generator = load_run(workdir, ema_decay=values.ema_decay, vae=values.vae)
+    elif values.ema_decay is not None:
+        raise UserError(f"--ema_decay is of a run's workdir; {source} is none")
+    else:
+        generator = load_generator(values.source, vae=values.vae)
+    write_hub_folder(out, generator, workdir=workdir, license_name=values.license)
+    print(f"generator of step {generator.step}: {out}; README.md there is its model card")
+
+
 def main(_: Sequence[str]) -> None:
     """Lists the tensors of a file, or converts a network and prints its kind and step."""
     values = flags.FLAGS
     if bool(values.list) == bool(values.source) or bool(values.source) != bool(values.out):
         raise UserError("expected either --list, or --source and --out")
+    if values.to != "hub" and (values.vae or values.license):
+        raise UserError("--vae and --license go with --to=hub")
     if values.list:
         print(files.list_tensors(files.fetch(values.list)))
         return
     check_devices()
+    if values.to == "hub":
+        _write_for_hub(values, Path(values.out))
+        return
     network = read_source(
         values.source, kind=values.kind, part=values.part, ema_decay=values.ema_decay
     )

@@ -41,7 +41,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "weights",
         "",
-        "Instead of a run: an artifact of the paper's release, or hf://owner/repo.",
+        "Instead of a run: a folder of weights, ours or of the release, or hf://owner/repo.",
     )
     flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")

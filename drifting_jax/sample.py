@@ -4,22 +4,26 @@ Or of published weights, with nothing trained: `--weights=FOLDER --classes=207,3
 
 Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c] uint8, `arr_1` [n]
 labels, class-major), or a `.png` grid with the classes one after another.
+
+With `--interpolate=8`, each sample is followed by the way to the next one of its class: 8 images,
+the first of which is the sample, and the last the next one. Of a `.png` each row is such a way.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from drifting_jax.commands.class_choice import describe_classes, parse_classes
 from drifting_jax.commands.command_line import run_program
-from drifting_jax.config import ConfigDict
+from drifting_jax.commands.generator_choice import chosen_generator
 from drifting_jax.errors import UserError
+from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.sampling import class_major
-from drifting_jax.surroundings import check_devices
-from drifting_jax.training.restore import load_generator, load_run
 from drifting_jax.workdir.sample_files import check_out, write_samples
 
 
@@ -29,11 +33,14 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "weights",
         "",
-        "Instead of a run: an artifact of the paper's release, or hf://owner/repo.",
+        "Instead of a run: a folder of weights, ours or of the release, or hf://owner/repo.",
     )
     flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
     flags.DEFINE_string("classes", "", "Such as 0-9, or 0,3,7-9, or names; empty for all.")
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
+    flags.DEFINE_integer(
+        "interpolate", None, "Images of a way from each sample to the next one.", lower_bound=2
+    )
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
     flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
@@ -49,45 +56,47 @@ def main(_: Sequence[str]) -> None:
     check_out(out)
     if not 0 < values.cfg_scale < float("inf"):
         raise UserError(f"--cfg_scale must be a number above 0; found {values.cfg_scale}")
-    if values.weights and values.ema_decay is not None:
-        raise UserError("--ema_decay goes with --workdir: weights by themselves are one average")
-    if values.weights and values.step is not None:
-        raise UserError("--step goes with --workdir: weights by themselves are of one step")
-    if bool(values.workdir) == bool(values.weights):
-        raise UserError("expected one of --workdir and --weights")
-    check_devices()
-    if values.workdir:
-        generator = load_run(
-            Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae, step=values.step
-        )
-    else:
-        generator = load_generator(values.weights, vae=values.vae)
-    if generator.config is not None:
-        _note_outside(generator.config.guidance, values.cfg_scale)
+    generator = chosen_generator(values)
+    if generator.alpha_range is not None:
+        _note_outside(*generator.alpha_range, values.cfg_scale)
     classes = parse_classes(values.classes, generator.class_names)
     print(describe_classes(classes, generator.class_names), flush=True)
     labels, indices = class_major(classes, values.per_class)
     started = time.perf_counter()
-    images = generator.sample(
-        labels,
-        indices,
-        seed=values.seed,
-        cfg_scale=values.cfg_scale,
-        batch_size=values.batch_size,
-    )
+    images, labels = _make(generator, labels, indices)
     seconds = time.perf_counter() - started
-    write_samples(out, images, labels, per_class=values.per_class)
+    write_samples(out, images, labels, per_class=values.interpolate or values.per_class)
     print(
         f"{len(images)} samples of step {generator.step} in {seconds:.1f} s, compilation included, "
         f"one network evaluation each: {out}"
     )
 
 
-def _note_outside(guidance: ConfigDict, cfg_scale: float) -> None:
-    if not guidance.minimum <= cfg_scale <= guidance.maximum:
+def _make(
+    generator: Generator, labels: np.ndarray, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images that the flags ask for, and their labels."""
+    values = flags.FLAGS
+    make = generator.sample
+    if values.interpolate:
+        make = functools.partial(generator.interpolate, count=values.interpolate)
+    images = make(
+        labels,
+        indices,
+        seed=values.seed,
+        cfg_scale=values.cfg_scale,
+        batch_size=values.batch_size,
+    )
+    if not values.interpolate:
+        return images, labels
+    return images.reshape(-1, *images.shape[2:]), np.repeat(labels, values.interpolate)
+
+
+def _note_outside(minimum: float, maximum: float, cfg_scale: float) -> None:
+    if not minimum <= cfg_scale <= maximum:
         print(
-            f"note: the generator was trained for alpha from {guidance.minimum:g} to "
-            f"{guidance.maximum:g}; {cfg_scale:g} is outside",
+            f"note: the generator was trained for alpha from {minimum:g} to {maximum:g}; "
+            f"{cfg_scale:g} is outside",
             file=sys.stderr,
         )
 

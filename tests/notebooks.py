@@ -23,6 +23,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 _SHORT_RUN = {
     "encoder.train.num_steps": 20,
     "encoder.train.classifier_steps": 5,
@@ -77,7 +78,7 @@ def run(name: str, checkout: Path, parameters: str, *, timeout: int) -> nbformat
 def main() -> int:
     """Runs the notebooks, and prints each one's seconds."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", default=list(SHORT))
+    parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--out", type=Path, help="Folder for the notebooks with their outputs.")
     parser.add_argument("--full", action="store_true", help="With the parameters as they stand.")
     arguments = parser.parse_args()

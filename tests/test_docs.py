@@ -17,14 +17,18 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # what user
 ALL = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SUFFIXES = ("gif", "json", "jsonl", "md", "npy", "npz", "png", "py")
+SUFFIXES = ("gif", "json", "jsonl", "md", "npy", "npz", "png", "py", "safetensors")
 FIELD = re.compile(r"--config\.([\w.]+?)(?:=(.*))?")
 FIELDS = [base_config(task).to_dict() for task in ("generator", "encoder", "toy")]
-FOLDERS = ("benchmarks", "configs", "docs", "docs_site", "drifting_jax", "launch", "tests")
+FOLDERS = (
+    *("benchmarks", "configs", "docs", "docs_site", "drifting_jax", "launch", "notebooks", "tests"),
+)
 # Programs that are not ours. Any other first word of a command is a file of the repository.
 OTHERS = {
     *("apt-get", "docker", "gcloud", "git", "pip", "pytest", "ruff", "sbatch", "tensorboard"),
 }
+# Files that a command writes, and what they are copies of.
+WRITTEN = {"sampler/sample.py": "drifting_jax/commands/exported_sample.py"}
 SETUP = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
 # What a block of Python needs that the tests do not have: a run, weights, or time.
 NEEDS_MORE = {"load_run", "load_generator", "load_network", "train"}
@@ -158,7 +162,7 @@ def test_every_picture_is_shown():
 def test_the_readme_is_short():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) < 150
-    assert not [line for line in lines if len(line) >= 120]
+    assert not [line for line in lines if len(line) > 120 and not line.startswith("[")]
 
 
 @pytest.mark.parametrize("page", names(PAGES))
@@ -234,6 +238,7 @@ def test_commands_of_a_page_exist(page):
             missing = [w for w in rest if w.startswith("tests/") and not (ROOT / w).exists()]
             assert not missing, f"{page}: {missing}"
         assert set(extras_of(rest)) <= set(extras), f"{page}: {' '.join(words)}"
+        program = WRITTEN.get(program, program)
         if program.endswith((".py", ".sh")) or "/" in program:
             assert (ROOT / program).is_file(), f"{page}: {' '.join(words)}"
             check_flags(program, rest)
@@ -300,8 +305,9 @@ def test_python_of_a_page_runs(page, code, capsys):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         if node.value.id == "dj"
     }
-    assert used and used <= set(dj.__all__), page
-    if not used & NEEDS_MORE:
+    assert used <= set(dj.__all__), page
+    assert used or "drifting_jax" not in code, page
+    if used and not used & NEEDS_MORE:
         exec(compile(code, page, "exec"), {})
         assert code.count("print(") == len(capsys.readouterr().out.splitlines())
 

@@ -27,7 +27,7 @@ LAYERS = (
     {"training"},
     {"demonstration"},
     {"commands"},
-    {"sample", "evaluate", "prepare", "convert", "diagnose", "demo", "main"},
+    {"sample", "evaluate", "prepare", "convert", "export", "diagnose", "demo", "main"},
 )
 LEVEL = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -173,13 +173,14 @@ def test_a_toy_and_a_sampler_need_no_library_that_reads_data(tmp_path):
 
 
 def test_flax_is_called_in_one_file():
-    """`init` and `apply` of modules; optimizers have an `init` too, and extractors an `apply`."""
+    """`init` and `apply` of modules; optimizers, trackers and extractors have one of them too."""
+    others = "optimizer|extractor|wandb|trackio"
     called = {}
     for module, path in sources().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 of = ast.unparse(node.func.value)
-                if node.func.attr in ("init", "apply") and not re.search("optimizer|extractor", of):
+                if node.func.attr in ("init", "apply") and not re.search(others, of):
                     called.setdefault(module, set()).add(of)
     assert set(called) == {"models.calls"}
 

@@ -144,6 +144,11 @@ _MODEL = section(
     "model",
     "The generator (A.2).",
     kind=Field("dit", 'architecture; "dit" is the paper\'s'),
+    init_from=Field(
+        "",
+        "weights of a generator to start from: a folder or hf://owner/repo; empty = random ones",
+        is_path=True,
+    ),
     patch_size=Field(2, "side of a patch, in pixels or latent locations"),
     width=Field(128, "channels of a token"),
     depth=Field(4, "number of transformer blocks"),

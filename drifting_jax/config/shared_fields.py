@@ -11,6 +11,11 @@ RUN = section(
     task=Field("generator", 'what is trained: "generator", "encoder" or "toy"'),
     seed=Field(0, "root of every random number of the run", minimum=0, maximum=2**32 - 1),
     log_every=Field(50, "steps between two lines of metrics", on_resume="may change"),
+    tracker=Field(
+        "none",
+        'service that also gets the scalars and pictures: "wandb", "trackio" or "none"',
+        on_resume="may change",
+    ),
 )
 
 NUM_WORKERS = Field(
@@ -53,8 +58,9 @@ DRIFT = section(
     negatives=Field(
         "default",
         "the generated samples that repel: the samples without each itself (own) or with it"
-        " (kept), the other half of them (two_fold), or a second batch (fresh)",
-        choices=("default", "own", "kept", "two_fold", "fresh"),
+        " (kept), the other half of them (two_fold), a second batch (fresh), or the samples of the"
+        " step before (stale)",
+        choices=("default", "own", "kept", "two_fold", "fresh", "stale"),
     ),
     cost=Field(
         "squared",
@@ -71,6 +77,12 @@ DRIFT = section(
     ),
     lookahead_stride=Field(1.0, "how far it is moved, in units of its drift's displacement"),
     annealed=Field(False, "temperatures fall from 1 to theirs over the first half of the run"),
+    measure_reach=Field(
+        False,
+        "log how many positives pull a sample and which samples none reaches; takes up to a tenth"
+        " of the loss's time more",
+        on_resume="may change",
+    ),
 )
 
 OPTIM = section(

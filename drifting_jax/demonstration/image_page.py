@@ -146,6 +146,8 @@ def _wish(
     generator = studio.generator
     columns = _STEPS_BETWEEN if len(seeds) > 1 else 1
     known = [choices.ALL_CLASSES, *range(len(generator.class_names))]
+    if len(seeds) != len(set(seeds)):
+        raise UserError(f"Seeds: expected two different ones; found {seeds[0]} twice")
     return Wish(
         label=choices.one_of("Class", label, known),
         alpha=choices.number_within("α", alpha, choices.alpha_bounds(generator.alpha_range)),

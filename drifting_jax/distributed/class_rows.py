@@ -104,10 +104,16 @@ def mean_over_microbatches(function: Callable, batch, parts: int):
 
 def sum_over_microbatches(function: Callable, microbatches):
     """Returns the sum of a function over the first axis of a tree, one entry after another."""
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], microbatches))
+    return sum_and_stack(lambda microbatch: (function(microbatch), None), microbatches)[0]
+
+
+def sum_and_stack(function: Callable, microbatches):
+    """Returns the sum of a function's first result over the microbatches, and all of its second."""
+    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], microbatches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def add(total, microbatch):
-        return jax.tree.map(jnp.add, total, function(microbatch)), None
+        found, kept = function(microbatch)
+        return jax.tree.map(jnp.add, total, found), kept
 
-    return jax.lax.scan(add, zeros, microbatches)[0]
+    return jax.lax.scan(add, zeros, microbatches)

@@ -132,7 +132,7 @@ def _write_page(
         return
     page = Report(
         title=str(path.parent),
-        protocol=_protocol(run, seeds),
+        protocol=protocol_of_run(run, seeds),
         records=records,
         pictures=pictures,
         neighbors=_neighbors(reference, grids[0][::_GRID_COLUMNS]),
@@ -141,7 +141,8 @@ def _write_page(
     write_page(path, page, curve=_CURVE if len(scales) > 1 else None)
 
 
-def _protocol(run: Generator, seeds: Sequence[int]) -> dict[str, str]:
+def protocol_of_run(run: Generator, seeds: Sequence[int]) -> dict[str, str]:
+    """How `evaluate_run` makes the metrics of these seeds: words by name."""
     config, classes = _config(run), len(run.class_names)
     count = config.eval.samples_per_class
     return {

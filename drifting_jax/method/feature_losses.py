@@ -2,9 +2,9 @@
 
 A microbatch is some of the class rows with all their samples. What the rows share, the distance
 scale S and the norms of the drift, is taken over the whole batch. So microbatches take three
-passes: `distance_sums`, added up, give S; the mean of `drift_mean_squares` gives the norms; the
-mean of `loss_and_cotangents` over the microbatches is then the loss of the whole batch, and so is
-its gradient. `loss_by_previous` takes one pass, with S and the norms of the step before.
+passes: `distance_sums`, added up, give S; the mean of `drift_means` gives the norms; the mean of
+`loss_and_cotangents` over the microbatches is then the loss of the whole batch, and so is its
+gradient. `loss_by_previous` takes one pass, with S and the norms of the step before.
 """
 
 import itertools
@@ -19,7 +19,7 @@ import numpy as np
 
 from drifting_jax.method import losses
 from drifting_jax.method.fields.options import DriftOptions
-from drifting_jax.method.statistics import DistanceSums, DriftingStatistics
+from drifting_jax.method.statistics import DistanceSums, DriftingStatistics, DriftMeans
 
 _JOINED_ELEMENTS = 2**21  # of generated samples, up to which features are joined in any case
 
@@ -123,12 +123,12 @@ def loss_and_cotangents(
 
 def loss_by_previous(
     sets: FeatureSets, options: DriftOptions, previous: Mapping[str, DriftingStatistics]
-) -> tuple[jax.Array, dict[str, jax.Array], dict[str, tuple[DistanceSums, jax.Array]]]:
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, tuple[DistanceSums, DriftMeans]]]:
     """`loss_and_cotangents` of a microbatch, with the statistics of another step.
 
     Returns:
-      The loss [], {name: its gradient [c, g, t, d]}, and {name: (sums of distances, mean squares
-      [k] of the drifts)}, which give the statistics of this step.
+      The loss [], {name: its gradient [c, g, t, d]}, and {name: (sums of distances, means [k] of
+      the drifts)}, which give the statistics of this step.
     """
 
     def drifted(one: losses.Sets, before: DriftingStatistics):
@@ -169,16 +169,15 @@ def distance_sums(sets: FeatureSets, options: DriftOptions) -> dict[str, Distanc
     return found
 
 
-def drift_mean_squares(
+def drift_means(
     sets: FeatureSets, distance_scales: Mapping[str, jax.Array], options: DriftOptions
-) -> dict[str, jax.Array]:
-    """Second pass over a microbatch: {name: [k]}, given S [] of each feature of the batch."""
-    found: dict[str, jax.Array] = {}
+) -> dict[str, DriftMeans]:
+    """Second pass over a microbatch: {name: of [k]}, given S [] of each feature of the batch."""
+    found: dict[str, DriftMeans] = {}
     for names, one in _joined(sets, options):
         scale = _stacked(distance_scales, names)
-        moved = losses.all_drifts(one, losses.distances(one), scale, options, sets.progress)
-        squares = losses.drift_mean_square(one, moved)
-        found |= _unstacked(squares, names)
+        _, means = losses.all_drifts(one, losses.distances(one), scale, options, sets.progress)
+        found |= _unstacked(means, names)
     return found
 
 

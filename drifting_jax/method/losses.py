@@ -3,7 +3,7 @@
 Shapes are those of `target_sets`. Every row and location has its own field. The distance scale S
 and the norm of the drift belong to a feature, so they are computed here, between the passes, and
 never inside the `vmap`. A batch in microbatches (over class rows) adds up `distance_sums`, and then
-averages `drift_mean_square` and `loss_and_cotangent` over the microbatches (`feature_losses`).
+averages `DriftMeans` and `loss_and_cotangent` over the microbatches (`feature_losses`).
 
 The loss is not differentiated: its gradient with respect to a generated feature, here called the
 cotangent, is known (36).
@@ -19,7 +19,13 @@ from drifting_jax.method.fields.lookahead import lookahead
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.sets import ScaledSets
 from drifting_jax.method.fields.table import field_named, temperatures_of
-from drifting_jax.method.statistics import SCALE_MINIMUM, DistanceSums, DriftingStatistics
+from drifting_jax.method.reach import reach
+from drifting_jax.method.statistics import (
+    SCALE_MINIMUM,
+    DistanceSums,
+    DriftingStatistics,
+    DriftMeans,
+)
 from drifting_jax.method.target_sets import Sets, distance_sums, distances, make_sets
 
 DRIFT_MEAN_SQUARE_MINIMUM = 1e-8
@@ -117,15 +123,18 @@ def all_drifts(
     distance_scale: jax.Array,
     options: DriftOptions,
     progress: jax.Array | None = None,
-) -> jax.Array:
+) -> tuple[jax.Array, DriftMeans]:
     """Returns [c, t, k, g, d] the drifts that are normalised one by one, over S/√d (A.6).
 
-    There is one for each temperature, and with `options.lookahead` as many more for each.
+    There is one for each temperature, and with `options.lookahead` as many more for each. Beside
+    them stand their means [f, k].
     """
     field = field_named(options.field)
     if gives_pair_weights(options):
         weights = pair_weights(sets, distance, distance_scale, options, progress)
-        return drifts(sets, weights, distance_scale)
+        found = drifts(sets, weights, distance_scale)
+        measured = reach(sets, weights, options) if options.measure_reach else ()
+        return found, DriftMeans(drift_mean_square(sets, found), *measured)
 
     def moved(scaled: ScaledSets, temperature: jax.Array) -> jax.Array:
         if field.gives_weights:
@@ -139,7 +148,8 @@ def all_drifts(
         distance_scale,
         temperatures_at(options, progress, distance.dtype),
     )
-    return found.reshape(*found.shape[:2], -1, *found.shape[4:])
+    found = found.reshape(*found.shape[:2], -1, *found.shape[4:])
+    return found, DriftMeans(drift_mean_square(sets, found))
 
 
 def gives_pair_weights(options: DriftOptions) -> bool:
@@ -210,11 +220,11 @@ def drifted(
     distance = distances(sets)
     if statistics is None:
         sums = distance_sums(distance, sets)
-        moved = all_drifts(sets, distance, sums.distance_scale, options, progress)
-        statistics = sums.statistics(drift_mean_square(sets, moved))
+        moved, means = all_drifts(sets, distance, sums.distance_scale, options, progress)
+        statistics = sums.statistics(means)
         total = _normalised_sum(sets, moved, statistics)
     elif not gives_pair_weights(options):
-        moved = all_drifts(sets, distance, statistics.distance_scale, options, progress)
+        moved, _ = all_drifts(sets, distance, statistics.distance_scale, options, progress)
         total = _normalised_sum(sets, moved, statistics)
     else:
         # The norms are known: the weights of all temperatures add up before their product.
@@ -230,18 +240,18 @@ def drifted_by_previous(
     options: DriftOptions,
     previous: DriftingStatistics,
     progress: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, tuple[DistanceSums, jax.Array]]:
+) -> tuple[jax.Array, jax.Array, tuple[DistanceSums, DriftMeans]]:
     """`drifted` of a microbatch in a single pass over the batch, with S and norms of another step.
 
     Returns:
       The loss [f], its gradient [c, g, t, d], and what gives the statistics of this step: the sums
-      of its distances, and the mean squares [f, n_τ] of the drifts at the S of the other step.
+      of its distances, and the means [f, n_τ] of the drifts at the S of the other step.
     """
     distance = distances(sets)
-    moved = all_drifts(sets, distance, previous.distance_scale, options, progress)
+    moved, means = all_drifts(sets, distance, previous.distance_scale, options, progress)
     total = _normalised_sum(sets, moved, previous)
     loss, cotangent = loss_and_cotangent(sets, total, previous.distance_scale)
-    return loss, cotangent, (distance_sums(distance, sets), drift_mean_square(sets, moved))
+    return loss, cotangent, (distance_sums(distance, sets), means)
 
 
 def _normalised_sum(sets: Sets, moved: jax.Array, statistics: DriftingStatistics) -> jax.Array:

@@ -1,5 +1,7 @@
 """What a feature's loss is computed with and reports: sums of distances, S, norms of the drift."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -20,17 +22,41 @@ class DriftingStatistics:
       generated_distance: [] mean distance between different generated samples (diversity; 0 when
         g is 1).
       positive_distance: [] mean distance from generated samples to positives.
+      effective_positives: [n_τ] mean effective number of positives that pull a sample, which is 0
+        where none reaches it (`reach`); None without `DriftOptions.measure_reach`.
+      unreached: [n_τ] share of the samples that no positive reaches, or None likewise.
     """
 
     distance_scale: jax.Array
     drift_mean_square: jax.Array
     generated_distance: jax.Array
     positive_distance: jax.Array
+    effective_positives: jax.Array | None = None
+    unreached: jax.Array | None = None
+
+    @property
+    def without_reach(self) -> "DriftingStatistics":
+        """What another step can be computed with."""
+        return dataclasses.replace(self, effective_positives=None, unreached=None)
 
     @property
     def is_degenerate(self) -> jax.Array:
         """[] bool, S is at its clip: the feature hardly varies, and its drift is rounding noise."""
         return self.distance_scale <= SCALE_MINIMUM
+
+
+@flax.struct.dataclass
+class DriftMeans:
+    """Means over the drifts of each feature [f, k]; those of equal microbatches average.
+
+    Attributes:
+      mean_square: (23), before the drifts are normalised.
+      effective_positives, unreached: as in `DriftingStatistics`.
+    """
+
+    mean_square: jax.Array
+    effective_positives: jax.Array | None = None
+    unreached: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -53,13 +79,15 @@ class DistanceSums:
     positive_pairs: jax.Array
     power: int = flax.struct.field(pytree_node=False, default=1)
 
-    def statistics(self, drift_mean_square: jax.Array) -> DriftingStatistics:
-        """Returns the statistics that are logged and shared, given the drifts' mean squares."""
+    def statistics(self, drifts: DriftMeans) -> DriftingStatistics:
+        """Returns the statistics that are logged and shared, given the means of the drifts."""
         return DriftingStatistics(
             distance_scale=self.distance_scale,
-            drift_mean_square=drift_mean_square,
+            drift_mean_square=drifts.mean_square,
             generated_distance=self.generated / self.generated_pairs,
             positive_distance=self.positive / self.positive_pairs,
+            effective_positives=drifts.effective_positives,
+            unreached=drifts.unreached,
         )
 
     @property

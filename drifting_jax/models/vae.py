@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,8 @@ from jax.typing import DTypeLike
 
 from drifting_jax.models import layers
 from drifting_jax.models.pixels import one_image
+
+PyTree = Any
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
@@ -259,6 +262,11 @@ class VAE(nn.Module):
     def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of inputs that `__call__` takes."""
         return (one_image(self.downsampling, self.in_channels),)
+
+
+def decoder_params(params: PyTree) -> PyTree:
+    """The parameters that `decode` and `decode_scaled` read, of all those of a `VAE`."""
+    return {name: params[name] for name in ("post_quant_conv", "decoder")}
 
 
 def split_moments(moments: jax.Array) -> tuple[jax.Array, jax.Array]:

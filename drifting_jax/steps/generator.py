@@ -1,6 +1,7 @@
 """A generator ready to sample, from a run or from weights alone."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -57,17 +58,62 @@ class Generator:
         seed: int,
         cfg_scale: float,
         batch_size: int = 256,
+        position: float | None = None,
     ) -> np.ndarray:
         """Images [n, h, w, c] uint8; image i depends on seed, labels[i], indices[i], cfg_scale.
+
+        With a position in (0, 1) they lie on the way to the samples indices + 1, see
+        `sampling.between`.
 
         Raises:
           UserError: the generator makes latents and nothing decodes them, or a sample is not
             finite.
         """
         batches = self.batches(
-            labels, indices, seed=seed, cfg_scale=cfg_scale, batch_size=batch_size
+            labels,
+            indices,
+            seed=seed,
+            cfg_scale=cfg_scale,
+            batch_size=batch_size,
+            position=position,
         )
         return finite_images(sampling.concatenated(batches, len(labels)))
+
+    def interpolate(
+        self,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        *,
+        count: int,
+        seed: int,
+        cfg_scale: float,
+        batch_size: int = 256,
+    ) -> np.ndarray:
+        """Ways [n, count, h, w, c] uint8 from samples to the next ones of their classes.
+
+        The first image of way i is the sample of labels[i] and indices[i], the last one that of
+        indices[i] + 1, both exactly as `sample` makes them. Those between lie at equal distances on
+        the way of `sampling.between`, with the same α.
+
+        Raises:
+          ValueError: count is below 2.
+          UserError: as `sample`.
+        """
+        if count < 2:
+            raise ValueError(f"a way has at least 2 images; found count {count}")
+
+        def sample(indices: np.ndarray, position: float | None = None) -> np.ndarray:
+            return self.sample(
+                labels,
+                indices,
+                seed=seed,
+                cfg_scale=cfg_scale,
+                batch_size=batch_size,
+                position=position,
+            )
+
+        inner = [sample(indices, k / (count - 1)) for k in range(1, count - 1)]
+        return np.stack([sample(indices), *inner, sample(indices + 1)], axis=1)
 
     def check_makes_pixels(self) -> None:
         """Raises UserError if the generator makes latents and nothing decodes them."""
@@ -85,6 +131,7 @@ class Generator:
         seed: int,
         cfg_scale: float,
         batch_size: int,
+        position: float | None = None,
     ) -> Iterator[sampling.Samples]:
         """The same samples on the devices, finite or not: see `sampling.sample_in_batches`.
 
@@ -92,8 +139,11 @@ class Generator:
           UserError: as `check_makes_pixels`.
         """
         self.check_makes_pixels()
+        sampler = self.sampler
+        if position is not None:
+            sampler = functools.partial(sampler, position=np.float32(position))
         return sampling.sample_in_batches(
-            self.sampler,
+            sampler,
             self.params,
             streams.samples_key(seed),
             labels,

@@ -1,6 +1,8 @@
 """The class rows of a generator's step: labels, α, keys of noise, and real samples (A.8)."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -13,6 +15,8 @@ from drifting_jax.steps import nearest, sample_queue
 from drifting_jax.steps.generator_settings import GeneratorStepConfig
 from drifting_jax.steps.rings import Nearest
 from drifting_jax.steps.sample_queue import SampleQueue
+
+PyTree = Any
 
 # Numbers of a step's further keys: 0 to 4 are those that `draw_rows` splits off.
 _FRESH, _FIELD, _ANCHORS = 5, 6, 7
@@ -28,6 +32,7 @@ class Rows:
       weight: [c], the weight of each unconditional sample.
       input_keys: [c, g] keys of noise and styles.
       fresh_keys: [c, g] the same of a second batch that repels the first; None for none.
+      stale: {name: [c, g, t, d]} features of the samples of the step before, which repel; or None.
       positive, unconditional: real samples as the queue holds them; None for none.
     """
 
@@ -37,6 +42,7 @@ class Rows:
     weight: jax.Array
     input_keys: jax.Array
     fresh_keys: jax.Array | None = None
+    stale: Mapping[str, jax.Array] | None = None
     positive: jax.Array | None = None
     unconditional: jax.Array | None = None
 
@@ -54,8 +60,29 @@ def draw_labels(key: jax.Array, count: int, num_classes: int) -> jax.Array:
     return permutations.reshape(-1)[:count].astype(jnp.int32)
 
 
-def draw_rows(key: jax.Array, step: jax.Array, queue: SampleQueue, s: GeneratorStepConfig) -> Rows:
-    """Draws all class rows of a step: [microbatches, c / microbatches, ...]."""
+def row_labels(key: jax.Array, s: GeneratorStepConfig, num_classes: int) -> jax.Array:
+    """Returns [c] int32 labels of the rows of a step; those of stale negatives stay in place."""
+    if s.is_stale:
+        return jnp.arange(s.labels, dtype=jnp.int32) % num_classes
+    return draw_labels(key, s.labels, num_classes)
+
+
+def draw_fresh_keys(key: jax.Array, s: GeneratorStepConfig) -> jax.Array:
+    """Returns [c, g] keys of a second batch of samples."""
+    return jax.random.split(jax.random.fold_in(key, _FRESH), (s.labels, s.generated))
+
+
+def draw_rows(
+    key: jax.Array,
+    step: jax.Array,
+    queue: SampleQueue,
+    s: GeneratorStepConfig,
+    stale: Mapping[str, jax.Array] | None = None,
+) -> Rows:
+    """Draws all class rows of a step: [microbatches, c / microbatches, ...].
+
+    `stale` are the features {name: [c, g, t, d]} that join them as negatives.
+    """
     label_key, cfg_key, positive_key, unconditional_key, input_key = jax.random.split(key, 5)
     cfg_scale = guidance.sample_cfg_scale(
         cfg_key,
@@ -65,12 +92,11 @@ def draw_rows(key: jax.Array, step: jax.Array, queue: SampleQueue, s: GeneratorS
         power=s.cfg_power,
         probability_of_one=s.cfg_probability_of_one,
     )
-    fresh_keys = None
-    if s.negatives == "fresh":
-        fresh_keys = jax.random.split(jax.random.fold_in(key, _FRESH), (s.labels, s.generated))
+    has_fresh = s.negatives == "fresh" and not s.is_stale
+    fresh_keys = draw_fresh_keys(key, s) if has_fresh else None
     rows = Rows(
         number=jnp.arange(s.labels),
-        label=draw_labels(label_key, s.labels, queue.num_classes),
+        label=row_labels(label_key, s, queue.num_classes),
         cfg_scale=cfg_scale,
         weight=guidance.unconditional_weight(
             cfg_scale,
@@ -80,7 +106,7 @@ def draw_rows(key: jax.Array, step: jax.Array, queue: SampleQueue, s: GeneratorS
         input_keys=jax.random.split(input_key, (s.labels, s.generated)),
         fresh_keys=fresh_keys,
     )
-    microbatches = jax.tree.map(lambda x: x.reshape(s.microbatches, -1, *x.shape[1:]), rows)
+    microbatches = in_microbatches(rows, s)
     near = _nearest(key, step, s)
 
     def with_real_samples(rows: Rows) -> Rows:
@@ -95,8 +121,11 @@ def draw_rows(key: jax.Array, step: jax.Array, queue: SampleQueue, s: GeneratorS
         return dataclasses.replace(rows, positive=positive, unconditional=unconditional)
 
     if s.microbatches == 1:
-        return jax.tree.map(lambda x: x[None], with_real_samples(first_microbatch(microbatches)))
-    return jax.lax.map(with_real_samples, microbatches)
+        drawn = with_real_samples(first_microbatch(microbatches))
+        drawn = jax.tree.map(lambda x: x[None], drawn)
+    else:
+        drawn = jax.lax.map(with_real_samples, microbatches)
+    return dataclasses.replace(drawn, stale=in_microbatches(stale, s))
 
 
 def _nearest(key: jax.Array, step: jax.Array, s: GeneratorStepConfig) -> Nearest | None:
@@ -105,6 +134,11 @@ def _nearest(key: jax.Array, step: jax.Array, s: GeneratorStepConfig) -> Nearest
         return None
     count = nearest.count_at(step, start=s.nearest, share=s.nearest_share, num_steps=s.num_steps)
     return Nearest(jax.random.fold_in(key, _ANCHORS), count)
+
+
+def in_microbatches(of_rows: PyTree, s: GeneratorStepConfig) -> PyTree:
+    """Splits arrays [c, ...] into [microbatches, c / microbatches, ...]."""
+    return jax.tree.map(lambda x: x.reshape(s.microbatches, -1, *x.shape[1:]), of_rows)
 
 
 def first_microbatch(microbatches: Rows) -> Rows:

@@ -55,3 +55,8 @@ class GeneratorStepConfig:
     def negatives(self) -> str:
         """The generated samples that repel: "own", "kept", "two_fold" or "fresh"."""
         return negatives_of(self.drift)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether those are the samples of the step before, so that a row keeps its class."""
+        return self.drift.negatives == "stale"

@@ -28,8 +28,10 @@ from drifting_jax.steps.culprit import drift_culprit
 from drifting_jax.steps.generator_rows import (
     Moment,
     Rows,
+    draw_fresh_keys,
     draw_rows,
     first_microbatch,
+    in_microbatches,
     moment_of,
     real_samples,
 )
@@ -50,6 +52,8 @@ class GeneratorMetrics:
       gradient_norm: [] before the clip.
       cfg_scale: [] mean α of the rows.
       statistics: {feature: DriftingStatistics}.
+      features: {feature: [c, g, t, d]} of the generated samples, which repel those of the next step
+        with stale negatives; None without.
     """
 
     updates: jax.Array
@@ -57,6 +61,7 @@ class GeneratorMetrics:
     gradient_norm: jax.Array
     cfg_scale: jax.Array
     statistics: dict[str, DriftingStatistics]
+    features: dict[str, jax.Array] | None = None
 
 
 def generator_step(
@@ -72,6 +77,7 @@ def generator_step(
     settings: GeneratorStepConfig,
     previous: Mapping[str, DriftingStatistics] | None = None,
     nearness: nearest.Nearness | None = None,
+    stale: Mapping[str, jax.Array] | None = None,
 ) -> tuple[TrainState, SampleQueue, GeneratorMetrics]:
     """Pushes new real samples, draws rows, generates, drifts in feature space, and updates.
 
@@ -87,6 +93,7 @@ def generator_step(
       settings: see `GeneratorStepConfig`.
       previous: statistics of the step before, for `shared_statistics` "previous".
       nearness: the feature that tells which positives are nearest, if the settings draw such.
+      stale: `GeneratorMetrics.features` of the step before, for negatives "stale".
 
     Returns:
       The new state and queue, and `GeneratorMetrics`. If the loss or a gradient is not finite, the
@@ -95,14 +102,14 @@ def generator_step(
     s = settings
     queue = nearest.push(queue, frozen, batch, nearness)
     key = jax.random.fold_in(key, state.step)
-    microbatches = draw_rows(key, state.step, queue, s)
+    microbatches = draw_rows(key, state.step, queue, s, stale)
     networks = _Networks(model, feature_function, frozen, queue.mesh)
-    (loss, statistics), gradients = _loss_and_gradients(
+    ((loss, statistics), gradients), generated = _loss_and_gradients(
         state.params, microbatches, networks, s, moment_of(key, state.step, s), previous
     )
     norm = optax.tree.norm(gradients)
     updates_before, cfg_scale = state.step - state.skipped, jnp.mean(microbatches.cfg_scale)
-    metrics = GeneratorMetrics(updates_before, loss, norm, cfg_scale, statistics)
+    metrics = GeneratorMetrics(updates_before, loss, norm, cfg_scale, statistics, generated)
     state = apply_gradients(
         state,
         gradients,
@@ -123,6 +130,7 @@ def first_statistics(
     model: nn.Module,
     feature_function: FeatureFunction,
     settings: GeneratorStepConfig,
+    stale: Mapping[str, jax.Array] | None = None,
 ) -> dict[str, DriftingStatistics]:
     """Returns the statistics of the rows that the next step would draw if it pushed nothing.
 
@@ -131,10 +139,39 @@ def first_statistics(
     """
     s = dataclasses.replace(settings, keep_maps="no")
     key = jax.random.fold_in(key, state.step)
-    microbatches = draw_rows(key, state.step, queue, s)
+    microbatches = draw_rows(key, state.step, queue, s, stale)
     networks = _Networks(model, feature_function, frozen, queue.mesh)
     moment = moment_of(key, state.step, s)
-    return _shared_statistics(state.params, microbatches, networks, s, moment)[0]
+    found, _ = _shared_statistics(state.params, microbatches, networks, s, moment)
+    return {name: x.without_reach for name, x in found.items()}
+
+
+def first_negatives(
+    state: TrainState,
+    queue: SampleQueue,
+    frozen: PyTree,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    feature_function: FeatureFunction,
+    settings: GeneratorStepConfig,
+) -> dict[str, jax.Array]:
+    """Returns {feature: [c, g, t, d]} of a fresh batch of samples for the rows of the next step.
+
+    A run with stale negatives starts with them. The arguments are those of `generator_step`.
+    """
+    s = settings
+    key = jax.random.fold_in(key, state.step)
+    microbatches = draw_rows(key, state.step, queue, s)
+    networks = _Networks(model, feature_function, frozen, queue.mesh)
+
+    def features(piece: tuple[Rows, jax.Array]) -> dict[str, jax.Array]:
+        rows, keys = piece
+        fresh = {"fresh": networks.generate(state.params, rows, keys)}
+        return networks.features(networks.maps(fresh))["fresh"]
+
+    keys = in_microbatches(draw_fresh_keys(key, s), s)
+    return _of_all_rows(jax.lax.map(features, (microbatches, keys)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +237,7 @@ def _sets(features: Mapping[str, dict[str, jax.Array]], rows: Rows, moment: Mome
         features["positive"],
         features.get("unconditional"),
         weight,
-        fresh=features.get("fresh"),
+        fresh=features.get("fresh", rows.stale),
         key=moment.key,
         progress=moment.progress,
     )
@@ -213,8 +250,12 @@ def _loss_and_gradients(
     s: GeneratorStepConfig,
     moment: Moment,
     previous: Mapping[str, DriftingStatistics] | None = None,
-) -> tuple[tuple[jax.Array, dict[str, DriftingStatistics]], PyTree]:
-    """Returns ((loss, statistics), gradients) of a batch, in one piece or in microbatches."""
+) -> tuple[tuple[tuple[jax.Array, dict[str, DriftingStatistics]], PyTree], PyTree]:
+    """Returns ((loss, statistics), gradients) of a batch, in one piece or in microbatches.
+
+    Beside them stand the features [c, g, t, d] of its generated samples, or None (`features` of
+    `GeneratorMetrics`).
+    """
 
     def of_piece(rows: Rows, real=None, statistics=None, function=loss_and_cotangents):
         """Of some rows, given the maps of their real samples and what they share with others."""
@@ -228,30 +269,32 @@ def _loss_and_gradients(
             real = networks.maps(networks.other_samples(params, rows))
         sets = _sets({"generated": generated} | networks.features(real), rows, moment)
         loss, cotangents, found = function(sets, s.drift, statistics)
-        return (loss, found), pull_back(cotangents)[0]
+        kept = generated if s.is_stale else None
+        return ((loss, found), pull_back(cotangents)[0]), kept
 
     if s.shared_statistics == "previous":
         by_previous = functools.partial(of_piece, statistics=previous, function=loss_by_previous)
-        total = class_rows.sum_over_microbatches(by_previous, microbatches)
+        total, kept = class_rows.sum_and_stack(by_previous, microbatches)
         # The sums of distances need no division: only their ratios count.
         (loss, measured), gradients = jax.tree.map(lambda x: x / s.microbatches, total)
-        statistics = {name: sums.statistics(square) for name, (sums, square) in measured.items()}
-        return (loss, statistics), gradients
+        statistics = {name: sums.statistics(means) for name, (sums, means) in measured.items()}
+        return ((loss, statistics), gradients), _of_all_rows(kept)
     if s.microbatches == 1:
         return of_piece(first_microbatch(microbatches))
     if s.shared_statistics == "microbatch":
-        total = class_rows.sum_over_microbatches(of_piece, microbatches)
-        return jax.tree.map(lambda x: x / s.microbatches, total)
+        total, kept = class_rows.sum_and_stack(of_piece, microbatches)
+        return jax.tree.map(lambda x: x / s.microbatches, total), _of_all_rows(kept)
     statistics, real = _shared_statistics(params, microbatches, networks, s, moment)
 
     def of_microbatch(piece):
         rows, real = piece
-        (loss, _), gradients = of_piece(rows, real and transfer.on_devices(real), statistics)
-        return loss, gradients
+        found, kept = of_piece(rows, real and transfer.on_devices(real), statistics)
+        (loss, _), gradients = found
+        return (loss, gradients), kept
 
-    total = class_rows.sum_over_microbatches(of_microbatch, (microbatches, real))
+    total, kept = class_rows.sum_and_stack(of_microbatch, (microbatches, real))
     loss, gradients = jax.tree.map(lambda x: x / s.microbatches, total)
-    return (loss, statistics), gradients
+    return ((loss, statistics), gradients), _of_all_rows(kept)
 
 
 def _shared_statistics(
@@ -282,13 +325,18 @@ def _shared_statistics(
         rows, maps = piece
         maps = networks.maps_of_all(params, rows) if maps is None else transfer.on_devices(maps)
         sets = _sets(networks.features(maps), rows, moment)
-        return feature_losses.drift_mean_squares(sets, scales, s.drift)
+        return feature_losses.drift_means(sets, scales, s.drift)
 
-    squares = _of_all(jnp.mean, jax.lax.map(drifts, (microbatches, maps)))
-    statistics = {name: sums[name].statistics(squares[name]) for name in sums}
+    means = _of_all(jnp.mean, jax.lax.map(drifts, (microbatches, maps)))
+    statistics = {name: sums[name].statistics(means[name]) for name in sums}
     if maps is None:
         return statistics, None
     return statistics, {group: x for group, x in maps.items() if group != "generated"}
+
+
+def _of_all_rows(of_microbatches: PyTree) -> PyTree:
+    """[microbatches, rows of one, ...] -> [c, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_microbatches)
 
 
 def _of_all(function: Callable, of_microbatches: PyTree) -> PyTree:

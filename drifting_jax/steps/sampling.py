@@ -45,28 +45,58 @@ def make_sampler(model: nn.Module, mesh: Mesh, *, vae: VAE | None = None) -> Sam
       vae: decodes latents to pixels; None for a generator of pixels.
 
     Returns:
-      sampler(params, key, labels [b] int32, indices [b] int32, cfg_scale []) -> `Samples`. `key`
-      comes from the seed, `indices` are the numbers of the samples within their classes, and b is
-      a multiple of the mesh's size. With a `vae`, params is {"generator": params, "vae":
-      variables}.
+      sampler(params, key, labels [b] int32, indices [b] int32, cfg_scale [], position=None) ->
+      `Samples`. `key` comes from the seed, `indices` are the numbers of the samples within their
+      classes, and b is a multiple of the mesh's size. With a `position` [] float32 in (0, 1), the
+      inputs are `between` those of each sample and of the next one of its class. With a `vae`,
+      params is {"generator": params, "vae": variables}.
     """
     rows = meshes.batch_sharding(mesh)
 
     @settled_jax()
     @jax.jit
-    def sampler(params, key, labels, indices, cfg_scale):
+    def sampler(params, key, labels, indices, cfg_scale, position=None):
         key = _of_threefry(key)
 
         def one(label, index):
             of_sample = jax.random.fold_in(jax.random.fold_in(key, label), index)
             return generators.draw_inputs(of_sample, model)
 
-        noise, styles = jax.lax.with_sharding_constraint(jax.vmap(one)(labels, indices), rows)
+        inputs = jax.vmap(one)(labels, indices)
+        if position is not None:
+            inputs = between(inputs, jax.vmap(one)(labels, indices + 1), position)
+        noise, styles = jax.lax.with_sharding_constraint(inputs, rows)
         scales = jnp.broadcast_to(jnp.float32(cfg_scale), labels.shape)
         made = images_of(model, params, noise, labels, styles, scales, vae=vae)
         return Samples(to_uint8(made), jnp.isfinite(made).all(axis=(1, 2, 3)))
 
     return sampler
+
+
+def between(
+    first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array], position: Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the inputs at a position t on the way from one sample's inputs to another's.
+
+    The noise goes along a circle, cos(πt/2)·a + sin(πt/2)·b: where a and b are independent and
+    standard normal so is every point on the way, as the generator was trained, while a straight
+    line would lead through noise that is too small. Style indices are discrete: each is the first
+    sample's and then the second's. One book after another changes, book j of k at t = (j + ½)/k,
+    because a change of all at once would be one large jump.
+
+    Args:
+      first: noise [b, ...] and styles [b, k] of samples, as `generators.draw_inputs` gives them.
+      second: the same of other samples.
+      position: t [], in [0, 1].
+    """
+    (noise, styles), (next_noise, next_styles) = first, second
+    angle = jnp.pi / 2 * jnp.float32(position)
+    books = styles.shape[-1]
+    changed = (jnp.arange(books) + 0.5) / max(books, 1) <= position
+    return (
+        jnp.cos(angle) * noise + jnp.sin(angle) * next_noise,
+        jnp.where(changed[None], next_styles, styles),
+    )
 
 
 def images_of(

@@ -31,6 +31,7 @@ from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.toy_step import ToyStepConfig
 from drifting_jax.training.memory_plan import MemoryPlan
 from drifting_jax.weights.networks import ENCODERS
+from drifting_jax.workdir.trackers import TRACKERS
 
 
 def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -142,6 +143,7 @@ def check_choices(config: ConfigDict) -> None:
     Raises:
       UserError: naming the field and the choices.
     """
+    _check_choice("tracker", config.tracker, ("none", *TRACKERS))
     _check_choice("drift.field", config.drift.field, FIELDS)
     _check_drift(config)
     if config.task != "toy":
@@ -156,6 +158,7 @@ def check_models(config: ConfigDict, spec: DataSpec) -> None:
       UserError: names the field, or the section: config.model or config.encoder.
     """
     check_choices(config)
+    _check_rows(config, spec)
     model, encoder = make_generator(config, spec), make_encoder(config, spec)
     image = jnp.zeros((1, *spec.image_shape))
     key = stream_key(config, "generator_init")
@@ -176,6 +179,17 @@ def check_models(config: ConfigDict, spec: DataSpec) -> None:
             raise UserError(f"config.{section} does not fit the data: {reason}") from None
 
 
+def _check_rows(config: ConfigDict, spec: DataSpec) -> None:
+    """Raises UserError if the rows of a step cannot have the classes of those before."""
+    rows, classes = config.train.labels_per_step, spec.num_classes
+    if config.drift.negatives == "stale" and rows % classes:
+        raise UserError(
+            "config.train.labels_per_step must be a multiple of the number of classes for the "
+            "samples of the step before as negatives (config.drift.negatives=stale); found "
+            f"{rows} rows and {classes} classes"
+        )
+
+
 def drift_options(config: ConfigDict) -> DriftOptions:
     """Returns the options of config.drift."""
     return DriftOptions(**config.drift.to_dict())
@@ -188,6 +202,11 @@ def _check_drift(config: ConfigDict) -> None:
         check_options(options)
     except ValueError as error:
         raise UserError(f"config.drift: {error}") from None
+    if options.negatives == "stale" and config.task == "toy":
+        raise UserError(
+            "config.drift.negatives must not be 'stale' for a toy, which keeps no samples from step"
+            " to step; use 'fresh'"
+        )
     generated = config.train.get("generated", config.train.get("generated_per_label"))
     if negatives_of(options) == "two_fold" and generated % 2:
         name = "generated" if config.task == "toy" else "generated_per_label"

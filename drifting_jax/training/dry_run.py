@@ -97,6 +97,7 @@ def arguments(found: Program) -> dict[str, PyTree]:
     parts = {
         "state": found.carry.state,
         "queue": found.carry.queue,
+        "stale negatives": found.carry.negatives,
         "frozen networks": found.frozen,
         "batch": found.batch,
     }

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import SMALL_SOURCES, Source, make_source, spec_of
-from drifting_jax.distributed.agreement import on_main_process
+from drifting_jax.distributed.agreement import on_all_processes, on_main_process
 from drifting_jax.errors import UserError
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sampling
@@ -22,6 +22,7 @@ from drifting_jax.training import (
     encoder,
     filling,
     frozen,
+    initial_states,
     monitoring,
     programs,
     stage,
@@ -59,6 +60,9 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     if config.data.source in SMALL_SOURCES:  # the evaluation at the end needs it
         on_main_process(_require_test_split, config)
     pretrained = frozen.load_pretrained(config, spec_of(source))
+    start = None  # a checkpoint is what a run goes on with
+    if not on_main_process(_has_checkpoint, workdir):
+        start = on_all_processes(initial_states.read_start, config, spec_of(source))
     monitor = monitoring.make_monitor(config, workdir=workdir, stops=context.stops)
     params = encoder.encoder_params(config, source, mesh, workdir=workdir, context=context)
     if params is None:
@@ -78,6 +82,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
             hooks=_hooks(config, source, mesh, context, vae, monitor),
             names=(monitoring.STAGE,),
             fill=functools.partial(_fill, config, source, workdir, context, push),
+            params=start,
         ),
         config,
         source,
@@ -85,6 +90,10 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         context=context,
     )
     return trained is not None
+
+
+def _has_checkpoint(workdir: Path) -> bool:
+    return any(step.name.isdecimal() for step in generator_checkpoints(workdir).glob("*"))
 
 
 def _require_test_split(config: ConfigDict) -> None:

@@ -2,9 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from drifting_jax.compatibility import CPU_HAS_HOST_MEMORY
@@ -12,23 +15,65 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
+from drifting_jax.errors import UserError
 from drifting_jax.models import generators
 from drifting_jax.models.calls import init_params
 from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.state import TrainState, create_state
 from drifting_jax.training import build
+from drifting_jax.weights.networks import load_network
+from drifting_jax.weights.shapes import param_shapes
 
+PyTree = Any
+
+# Fields of a generator that say how it is computed, or that only shapes of parameters depend on.
+_FREE_FIELDS = ("parent", "name", "dtype", "attention_dtype", "remat", "condition_width")
 # Where q starts in a toy: its centre, and the factor on the last layer's kernel.
 _START_CENTRES = {"collapsed": (-1.5, 0.0), "between": (0.0, 0.0), "far": (5.0, 5.0)}
 _START_SPREAD = 0.1
 
 
-def init_generator(config: ConfigDict, spec: DataSpec) -> TrainState:
-    """Returns a generator's state before the first step."""
-    model, key = build.make_generator(config, spec), stream_key(config, "generator_init")
-    params = generators.init_generator(key, model)
+def init_generator(config: ConfigDict, spec: DataSpec, params: PyTree | None = None) -> TrainState:
+    """Returns a generator's state before the first step, with these parameters or random ones."""
+    if params is None:
+        model, key = build.make_generator(config, spec), stream_key(config, "generator_init")
+        params = generators.init_generator(key, model)
     optimizer = build.generator_optimizer(config)
     return create_state(params, optimizer, ema_decays=config.train.ema_decays)
+
+
+def read_start(config: ConfigDict, spec: DataSpec) -> PyTree | None:
+    """Returns the parameters in config.model.init_from, on the host; None if it is empty.
+
+    Raises:
+      UserError: there is no generator, or one that differs from config.model.
+    """
+    if not (name := config.model.init_from):
+        return None
+    network, model = load_network(name, kind="generator"), build.make_generator(config, spec)
+    if differences := _differences(network.model, model):
+        raise UserError(
+            f"the generator in {name} (config.model.init_from) differs from config.model and the "
+            f"data: {', '.join(differences)}"
+        )
+    return network.variables["params"]
+
+
+def _differences(theirs: nn.Module, ours: nn.Module) -> list[str]:
+    """Where the parameters of two generators do not mean the same, in words; empty if nowhere."""
+    if type(theirs) is not type(ours):
+        return [f"it is a {type(theirs).__name__}, not a {type(ours).__name__}"]
+    fields = [field.name for field in dataclasses.fields(ours) if field.name not in _FREE_FIELDS]
+    found = [
+        f"{name} {getattr(theirs, name)!r} there, {getattr(ours, name)!r} here"
+        for name in fields
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+    shapes = [flatten_dict(param_shapes(model), sep="/") for model in (theirs, ours)]
+    if not found and shapes[0] != shapes[1]:  # what no field says
+        (name, shape) = min(set(shapes[0].items()) ^ set(shapes[1].items()), key=str)
+        found = [f"{name} {shape.shape}"]
+    return found
 
 
 def init_encoder(config: ConfigDict, spec: DataSpec) -> TrainState:

@@ -120,7 +120,7 @@ def _samples_of_row(config: ConfigDict) -> int:
     """Generated samples of a class row, a second batch of them if the field takes one, and real."""
     t, drift = config.train, config.drift
     negatives = negatives_of(DriftOptions(field=drift.field, negatives=drift.negatives))
-    batches = 2 if negatives == "fresh" else 1
+    batches = 2 if negatives == "fresh" and drift.negatives != "stale" else 1
     return batches * t.generated_per_label + t.positives_per_label + t.unconditional_per_label
 
 

@@ -24,11 +24,14 @@ class Carry:
       state: of the trained network.
       queue: of a generator, the real samples.
       statistics: of a generator with `train.shared_statistics` "previous", those of the last step.
+      negatives: of a generator with `drift.negatives` "stale", features [c, g, t, d] of the samples
+        of the last step.
     """
 
     state: TrainState
     queue: SampleQueue | None = None
     statistics: dict[str, DriftingStatistics] | None = None
+    negatives: dict[str, jax.Array] | None = None
 
 
 @flax.struct.dataclass
@@ -69,7 +72,7 @@ class Program:
     Attributes:
       name: "encoder", "generator" or "toy", as in metrics.jsonl.
       mesh: the devices.
-      init: () -> `TrainState`, traceable.
+      init: () -> `TrainState`, traceable; that of a generator may be given its parameters.
       make_queue: makes the empty queue; None for a program without one.
       carry: tree of `jax.ShapeDtypeStruct` with shardings.
       frozen: likewise, of the frozen networks' variables; empty without any.
@@ -88,7 +91,7 @@ class Program:
 
     name: str
     mesh: Mesh
-    init: Callable[[], TrainState]
+    init: Callable[..., TrainState]
     make_queue: Callable[[], SampleQueue] | None
     carry: Carry
     frozen: PyTree
@@ -108,10 +111,15 @@ class Program:
         """Returns the step, lowered for its mesh: nothing is computed and no array is made."""
         return self.step.lower(self.carry, self.frozen, self.batch)
 
-    def first_carry(self) -> Carry:
-        """Returns the carry before the first step; each device makes its own part."""
+    def first_carry(self, params: PyTree | None = None) -> Carry:
+        """Returns the carry before the first step; each device makes its own part.
+
+        Args:
+          params: on the host, to start from; None for random ones.
+        """
         shardings = jax.tree.map(lambda x: x.sharding, self.carry.state)
-        state = jax.jit(self.init, out_shardings=shardings)()
+        given = () if params is None else (jax.device_put(params, shardings.params),)
+        state = jax.jit(self.init, out_shardings=shardings)(*given)
         return Carry(state, self.make_queue() if self.make_queue else None)
 
 
@@ -120,7 +128,7 @@ def carry_of(items: Mapping[str, PyTree]) -> Carry:
     state = items["state"]
     if "ema" in items:
         state = dataclasses.replace(state, ema=items["ema"])
-    return Carry(state, items.get("queue"), items.get("statistics"))
+    return Carry(state, items.get("queue"), items.get("statistics"), items.get("negatives"))
 
 
 def jit_step(step: Callable, carry: Carry, mesh: Mesh) -> Step:

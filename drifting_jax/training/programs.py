@@ -18,14 +18,14 @@ from jax.sharding import Mesh
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
-from drifting_jax.distributed import meshes
+from drifting_jax.distributed import class_rows, meshes
 from drifting_jax.method.fields.table import drift_names
 from drifting_jax.models.mlp import MLP
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.culprit import culprit_name
 from drifting_jax.steps.encoder_step import encoder_step
-from drifting_jax.steps.generator_step import first_statistics, generator_step
+from drifting_jax.steps.generator_step import first_negatives, first_statistics, generator_step
 from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
 from drifting_jax.training import activations, build, frozen, initial_states, scalars
@@ -63,9 +63,15 @@ def generator_program(
         build.make_queue(config, spec, mesh, make=sample_queue.template),
     )
     networks: dict[str, Any] = {"extra": extra, "vae": vae}
+    of_sample = jax.eval_shape(
+        build.make_feature_function(config, spec, **networks),
+        variables,
+        activations.sample_of(spec),
+    )
+    if config.drift.negatives == "stale":
+        carry = dataclasses.replace(carry, negatives=_negatives(config, mesh, of_sample))
     config, plan = _planned(config, spec, carry, variables, mesh, networks)
-    feature_function = build.make_feature_function(config, spec, **networks)
-    features = list(jax.eval_shape(feature_function, variables, activations.sample_of(spec)))
+    feature_function, features = build.make_feature_function(config, spec, **networks), [*of_sample]
     settings = build.generator_step_config(config, plan)
     schedule, drifts = build.generator_schedule(config), drift_names(settings.drift)
     given: dict[str, Any] = {
@@ -80,12 +86,10 @@ def generator_program(
         nearness=build.make_nearness(config, spec),
         **given,
     )
-    prepare = None
     if settings.shared_statistics == "previous":
-        prepare = _measuring(functools.partial(first_statistics, **given), mesh)
-        shapes = jax.eval_shape(prepare, carry, variables).statistics
+        measure = functools.partial(first_statistics, **given)
+        shapes = jax.eval_shape(measure, carry.state, carry.queue, variables, stale=carry.negatives)
         carry = dataclasses.replace(carry, statistics=_template(config, mesh, shapes))
-
     passes = 3 if plan.microbatches > 1 and settings.shares_statistics else 1
     return Program(
         name="generator",
@@ -108,7 +112,7 @@ def generator_program(
         microbatches=plan.microbatches,
         keep_maps=plan.keep_maps if passes > 1 else "no",
         remat=plan.remat,
-        prepare=prepare,
+        prepare=_preparing(carry, given, mesh),
     )
 
 
@@ -220,13 +224,44 @@ def _planned(
     return activations.with_remat(config, plan.remat), plan
 
 
-def _measuring(statistics: Callable, mesh: Mesh) -> Callable[[Carry, PyTree], Carry]:
-    """Returns the program that gives a carry the statistics before the first step."""
-    measure = jax.jit(statistics, out_shardings=meshes.replicated(mesh))
+def _negatives(
+    config: ConfigDict, mesh: Mesh, of_sample: Mapping[str, jax.ShapeDtypeStruct]
+) -> PyTree:
+    """Returns the shapes of stale negatives: features of all generated samples of a step."""
+    c, g = config.train.labels_per_step, config.train.generated_per_label
+    sharding = class_rows.real_sharding(mesh, c, g)
+    return {
+        name: jax.ShapeDtypeStruct((c, g, *x.shape[1:]), x.dtype, sharding=sharding)
+        for name, x in of_sample.items()
+    }
+
+
+def _preparing(
+    template: Carry, given: Mapping[str, Any], mesh: Mesh
+) -> Callable[[Carry, PyTree], Carry] | None:
+    """Returns what gives a carry its negatives and statistics before the first step, if it has any.
+
+    Args:
+      template: the carry of the steps.
+      given: what `first_negatives` and `first_statistics` take by name.
+      mesh: the devices.
+    """
+    if template.negatives is None and template.statistics is None:
+        return None
+    shardings = jax.tree.map(lambda x: x.sharding, template.negatives)
+    draw = jax.jit(functools.partial(first_negatives, **given), out_shardings=shardings)
+    measure = jax.jit(
+        functools.partial(first_statistics, **given), out_shardings=meshes.replicated(mesh)
+    )
 
     def prepare(carry: Carry, variables: PyTree) -> Carry:
-        found = measure(carry.state, carry.queue, variables)
-        return dataclasses.replace(carry, statistics=found)
+        if template.negatives is not None:
+            negatives = draw(carry.state, carry.queue, variables)
+            carry = dataclasses.replace(carry, negatives=negatives)
+        if template.statistics is not None:
+            found = measure(carry.state, carry.queue, variables, stale=carry.negatives)
+            carry = dataclasses.replace(carry, statistics=found)
+        return carry
 
     return prepare
 
@@ -236,14 +271,28 @@ def _of_generator(step: Callable) -> Callable:
 
     def carried(carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array]):
         assert carry.queue is not None  # a generator's carry has one
-        before = carry.statistics
-        state, queue, metrics = step(carry.state, carry.queue, variables, batch, previous=before)
-        if before is not None:  # the statistics of a skipped step would spoil the next
-            skipped = state.skipped > carry.state.skipped
-            before = jax.tree.map(
-                lambda new, old: jnp.where(skipped, old, new), metrics.statistics, before
-            )
-        return Carry(state, queue, before), report_of(state, metrics)
+        state, queue, metrics = step(
+            carry.state,
+            carry.queue,
+            variables,
+            batch,
+            previous=carry.statistics,
+            stale=carry.negatives,
+        )
+        skipped = state.skipped > carry.state.skipped
+
+        def kept_if_skipped(new: PyTree, old: PyTree) -> PyTree:
+            """What a skipped step found would spoil the next."""
+            return jax.tree.map(lambda new, old: jnp.where(skipped, old, new), new, old)
+
+        statistics, negatives = carry.statistics, carry.negatives
+        if statistics is not None:
+            after = {name: x.without_reach for name, x in metrics.statistics.items()}
+            statistics = kept_if_skipped(after, statistics)
+        if negatives is not None:
+            negatives = kept_if_skipped(metrics.features, negatives)
+            metrics = dataclasses.replace(metrics, features=None)
+        return Carry(state, queue, statistics, negatives), report_of(state, metrics)
 
     return carried
 
@@ -266,4 +315,5 @@ def _state_and_ema(state: TrainState) -> dict[str, PyTree]:
 def _generator_items(carry: Carry, batches_taken: int) -> dict[str, PyTree]:
     position = {"batches": np.int64(batches_taken)}
     items = {**_state_and_ema(carry.state), "queue": carry.queue, "position": position}
-    return items if carry.statistics is None else {**items, "statistics": carry.statistics}
+    others = {"statistics": carry.statistics, "negatives": carry.negatives}
+    return items | {name: tree for name, tree in others.items() if tree is not None}

@@ -51,12 +51,13 @@ def load_generator(name: str, *, vae: str = "") -> Generator:
         step=network.step,
         ema_decay=network.ema_decay,
         params=jax.device_put(params, meshes.replicated(mesh)),
-        class_names=_names_of(model.num_classes),
+        class_names=network.class_names or _names_of(model.num_classes),
         mesh=mesh,
         sampler=sampling.make_sampler(model, mesh, vae=decoder),
         model=model,
         vae=decoder,
         makes_pixels=True,
+        alpha_range=network.alpha_range,
     )
 
 

@@ -12,8 +12,9 @@ from typing import TextIO
 import jax
 
 from drifting_jax.config import ConfigDict
+from drifting_jax.config.values import plain
 from drifting_jax.data.sources import SMALL_SOURCES
-from drifting_jax.distributed.agreement import on_main_process
+from drifting_jax.distributed.agreement import on_all_processes, on_main_process
 from drifting_jax.distributed.processes import is_main_process
 from drifting_jax.evaluation.small_runs import evaluate_run
 from drifting_jax.files import expanded
@@ -28,6 +29,7 @@ from drifting_jax.workdir.layout import list_contents
 from drifting_jax.workdir.metrics import MetricWriter, read_metrics
 from drifting_jax.workdir.opening import is_complete, mark_complete, open_workdir
 from drifting_jax.workdir.stopping import StopAgreement
+from drifting_jax.workdir.trackers import import_tracker, open_tracker
 
 
 @settled_jax()
@@ -47,13 +49,14 @@ def run(config: ConfigDict, *, workdir: str | Path, given: Collection[str] = ())
     """
     workdir = Path(expanded(str(workdir)))
     build.check_choices(config)
+    on_main_process(_check_tracker, config)
     with contextlib.ExitStack() as stack:
         config = stack.enter_context(open_workdir(config, workdir, given=given))
         if on_main_process(is_complete, config, workdir):
             _say(_complete_message(config, workdir))
             return 0
-        writer = stack.enter_context(MetricWriter(workdir, enabled=is_main_process()))
-        interruption = stack.enter_context(Interruption())
+        interruption = stack.enter_context(Interruption())  # first: closing a tracker takes time
+        writer = stack.enter_context(on_all_processes(_open_writer, config, workdir))
         context = RunContext(
             writer=writer,
             interruption=interruption,
@@ -69,6 +72,19 @@ def run(config: ConfigDict, *, workdir: str | Path, given: Collection[str] = ())
         minutes = (time.monotonic() - started) / 60
         _say(f"\ndone in {minutes:.1f} min\n{list_contents(workdir)}")
     return 0
+
+
+def _check_tracker(config: ConfigDict) -> None:
+    """Raises UserError if the tracker's package is missing; before the workdir is made."""
+    import_tracker(config.tracker)
+
+
+def _open_writer(config: ConfigDict, workdir: Path) -> MetricWriter:
+    """Opens the writer of metrics, on the main process with the tracker."""
+    if not is_main_process():
+        return MetricWriter(workdir, enabled=False)
+    tracker = open_tracker(config.tracker, workdir=workdir, config=plain(config))
+    return MetricWriter(workdir, tracker=tracker)
 
 
 def resume_message(workdir: Path) -> str:
@@ -94,7 +110,7 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
     """Trains the generator, and measures it if it makes small images; whether all is done."""
     if not generator.train(config, workdir=workdir, context=context):
         return False
-    on_main_process(_draw_drift, config, workdir)
+    on_main_process(_draw_pictures, config, workdir)
     if config.data.source not in SMALL_SOURCES:
         on_main_process(mark_complete, workdir, config.train.num_steps)
         sample = ["python", "-m", "drifting_jax.sample", f"--workdir={workdir}"]
@@ -115,7 +131,8 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
     return True
 
 
-def _draw_drift(config: ConfigDict, workdir: Path) -> None:
+def _draw_pictures(config: ConfigDict, workdir: Path) -> None:
+    pictures.write_training(workdir / "samples" / "training.gif", workdir / "samples")
     records = read_metrics(workdir, stage="generator")
     pictures.write_drift(workdir / "drift.png", records, drift_names(build.drift_options(config)))
 

@@ -18,7 +18,8 @@ def of_generator(
     `diversity`, the mean distance between generated samples over that to positives. The diversity
     is near 1 when the samples vary as the data does, and falls to 0 when they collapse.
     `.../mean` averages over the features that are in the loss; `features_left_out` counts the
-    others.
+    others. With `drift.measure_reach` the samples of these features also have, for each
+    temperature, a mean of `effective_positives` over the reached ones, and the share `unreached`.
     """
     scalars = {
         "loss": float(metrics.loss),
@@ -34,6 +35,7 @@ def of_generator(
             squares = [float(s.drift_mean_square[i]) for s in used.values()]
             scalars[f"drift/mean/{drift}"] = float(np.mean(squares))
         scalars["diversity/mean"] = float(np.mean(list(diversity.values())))
+        scalars |= _reach(list(used.values()), drifts)
     for name, s in metrics.statistics.items():
         for i, drift in enumerate(drifts):
             scalars[f"drift/{name}/{drift}"] = float(s.drift_mean_square[i])
@@ -58,7 +60,19 @@ def of_toy(metrics: ToyMetrics, *, drifts: Sequence[str], learning_rate: float) 
         **{f"drift/mean/{drift}": float(value) for drift, value in squares.items()},
         "distance_scale": float(s.distance_scale),
         "diversity/mean": _diversity(s),
+        **_reach([s], drifts),
     }
+
+
+def _reach(statistics: Sequence[DriftingStatistics], drifts: Sequence[str]) -> dict[str, float]:
+    """Of all features: the effective positives of a reached sample, and the share unreached."""
+    measured = [(s.effective_positives, s.unreached) for s in statistics]
+    if measured[0][0] is None:
+        return {}
+    numbers, unreached = np.mean(np.asarray(measured), axis=0)
+    numbers = numbers / np.maximum(1 - unreached, np.finfo(np.float32).tiny)
+    found = {f"effective_positives/{d}": float(x) for d, x in zip(drifts, numbers, strict=True)}
+    return found | {f"unreached/{d}": float(x) for d, x in zip(drifts, unreached, strict=True)}
 
 
 def _diversity(s: DriftingStatistics) -> float:

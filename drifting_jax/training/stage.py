@@ -56,6 +56,7 @@ class Stage:
       fill: fills the queue before the first step: (queue, batches) -> queue and the number of
         batches taken, or None if it was stopped. None for a program without a queue.
       begin: called with the carry before the first step.
+      params: on the host, that the training begins with; None for random ones.
     """
 
     program: Program
@@ -68,6 +69,7 @@ class Stage:
     names: tuple[str, ...] = ()
     fill: Fill | None = None
     begin: Callable[[Carry], None] | None = None
+    params: PyTree | None = None
 
 
 def train(
@@ -91,7 +93,7 @@ def train(
     """
     program, kept = stage.program, config.train
     with Checkpoints(stage.folder, keep=kept.keep, keep_every=kept.keep_every) as checkpoints:
-        start, taken, carry = start_or_resume(program, checkpoints)
+        start, taken, carry = start_or_resume(program, checkpoints, params=stage.params)
         for name in (program.name, *stage.names):
             context.writer.truncate(name, start)
         if start >= program.num_steps:
@@ -122,12 +124,17 @@ def train(
             return run_loop(stage, config, carry, position, batches, checkpoints, context)
 
 
-def start_or_resume(program: Program, checkpoints: Checkpoints) -> tuple[int, int, Carry]:
-    """Returns the steps done, the batches taken and the carry: the newest checkpoint's, if any."""
+def start_or_resume(
+    program: Program, checkpoints: Checkpoints, *, params: PyTree | None = None
+) -> tuple[int, int, Carry]:
+    """Returns the steps done, the batches taken and the carry: the newest checkpoint's, if any.
+
+    Without a checkpoint the carry is the first one, of `params` or random.
+    """
     template = program.checkpoint_items(program.carry, 0)
     restored = checkpoints.restore_latest(template, padded=("queue",))
     if restored is None:
-        return 0, 0, program.first_carry()
+        return 0, 0, program.first_carry(params)
     step, items = restored
     taken = int(items["position"]["batches"]) if "position" in items else step
     return step, taken, carry_of(items)

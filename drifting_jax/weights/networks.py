@@ -1,23 +1,19 @@
 """The table of networks with published weights, and networks from any folder or file.
 
 `load_network` reads the formats of others, the paper's release, and our own, which `save_network`
-writes: a folder with `network.json` (kind, fields, step) and `params.npz`.
+writes: a folder with kind, fields, step and parameters (`own_folders`).
 """
 
 import dataclasses
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_bytes, write_json
 from drifting_jax.method import encoders
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.models import generators
@@ -27,7 +23,17 @@ from drifting_jax.models.inception import InceptionV3
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
-from drifting_jax.weights import convnext, dinov2, files, inception, release, resnet, vae, wrappers
+from drifting_jax.weights import (
+    convnext,
+    dinov2,
+    files,
+    inception,
+    own_folders,
+    release,
+    resnet,
+    vae,
+    wrappers,
+)
 from drifting_jax.weights.foreign_files import PIPELINE, describe_folder
 from drifting_jax.weights.mapping import Tensor, assemble
 from drifting_jax.weights.reading import read_json
@@ -36,7 +42,6 @@ from drifting_jax.weights.shapes import param_shapes
 PyTree = Any
 Model = TypeVar("Model", bound=nn.Module, covariant=True)
 
-_DESCRIPTION, _PARAMS = "network.json", "params.npz"
 _GENERATOR = "generator"
 
 
@@ -140,6 +145,8 @@ class Network(Generic[Model]):
       variables: {"params": …}, what `model.apply` takes; NumPy float32.
       step: training steps behind the weights; 0 where that is not known.
       ema_decay: decay of the moving average that the weights are; 0 where that is not known.
+      class_names: of a generator, in the order of the labels; empty where they are not known.
+      alpha_range: of a generator, the smallest and the largest guidance scale of its training.
     """
 
     kind: str
@@ -147,6 +154,8 @@ class Network(Generic[Model]):
     variables: PyTree
     step: int = 0
     ema_decay: float = 0.0
+    class_names: tuple[str, ...] = ()
+    alpha_range: tuple[float, float] | None = None
 
 
 def kind_of(model: nn.Module) -> str:
@@ -198,10 +207,10 @@ def load_vae(name: str | Path) -> Network[VAE]:
 def _read(path: Path, kind: str) -> Network[nn.Module]:
     if release.is_artifact(path):
         return _from_artifact(path)
-    if (path / _DESCRIPTION).is_file():
-        return _from_ours(path)
+    if ours := own_folders.files_of(path):
+        return _from_ours(*ours)
     beside = path.parent
-    if path.is_file() and (release.is_artifact(beside) or (beside / _DESCRIPTION).is_file()):
+    if path.is_file() and (release.is_artifact(beside) or own_folders.files_of(beside)):
         raise UserError(f"{path} is a part of the network in {beside}: give that folder")
     if (path / PIPELINE).is_file():
         path = _part_of_pipeline(path, kind)
@@ -233,15 +242,13 @@ def _check_fields(network: Network[nn.Module], path: Path) -> None:
         raise UserError(f"{path}: step must be a whole number; found {network.step!r}")
 
 
-def save_network(path: str | Path, network: Network[nn.Module]) -> None:
-    """Writes a folder that `load_network` reads: network.json and params.npz."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    data = io.BytesIO()
-    np.savez(data, **flatten_dict(jax.tree.map(np.asarray, network.variables["params"]), sep="/"))
-    write_bytes(folder / _PARAMS, data.getvalue())
+def save_network(path: str | Path, network: Network[nn.Module], *, for_hub: bool = False) -> None:
+    """Writes a folder that `load_network` reads: network.json and params.npz.
+
+    With `for_hub` it holds config.json and model.safetensors, and all that is known of the network.
+    """
     fields = {
-        f.name: _plain(f.name, getattr(network.model, f.name))
+        f.name: own_folders.to_json(f.name, getattr(network.model, f.name))
         for f in dataclasses.fields(network.model)
         if f.name not in ("parent", "name")
     }
@@ -250,33 +257,24 @@ def save_network(path: str | Path, network: Network[nn.Module]) -> None:
         kind = generators.kind_of(network.model)
         record |= {} if kind == generators.DEFAULT_KIND else {"kind": kind}
     record |= {"step": network.step, "ema_decay": network.ema_decay}
-    write_json(folder / _DESCRIPTION, record)
+    if for_hub:
+        record |= {"class_names": network.class_names, "alpha_range": network.alpha_range}
+    own_folders.write(Path(path), record, network.variables["params"], for_hub=for_hub)
 
 
-def _plain(name: str, value: Any) -> Any:
-    return jnp.dtype(value).name if name.endswith("dtype") and value is not None else value
-
-
-def _from_ours(path: Path) -> Network[nn.Module]:
-    record = read_json(path / _DESCRIPTION)
+def _from_ours(description: Path, params: Path) -> Network[nn.Module]:
+    record = read_json(description)
     try:
-        fields = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in record["fields"].items()
-        }
-        for name in fields:
-            if name.endswith("dtype") and fields[name] is not None:
-                fields[name] = jnp.dtype(fields[name])
-        model = _module_of(record)(**fields)
+        given = record["fields"].items()
+        model = _module_of(record)(**{name: own_folders.from_json(name, x) for name, x in given})
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / _DESCRIPTION} describes no network: {error!r}") from None
-    kind, params = record["network"], path / _PARAMS
+        raise UserError(f"{description} describes no network: {error!r}") from None
     tensors = files.read_tensors(params)
     template = param_shapes(model, tensors=len(tensors))
     table = {name: Tensor(name) for name in flatten_dict(template, sep="/")}
     found = assemble(template, table, tensors, origin=str(params))
-    step, decay = record.get("step", 0), record.get("ema_decay", 0.0)
-    return Network(kind, model, {"params": found}, step, decay)
+    facts = own_folders.facts_of(record, description)
+    return Network(record["network"], model, {"params": found}, **facts)
 
 
 def _module_of(record: Mapping[str, Any]) -> type[nn.Module]:

@@ -1,12 +1,16 @@
-"""Reads the .safetensors format."""
+"""Reads and writes the .safetensors format."""
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from drifting_jax.errors import UserError
+from drifting_jax.files import write_bytes
 from drifting_jax.weights.reading import map_file, read_json
 
 _DTYPES = {
@@ -58,3 +62,26 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     if start + position != len(data):
         raise UserError(f"{path} is damaged: {len(data) - start - position} bytes too many")
     return found
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a file that `read_safetensors` and the package safetensors read, whole or not at all.
+
+    Args:
+      path: of the file.
+      tensors: arrays by name, of dtypes that the format has.
+    """
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+    parts, end = [], 0
+    for name, tensor in sorted(tensors.items()):
+        parts.append(np.ascontiguousarray(tensor).tobytes())
+        begin, end = end, end + len(parts[-1])
+        header[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    write_bytes(path, b"".join([len(text).to_bytes(8, "little"), text, *parts]))

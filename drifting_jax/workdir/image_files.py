@@ -49,11 +49,20 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     Raises:
       ValueError: The image has another shape or dtype.
     """
-    check_image(image)
+    picture = as_pillow(image)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = image[:, :, 0] if image.shape[-1] == 1 else image
-    Image.fromarray(pixels).save(path, format="PNG")
+    picture.save(path, format="PNG")
+
+
+def as_pillow(image: np.ndarray) -> Image.Image:
+    """Returns Pillow's form of an image [h, w, 1 or 3] uint8.
+
+    Raises:
+      ValueError: The image has another shape or dtype.
+    """
+    check_image(image)
+    return Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
 
 
 def check_image(image: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Writes scalars and pictures of a run to metrics.jsonl, TensorBoard and PNG files.
+"""Writes scalars and pictures of a run to metrics.jsonl, TensorBoard, PNG files and a tracker.
 
 Writing metrics never stops a run: if the disk is full, an error is logged and the line or picture
 is left out.
@@ -25,6 +25,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from drifting_jax.errors import UserError
 from drifting_jax.files import parse_json, shown, write_bytes
 from drifting_jax.workdir.image_files import check_image, save_png
+from drifting_jax.workdir.trackers import Tracker
 
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as JSON's strings
 _FLUSH_SECONDS = 60.0  # a mounted bucket shows nothing of a file before it is flushed
@@ -40,10 +41,19 @@ class MetricWriter:
     the file is opened. Each stage is a run of its own in TensorBoard.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, enabled: bool = True) -> None:
-        """Opens the files of a workdir; `enabled` is False on all but the main process."""
+    def __init__(
+        self, workdir: str | os.PathLike, *, enabled: bool = True, tracker: Tracker | None = None
+    ) -> None:
+        """Opens the files of a workdir.
+
+        Args:
+          workdir: Of the run.
+          enabled: False on all but the main process.
+          tracker: Gets the same scalars and pictures, and is closed with the files.
+        """
         self._workdir = Path(workdir)
         self._enabled = enabled
+        self._tracker = tracker
         self._flushed_at = time.monotonic()
         self._events: dict[str, EventsWriter] = {}
         if enabled:
@@ -70,6 +80,8 @@ class MetricWriter:
         text = json.dumps(line, ensure_ascii=False, allow_nan=False)
         self._append(shown(f"{text}\n").encode())
         self._add_events(stage, step, [summary.scalar(shown(n), v) for n, v in values.items()])
+        if self._tracker is not None:
+            self._tracker.log_scalars(stage, int(step), values)
 
     def write_image(self, stage: str, step: int, name: str, image: np.ndarray) -> None:
         """Writes <workdir>/samples/<stage>_<name>_<step>.png and a TensorBoard image.
@@ -89,6 +101,8 @@ class MetricWriter:
         except OSError as error:
             logging.error("Could not write the picture %s: %s", file_name, error)
         self._add_events(stage, step, [summary.image(shown(name), image, dataformats="HWC")])
+        if self._tracker is not None:
+            self._tracker.log_picture(stage, int(step), name, image)
 
     def write_parameters(self, stage: str, params: Any) -> None:
         """Writes a table to <workdir>/<stage>_parameters.txt and prints the number of parameters.
@@ -150,8 +164,8 @@ class MetricWriter:
         except OSError as error:
             logging.error("Could not write metrics to %s: %s", self._lines.name, error)
 
-    def close(self) -> None:
-        """Closes the files."""
+    def close(self, *, failed: bool = False) -> None:
+        """Closes the files and the tracker, which is told whether the run failed."""
         if not self._enabled:
             return
         self._enabled = False
@@ -161,6 +175,8 @@ class MetricWriter:
                 events.close()
             except OSError as error:
                 logging.error("Could not close a TensorBoard file: %s", error)
+        if self._tracker is not None:
+            self._tracker.close(failed=failed)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -171,7 +187,7 @@ class MetricWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
 
     def _open_lines(self) -> None:
         """Opens metrics.jsonl to append, after cutting a half-written last line."""

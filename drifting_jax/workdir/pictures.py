@@ -1,8 +1,9 @@
-"""Draws the raw drift over training, and for a toy also the animation and the field.
+"""Draws the raw drift and the samples over training, and for a toy the animation and the field.
 
 A picture that cannot be drawn or written never ends a run: an error is logged, and it is left out.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -13,11 +14,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from drifting_jax.config.streams import root_key
 from drifting_jax.drawing import import_matplotlib, new_figure, own_style
 from drifting_jax.errors import first_line
+from drifting_jax.files import write_bytes
 from drifting_jax.method import losses
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.table import field_named
@@ -26,6 +28,9 @@ from drifting_jax.method.target_sets import distance_sums, distances, make_sets
 _REAL, _GENERATED, _ARROW = "#9aa5b1", "#d1495b", "#22333b"
 _LAST_FRAME_MILLISECONDS = 2500
 _FRAME_MILLISECONDS = 80
+_MOST_FRAMES, _SLOWEST_MILLISECONDS = 60, 500  # of samples over training
+_MOST_PIXELS, _MOST_BYTES = 600 * 600, 4_000_000
+_CAPTION = 16  # pixels above the samples
 _GRID = 22  # arrows along the longer side
 _LEAST_ASPECT = 0.5
 _SAMPLE_ARROWS = 150  # where they stand at generated samples
@@ -82,10 +87,70 @@ def write_animation(path: Path, frames: Mapping[int, np.ndarray], target: np.nda
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         images.append(Image.open(buffer).convert("RGB").quantize(64))
-    durations = [_FRAME_MILLISECONDS] * (len(images) - 1) + [_LAST_FRAME_MILLISECONDS]
+    write_bytes(path, _gif(images, _FRAME_MILLISECONDS))
+
+
+def _gif(images: Sequence[Image.Image], milliseconds: int) -> bytes:
+    """Returns a GIF that shows each image for so long, and the last one longer, for ever."""
+    durations = [milliseconds] * (len(images) - 1) + [_LAST_FRAME_MILLISECONDS]
+    buffer = io.BytesIO()
     images[0].save(
-        path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=durations,
+        loop=0,
+        optimize=True,
     )
+    return buffer.getvalue()
+
+
+@_draws
+def write_training(path: Path, folder: Path) -> None:
+    """Writes an animated GIF of a generator's samples over training: the same noise and labels.
+
+    It has at most 60 frames and 4 MB: frames are left out evenly, and large ones made smaller.
+
+    Args:
+      path: GIF file; not written unless there are two frames.
+      folder: of the grids, generator_samples_<step>.png. A grid that cannot be read, or that has
+        another shape than the newest, is left out.
+    """
+    frames = _training_frames(folder)
+    while len(frames) > 1:
+        pace = _MOST_FRAMES * _FRAME_MILLISECONDS // len(frames)
+        data = _gif(frames, min(pace, _SLOWEST_MILLISECONDS))
+        if len(data) <= _MOST_BYTES:
+            write_bytes(path, data)
+            return
+        frames = [*frames[:-1:2], frames[-1]] if len(frames) > 2 else []
+
+
+def _training_frames(folder: Path) -> list[Image.Image]:
+    """Returns at most 60 frames in the order of their steps, all of one size and mode."""
+    steps = {path.stem.rpartition("_")[2]: path for path in folder.glob("generator_samples_*.png")}
+    ordered = sorted((int(step), path) for step, path in steps.items() if step.isdecimal())
+    chosen = np.rint(np.linspace(0, len(ordered) - 1, min(len(ordered), _MOST_FRAMES)))
+    found = []
+    for step, path in (ordered[int(i)] for i in chosen):
+        with contextlib.suppress(OSError, ValueError, SyntaxError):  # cut short, or no PNG
+            grid = Image.open(path)
+            found.append(((grid.size, grid.mode), _captioned(grid, f"step {step}")))
+    return [frame for shape, frame in found if shape == found[-1][0]]
+
+
+def _captioned(grid: Image.Image, caption: str) -> Image.Image:
+    """Returns a frame: the grid, made smaller if it is large, with a line of text above it."""
+    grid = grid.convert("L" if grid.mode == "L" else "RGB")
+    factor = min(1.0, (_MOST_PIXELS / (grid.width * grid.height)) ** 0.5)
+    if factor < 1:
+        width, height = max(1, int(grid.width * factor)), max(1, int(grid.height * factor))
+        grid = grid.resize((width, height), Image.Resampling.BOX)
+    frame = Image.new(grid.mode, (grid.width, grid.height + _CAPTION))
+    frame.paste(grid, (0, _CAPTION))
+    ImageDraw.Draw(frame).text((4, 2), caption, fill="white")
+    return frame if frame.mode == "L" else frame.quantize(256)
 
 
 @_draws
@@ -151,7 +216,7 @@ def _field_at(
         places, most = grid, len(grid)
         options = dataclasses.replace(options, negatives="fresh")
         sets = make_sets(probes, targets, fresh=points, options=options)
-    drifts = losses.all_drifts(sets, distances(sets), scale, options)  # in units of S/√2
+    drifts, _ = losses.all_drifts(sets, distances(sets), scale, options)  # in units of S/√2
     v = np.asarray(drifts[0, 0, 0] * scale[0] / 2**0.5)
     return places[:most], v[:most]
 

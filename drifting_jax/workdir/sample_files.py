@@ -19,7 +19,8 @@ def write_samples(path: Path, images: np.ndarray, labels: np.ndarray, *, per_cla
       path: ends in .npz, for `arr_0` = images and `arr_1` = labels, or in .png, for a grid.
       images: [n, h, w, c] uint8.
       labels: [n] integers.
-      per_class: samples of a class; a row of the grid holds samples of one class.
+      per_class: samples that belong together, of a class or of a way from one sample to another;
+        no row of the grid mixes them.
 
     Raises:
       UserError: the file's ending is neither .npz nor .png, or its folder does not exist.

@@ -97,9 +97,9 @@ def loss_lowered(name, sizes, options, dtype=jnp.float32):
 
         def loss(x):
             given = {"fresh": fresh, "options": options, "key": key}
-            return drifting_loss(x, real[:, :p], unconditional, **given)[0]
+            return drifting_loss(x, real[:, :p], unconditional, **given)
 
-        return jax.value_and_grad(loss)(generated)
+        return jax.value_and_grad(loss, has_aux=True)(generated)
 
     shapes = ((c, g, t, d), (c, p + u, t, d), (c, g, t, d))
     return jax.jit(f).lower(*(jax.ShapeDtypeStruct(s, dtype, sharding=sharding) for s in shapes))
@@ -109,6 +109,9 @@ OTHERS = [
     *({"field": field} for field in sorted(set(FIELDS) - {"mean_shift"})),
     {"field": "energy", "neighbours": 4},
     {"field": "mean_shift", "lookahead": 1, "negatives": "two_fold"},
+    {"field": "mean_shift", "measure_reach": True},
+    {"field": "mean_shift", "measure_reach": True, "combine": "separate", "affinity_floor": 0.0},
+    {"field": "w_flow", "measure_reach": True},
 ]
 
 

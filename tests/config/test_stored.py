@@ -48,6 +48,7 @@ def test_a_workdir_without_a_config_is_an_error(tmp_path):
         {"mesh__fsdp": 2},
         {"data__num_workers": 4},
         {"log_every": 1},
+        {"tracker": "wandb"},
         {"train__num_steps": 10**6},
         {"train__sample_every": 7},
         {"train__save_every": 7},

@@ -173,6 +173,13 @@ def test_between_two_seeds_on_a_phone(browser, run):
     visitor.page.locator("#between-make").click()
     visitor.prefix = "between"
     visitor.page.wait_for_selector("#between-picture img")
+    visitor.page.get_by_label("Seed on the right").fill("0")
+    visitor.page.locator("#between-make").click()
+    visitor.wait_for_line("Seeds: expected two different ones; found 0 twice")
+    visitor.page.get_by_label("Seed on the right").fill("2")
+    before = visitor.picture
+    visitor.page.locator("#between-make").click()
+    visitor.wait_for_picture(before)
     assert "32 samples in one network evaluation" in visitor.line
     widths = "[document.documentElement.scrollWidth, window.innerWidth]"
     assert len(set(visitor.page.evaluate(widths))) == 1  # nothing to scroll to the side

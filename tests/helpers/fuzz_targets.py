@@ -103,7 +103,7 @@ def _weights() -> dict[str, Target]:
 
 
 def _networks() -> dict[str, Target]:
-    def ours(folder: Path) -> None:
+    def ours(folder: Path, *, for_hub: bool = False) -> None:
         model = DiT(
             image_size=4,
             in_channels=3,
@@ -116,7 +116,8 @@ def _networks() -> dict[str, Target]:
         )
         shapes = param_shapes(model)
         params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-        save_network(folder, Network("generator", model, {"params": params}, 3, 0.9))
+        network = Network("generator", model, {"params": params}, 3, 0.9, ("a", "b"), (1.0, 4.0))
+        save_network(folder, network, for_hub=for_hub)
 
     def artifact(folder: Path) -> None:
         unpacked("mae_latent", folder)
@@ -126,6 +127,7 @@ def _networks() -> dict[str, Target]:
 
     found = {
         "ours": Target(_made_by(ours), read, (UserError,), fixed=("params.npz",)),
+        "hub": Target(_made_by(functools.partial(ours, for_hub=True)), read, (UserError,)),
         "artifact": Target(_made_by(artifact), read, (UserError,)),
     }
     for name in ("vae", "dinov2"):

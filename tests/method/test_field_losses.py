@@ -125,6 +125,7 @@ PIECES = [
     DriftOptions((1.0,), field="sliced"),
     DriftOptions((0.3,), 0.0, lookahead=1, combine="separate"),
     DriftOptions((0.2,), 0.0, annealed=True),
+    DriftOptions((0.02, 0.5), measure_reach=True),
 ]
 
 
@@ -146,23 +147,29 @@ def test_a_batch_in_pieces_has_the_loss_of_the_whole(options):
             total = jax.tree.map(jnp.add, *sums)
             scale = {"a": total.distance_scale}
             squares = [
-                share * feature_losses.drift_mean_squares(piece, scale, options)["a"]
+                jax.tree.map(
+                    lambda x, share=share: share * x,
+                    feature_losses.drift_means(piece, scale, options)["a"],
+                )
                 for piece, share in zip(pieces, shares, strict=True)
             ]
-            shared = {"a": total.statistics(sum(squares))}
+            shared = {"a": total.statistics(jax.tree.map(jnp.add, *squares))}
             found = [feature_losses.loss_and_cotangents(p, options, shared) for p in pieces]
             cotangents = [
                 share * cotangents["a"]
                 for share, (_, cotangents, _) in zip(shares, found, strict=True)
             ]
-            return shares[0] * found[0][0] + shares[1] * found[1][0], jnp.concatenate(cotangents)
+            loss = shares[0] * found[0][0] + shares[1] * found[1][0]
+            return loss, jnp.concatenate(cotangents), shared["a"]
 
-        loss, cotangents = jax.jit(in_pieces)()
-        whole, of_whole, _ = jax.jit(
+        loss, cotangents, shared = jax.jit(in_pieces)()
+        whole, of_whole, statistics = jax.jit(
             lambda: feature_losses.loss_and_cotangents(of_rows(slice(0, 4)), options)
         )()
     np.testing.assert_allclose(loss, whole, rtol=1e-10)
     np.testing.assert_allclose(cotangents, of_whole["a"], rtol=1e-8, atol=1e-14)
+    assert (shared.unreached is not None) == options.measure_reach
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-8), shared, statistics["a"])
 
 
 def test_annealed_temperatures_fall_from_one_to_theirs():

@@ -211,8 +211,8 @@ def test_pieces_over_class_rows_equal_the_whole():
 
         def squares_of(piece, scale):
             sets = sets_of(piece)
-            moved = losses.all_drifts(sets, losses.distances(sets), scale, DriftOptions())
-            return losses.drift_mean_square(sets, moved)
+            _, means = losses.all_drifts(sets, losses.distances(sets), scale, DriftOptions())
+            return means.mean_square
 
         pieces = [slice(0, 1), slice(1, 4)]
         sums = [losses.distance_sums(losses.distances(sets), sets) for sets in map(sets_of, pieces)]
@@ -220,7 +220,7 @@ def test_pieces_over_class_rows_equal_the_whole():
         scale = total.distance_scale
         squares = [squares_of(piece, scale) for piece in pieces]
         squares = (squares[0] + 3 * squares[1]) / 4
-        added_up = total.statistics(squares)
+        added_up = total.statistics(losses.DriftMeans(squares))
         found = [losses.drifted(sets_of(piece), DriftOptions(), added_up)[:2] for piece in pieces]
         values, cotangents = zip(*found, strict=True)
         mean = (values[0] + 3 * values[1]) / 4

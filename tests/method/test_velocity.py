@@ -383,6 +383,8 @@ def test_lookahead_moves_the_samples_as_negatives_too():
         ({"field": "sliced", "lookahead": 1}, "'sliced' does not read lookahead"),
         ({"field": "sliced", "negatives": "kept"}, "takes negatives of own; found 'kept'"),
         ({"field": "mmd", "lookahead_stride": 0.5}, "lookahead_stride needs lookahead"),
+        ({"field": "sliced", "measure_reach": True}, "'sliced' does not read measure_reach"),
+        ({"lookahead": 1, "measure_reach": True}, "measure_reach needs lookahead of 0; found 1"),
         ({"field": "drift"}, "field must be one of mean_shift, .*; found 'drift'"),
     ],
 )

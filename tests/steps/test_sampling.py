@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from drifting_jax.config.streams import STREAMS, root_key
 from drifting_jax.distributed import class_rows, meshes
 from drifting_jax.models import generators
 from drifting_jax.models.dit import DiT
 from drifting_jax.steps import sampling
+from drifting_jax.steps.generator import Generator
 
 MODEL = DiT(
     image_size=4,
@@ -174,6 +176,71 @@ def test_inputs_are_noise_and_styles():
 def test_inputs_without_styles():
     _, styles = generators.draw_inputs(jax.random.key(1), MODEL.clone(styles_per_book=0))
     np.testing.assert_array_equal(styles, np.zeros(3))
+
+
+def inputs_of(index: int, label: int = 4, seed: int = 7):
+    """Noise [4, 4, 1] and styles [3] of one sample."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), label), index)
+    return tuple(np.asarray(x) for x in generators.draw_inputs(key, MODEL))
+
+
+@pytest.mark.parametrize(
+    "position, changed",
+    [(0.1, [0, 0, 0]), (0.25, [1, 0, 0]), (0.6, [1, 1, 0]), (0.9, [1, 1, 1])],
+)
+def test_the_way_from_one_noise_to_another(position, changed):
+    first, second = (tuple(x[None] for x in inputs_of(index)) for index in (0, 1))
+    noise, styles = sampling.between(first, second, jnp.float32(position))
+    angle = np.pi / 2 * position
+    weights = np.cos(angle), np.sin(angle)
+    expected_noise = weights[0] * first[0].astype(np.float64) + weights[1] * second[0]
+    np.testing.assert_allclose(noise, expected_noise, atol=1e-6)
+    np.testing.assert_array_equal(styles, np.where([changed], second[1], first[1]))
+
+
+def test_noise_on_the_way_stays_normal():
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(20_000, 1)).astype(np.float32) for _ in range(2))
+    none = np.zeros((20_000, 0), np.int32)
+    for position in (0.2, 0.5):
+        noise, styles = sampling.between((a, none), (b, none), np.float32(position))
+        assert abs(float(noise.std()) - 1) < 0.02
+        assert abs(float((noise**4).mean()) - 3) < 0.2
+        assert styles.shape == none.shape
+
+
+def test_ways_between_samples():
+    function, mesh = sampler("8x1")
+    generator = Generator(
+        step=1,
+        ema_decay=0.9,
+        params=params(),
+        class_names=list("abcde"),
+        mesh=mesh,
+        sampler=function,
+        model=MODEL,
+        vae=None,
+        makes_pixels=True,
+    )
+    labels, indices = np.int32([4, 4, 0]), np.int32([0, 1, 2])
+    given = {"seed": 7, "cfg_scale": CFG_SCALE, "batch_size": 3}
+    ways = generator.interpolate(labels, indices, count=3, **given)
+    assert ways.shape == (3, 3, 4, 4, 2)
+    np.testing.assert_array_equal(ways[:, 0], generator.sample(labels, indices, **given))
+    np.testing.assert_array_equal(ways[:, -1], generator.sample(labels, indices + 1, **given))
+    np.testing.assert_array_equal(ways[0, -1], ways[1, 0])
+    key = jax.random.fold_in(root_key(7), STREAMS["samples"])
+    ends = []
+    for index in (0, 1):
+        own = jax.random.fold_in(jax.random.fold_in(key, 4), index)
+        ends.append([np.asarray(x)[None] for x in generators.draw_inputs(own, MODEL)])
+    noise = (ends[0][0] + ends[1][0]) * np.float32(0.5**0.5)
+    styles = np.stack([*ends[1][1].T[:2], *ends[0][1].T[2:]], axis=-1)  # 1/6 and 3/6 are past
+    arguments = noise, jnp.full(1, 4), styles, jnp.full(1, CFG_SCALE)
+    middle = np.asarray(jax.jit(MODEL.apply)({"params": params()}, *arguments))
+    assert_close_to(ways[0, 1], middle[0].astype(np.float64))
+    with pytest.raises(ValueError, match="at least 2 images; found count 1"):
+        generator.interpolate(labels, indices, count=1, **given)
 
 
 def test_uint8_rounds_half_to_even_and_clips():

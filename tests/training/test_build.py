@@ -128,6 +128,10 @@ def test_kernels_in_the_dtype_of_their_layer_give_the_same_bits(model):
             r"config.train.generated_per_label must be even .* found 15",
         ),
         ({"drift__lookahead_stride": 0.5}, "lookahead_stride needs lookahead"),
+        (
+            {"drift__field": "sliced", "drift__negatives": "stale"},
+            "takes negatives of own; found 'stale'",
+        ),
     ],
 )
 def test_options_of_a_field_that_do_not_go_together_are_refused(changes, message):

@@ -18,7 +18,9 @@ from drifting_jax.workdir.checkpoint import Checkpoints
 @functools.cache
 def started():
     """The program, its frozen encoder, and a batch of digits."""
-    config = tiny_run.config(train__shared_statistics="previous", train__microbatches=2)
+    config = tiny_run.config(
+        train__shared_statistics="previous", train__microbatches=2, drift__measure_reach=True
+    )
     source, mesh = make_source(config.data, "train"), build.make_mesh(config)
     found = programs.generator_program(config, source, mesh)
     encoder = jax.jit(lambda: initial_states.init_encoder(config, source).params)()
@@ -65,6 +67,19 @@ def test_a_resumed_run_has_the_same_bits(tmp_path):
         step, items = checkpoints.restore_latest(program.checkpoint_items(program.carry, 0))
     assert step == 2
     assert_same(after(carry_of(items), 2), expected)
+
+
+def test_a_line_says_how_many_positives_pull_a_sample():
+    """And the next step does not carry it on."""
+    program, variables, batch = started()
+    batch = {"image": batch["image"], "label": batch["label"] % 10}
+    carry, report = program.step(first_carry(), variables, batch)
+    scalars = program.to_scalars(jax.device_get(report.metrics))
+    for name in ("0.05", "0.2"):
+        assert 1 <= scalars[f"effective_positives/{name}"] <= 4 + 1e-5
+        assert 0 <= scalars[f"unreached/{name}"] < 1
+    assert scalars["effective_positives/0.05"] < scalars["effective_positives/0.2"]
+    assert all(x.unreached is None for x in carry.statistics.values())
 
 
 def test_a_skipped_step_leaves_the_statistics():

@@ -1,5 +1,6 @@
 """What a workdir and a config must be before a run begins."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def test_a_mistake_can_be_mended_in_the_same_workdir(tmp_path, capsys):
     ]:
         with pytest.raises(UserError, match=message):
             run.run(config(**changes), workdir=tmp_path / "run")
+
+
+def test_a_missing_tracker_is_found_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(UserError, match="needs the package trackio"):
+        run.run(config(tracker="trackio"), workdir=tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"config\.tracker must be one of .*'trackio'; found 'none at"
+    ):
+        run.run(config(tracker="none at all"), workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_there_is_nothing_to_sample(tmp_path):

@@ -140,6 +140,7 @@ def test_a_run_leaves_what_it_promises(resumed):
         np.testing.assert_array_equal(samples["arr_1"], np.repeat(np.arange(10), 8))
     assert (workdir / "samples" / "final.png").is_file()
     assert Image.open(workdir / "drift.png").size == (1000, 380)
+    assert Image.open(workdir / "samples" / "training.gif").n_frames == 2  # one of each start
     for name in ("fd_classifier", "evaluation.json", "metrics.jsonl", "checkpoints", "done in"):
         assert name in resumed.finished.out
     assert "Traceback" not in resumed.finished.error
@@ -202,6 +203,7 @@ def test_sampling_a_run(resumed, tmp_path, monkeypatch, capsys):
         ema_decay=0.99,
         batch_size=5,
         step=None,
+        interpolate=None,
         out=str(tmp_path / "samples.npz"),
     )
     monkeypatch.setattr(sample, "flags", SimpleNamespace(FLAGS=values))
@@ -213,7 +215,15 @@ def test_sampling_a_run(resumed, tmp_path, monkeypatch, capsys):
         images, labels = file["arr_0"], file["arr_1"]
     np.testing.assert_array_equal(labels, np.repeat([7, 0, 1, 2], 3))
     assert len({image.tobytes() for image in images}) == 12
-    values.step = STEPS
+    values.interpolate = 4
+    sample.main([])
+    with np.load(values.out) as file:
+        ways = file["arr_0"].reshape(4, 3, 4, 8, 8, 1)
+        np.testing.assert_array_equal(file["arr_1"], np.repeat([7, 0, 1, 2], 12))
+    np.testing.assert_array_equal(ways[:, :, 0], images.reshape(4, 3, 8, 8, 1))
+    np.testing.assert_array_equal(ways[:, :2, -1], ways[:, 1:, 0])
+    values.interpolate, values.step = None, STEPS
+    capsys.readouterr()
     sample.main([])
     assert f"12 samples of step {STEPS}" in capsys.readouterr().out
     with np.load(values.out) as file:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_tracker
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +60,7 @@ def toy2d():
 @pytest.mark.parametrize(
     "drift",
     [
-        {"drift__field": "w_flow", "drift__temperatures": (0.05,)},
+        {"drift__field": "w_flow", "drift__temperatures": (0.05,), "drift__measure_reach": True},
         {"drift__field": "sliced", "drift__projections": 16},
         {"drift__lookahead": 1, "drift__annealed": True},
     ],
@@ -74,9 +75,17 @@ def test_a_step_of_every_kind_of_field(drift):
     carry, report = program.step(program.first_carry(), {}, batch)
     carry, again = program.step(carry, {}, batch)
     assert int(carry.state.skipped) == 0
-    drifts = [n for n in program.to_scalars(jax.device_get(report.metrics)) if "drift/" in n]
+    scalars = program.to_scalars(jax.device_get(report.metrics))
+    drifts = [n for n in scalars if "drift/" in n]
     assert len(drifts) == {"sliced": 1, "w_flow": 1}.get(found.drift.field, 4)
-    assert report.metrics.loss != again.metrics.loss
+    reach = [n for n in scalars if n in ("effective_positives/0.05", "unreached/0.05")]
+    assert len(reach) == (2 if found.drift.measure_reach else 0)
+    assert report.metrics.gradient_norm != again.metrics.gradient_norm
+
+
+def test_a_toy_has_no_samples_of_the_step_before():
+    with pytest.raises(UserError, match="must not be 'stale' for a toy"):
+        build.check_choices(config(drift__negatives="stale"))
 
 
 @pytest.mark.parametrize("start", list(CENTRES))
@@ -94,8 +103,9 @@ def test_q_starts_where_the_config_says(start):
 @pytest.mark.slow
 def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(toy, "_FRAMES", 4)  # drawing is slow
+    calls = fake_tracker.install(monkeypatch, "wandb")
     workdir = tmp_path / "toy"
-    assert run.run(config(), workdir=workdir) == 0
+    assert run.run(config(tracker="wandb"), workdir=workdir) == 0
     told = capsys.readouterr().out
     assert "sliced Wasserstein" in told and "mass per mode" in told
 
@@ -118,6 +128,9 @@ def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypat
     for temperature in ("0.05", "0.2"):
         assert records[-1][f"drift/mean/{temperature}"] > 0
     assert records[-1]["diversity/mean"] > 3 * records[0]["diversity/mean"] > 0
+    assert [line["toy/step"] for line in fake_tracker.logged(calls)] == list(range(50, 301, 50))
+    assert calls[0][2]["config"]["train"]["num_steps"] == 300
+    assert calls[-1] == ("finish", (), {"exit_code": 0})
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"150", "300"}
 
     touched = ("config.json", ".lock")

@@ -1,14 +1,12 @@
 """Metrics: every line is whole, no step stands twice, and a full disk does not stop a run."""
 
 import json
-import logging
 import math
 import resource
 import signal
 import subprocess
 import sys
 
-import absl.logging
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,21 +32,6 @@ def _events(directory):
             events.append(Event.FromString(data[at + 12 : at + 12 + length]))
             at += 12 + length + 4
     return events
-
-
-@pytest.fixture
-def errors():
-    """A list of the errors that are logged."""
-    found: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record):
-            found.append(record.getMessage())
-
-    handler = Collect(logging.ERROR)
-    absl.logging.get_absl_logger().addHandler(handler)
-    yield found
-    absl.logging.get_absl_logger().removeHandler(handler)
 
 
 def test_numbers_are_not_rounded(tmp_path):

@@ -6,7 +6,7 @@ from typing import Literal
 Kernel = Literal["laplacian", "gaussian"]
 Normalization = Literal["both", "targets", "none"]
 Combination = Literal["crossed", "separate"]
-Negatives = Literal["default", "own", "kept", "two_fold", "fresh"]
+Negatives = Literal["default", "own", "kept", "two_fold", "fresh", "stale"]
 Cost = Literal["distance", "squared"]
 
 
@@ -28,8 +28,9 @@ class DriftOptions:
       repulsion: factor on V⁻.
       field: name in `fields.table.FIELDS`.
       negatives: which generated samples repel: the samples themselves, each without itself ("own")
-        or with itself ("kept"), the other half of the samples ("two_fold"), or a second batch
-        ("fresh"); "default" is the field's own.
+        or with itself ("kept"), the other half of the samples ("two_fold"), a second batch
+        ("fresh"), or the samples of the step before ("stale", which to a field are a fresh batch);
+        "default" is the field's own.
       cost: of transport plans, the distance or its square.
       iterations: K, Sinkhorn iterations of a transport plan.
       neighbours: nearest targets of each side that act; 0 for all.
@@ -37,6 +38,8 @@ class DriftOptions:
       lookahead: further drifts of each sample, from where the drifts before have moved it.
       lookahead_stride: how far it moves, in units of the drift's own displacement.
       annealed: whether τ falls from 1 to its value over the first half of the training.
+      measure_reach: whether the statistics say how many positives pull a sample; of fields that
+        give weights, without lookahead.
 
     Raises:
       ValueError: an unknown choice, or a number out of its range.
@@ -58,6 +61,7 @@ class DriftOptions:
     lookahead: int = 0
     lookahead_stride: float = 1.0
     annealed: bool = False
+    measure_reach: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperatures or min(self.temperatures) <= 0:
@@ -68,7 +72,7 @@ class DriftOptions:
             ("kernel", ("laplacian", "gaussian")),
             ("normalize", ("both", "targets", "none")),
             ("combine", ("crossed", "separate")),
-            ("negatives", ("default", "own", "kept", "two_fold", "fresh")),
+            ("negatives", ("default", "own", "kept", "two_fold", "fresh", "stale")),
             ("cost", ("distance", "squared")),
         ):
             if (value := getattr(self, name)) not in allowed:

@@ -17,6 +17,7 @@ from drifting_jax.method.fields.transport import sinkhorn, w_flow
 _NEGATIVES: tuple[Negatives, ...] = ("own", "kept", "two_fold", "fresh")
 # Options of every field. The floor is that of the paper's field; others have none.
 _COMMON = ("temperatures", "affinity_floor", "field", "negatives")
+_OF_WEIGHTS = ("lookahead", "lookahead_stride", "measure_reach")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +55,8 @@ class Field:
     @property
     def options(self) -> set[str]:
         """Names of the options that matter to it."""
-        lookahead = ("lookahead", "lookahead_stride") if self.gives_weights else ()
         annealed = ("annealed",) if self.has_temperature else ()
-        return {*_COMMON, *self.reads, *lookahead, *annealed}
+        return {*_COMMON, *self.reads, *(_OF_WEIGHTS if self.gives_weights else ()), *annealed}
 
 
 _KEPT_FIRST: tuple[Negatives, ...] = ("kept", "own", "two_fold", "fresh")
@@ -116,18 +116,21 @@ def field_named(name: str) -> Field:
 def negatives_of(options: DriftOptions) -> str:
     """Returns which generated samples repel: "own", "kept", "two_fold" or "fresh".
 
+    Stale ones are a second batch as well, so they are "fresh" here.
+
     Raises:
       ValueError: the field does not take those that the options name.
     """
     field = field_named(options.field)
     if options.negatives == "default":
         return field.negatives[0]
-    if options.negatives not in field.negatives:
+    found = "fresh" if options.negatives == "stale" else options.negatives
+    if found not in field.negatives:
         raise ValueError(
             f"the field {options.field!r} takes negatives of {', '.join(field.negatives)}; found "
             f"{options.negatives!r}"
         )
-    return options.negatives
+    return found
 
 
 def temperatures_of(options: DriftOptions) -> tuple[float, ...]:
@@ -172,3 +175,5 @@ def check_options(options: DriftOptions) -> None:
         raise ValueError(
             f"lookahead_stride needs lookahead of at least 1; found {options.lookahead}"
         )
+    if options.measure_reach and options.lookahead:
+        raise ValueError(f"measure_reach needs lookahead of 0; found {options.lookahead}")

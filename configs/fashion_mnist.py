@@ -1,0 +1,51 @@
+"""Fashion-MNIST on a CPU: class-conditional garments, grey images of 28x28 in ten classes.
+
+    apt-get install dataset-fashion-mnist    # or --config.data.path=FOLDER of the four IDX files
+    python main.py --config=configs/fashion_mnist.py
+
+docs/fashion_mnist.md has what it gives, and the weights that it left.
+"""
+
+from drifting_jax.config import base_config
+
+
+def get_config():
+    """Returns the config; `drifting_jax.config.fields` lists every field."""
+    config = base_config("generator")
+    config.data.source = "fashion_mnist"
+    config.data.path = "/usr/share/datasets/fashion-mnist"  # of Debian's package
+    config.log_every = 20
+
+    config.encoder.width = 16
+    config.encoder.blocks = (1, 1, 1)
+    config.encoder.groups = 4
+    config.encoder.input_patch_size = 2  # a grid of 14x14
+    config.encoder.every_k_block = 2
+    config.encoder.train.num_steps = 800
+    config.encoder.train.classifier_steps = 200
+    config.encoder.train.learning_rate = 4e-3
+    config.encoder.train.schedule = "cosine"
+
+    config.model.patch_size = 4
+    config.model.width = 96
+    config.model.depth = 4
+    config.model.num_context_tokens = 2
+
+    config.drift.combine = "separate"
+    config.guidance.maximum = 2.0
+    config.guidance.probability_of_one = 0.5
+    config.queue.per_class = 256
+    config.queue.push_per_step = 256
+    config.optim.learning_rate = 2e-3
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 100
+    config.train.num_steps = 2000
+    config.train.generated_per_label = 32
+    config.train.positives_per_label = 64
+    config.train.unconditional_per_label = 8
+    config.train.ema_decays = (0.99, 0.998)
+    config.train.save_every = 250
+    config.train.sample_every = 250
+    config.eval.ema_decay = 0.99
+    config.eval.samples_per_class = 1000
+    return config

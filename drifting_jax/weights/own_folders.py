@@ -1,0 +1,101 @@
+"""Our own folders of a network: network.json and params.npz, or config.json and safetensors.
+
+The second is the form for the Hugging Face Hub. Both hold the same parameters by the same names.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from drifting_jax.errors import UserError
+from drifting_jax.files import write_bytes, write_json
+from drifting_jax.weights.reading import read_json
+from drifting_jax.weights.safetensors import write_safetensors
+
+PyTree = Any
+
+_PLAIN = ("network.json", "params.npz")
+_HUB = ("config.json", "model.safetensors")
+
+
+def files_of(folder: Path) -> tuple[Path, Path] | None:
+    """The description and the parameters of one of our folders; None if it is none.
+
+    Raises:
+      UserError: its config.json is damaged.
+    """
+    if (folder / _PLAIN[0]).is_file():
+        return folder / _PLAIN[0], folder / _PLAIN[1]
+    description, params = (folder / name for name in _HUB)
+    if description.is_file() and {"network", "fields"} <= read_json(description).keys():
+        return description, params
+    return None
+
+
+def write(folder: Path, record: Mapping[str, Any], params: PyTree, *, for_hub: bool) -> None:
+    """Writes a network's folder, which is made.
+
+    Args:
+      folder: of the network.
+      record: its description, which JSON can hold.
+      params: its parameters.
+      for_hub: as config.json and model.safetensors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = flatten_dict(jax.tree.map(np.asarray, params), sep="/")
+    if for_hub:
+        write_safetensors(folder / _HUB[1], arrays)
+    else:
+        data = io.BytesIO()
+        np.savez(data, **arrays)
+        write_bytes(folder / _PLAIN[1], data.getvalue())
+    write_json(folder / (_HUB if for_hub else _PLAIN)[0], record)
+
+
+def to_json(name: str, value: Any) -> Any:
+    """The value of a module's field as JSON holds it."""
+    return jnp.dtype(value).name if name.endswith("dtype") and value is not None else value
+
+
+def from_json(name: str, value: Any) -> Any:
+    """The inverse of `to_json`. Raises TypeError if the value is no dtype but should be."""
+    if name.endswith("dtype") and value is not None:
+        return jnp.dtype(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def facts_of(record: Mapping[str, Any], origin: Path) -> dict[str, Any]:
+    """What a description says besides kind and fields: other attributes of a `Network`.
+
+    Args:
+      record: the description.
+      origin: its file.
+
+    Raises:
+      UserError: class_names are no list of a name for each class, or alpha_range is no two numbers.
+    """
+    names, alpha = record.get("class_names", []), record.get("alpha_range")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{origin}: class_names must be a list of names; found {names!r:.100}")
+    classes = record["fields"].get("num_classes")
+    if names and len(names) != classes:
+        raise UserError(f"{origin}: expected {classes} class_names; found {len(names)}")
+    if alpha is not None and not _is_range(alpha):
+        raise UserError(f"{origin}: alpha_range must be two numbers above 0; found {alpha!r:.100}")
+    return {
+        "step": record.get("step", 0),
+        "ema_decay": record.get("ema_decay", 0.0),
+        "class_names": tuple(names),
+        "alpha_range": tuple(alpha) if alpha else None,
+    }
+
+
+def _is_range(value: Any) -> bool:
+    numbers = isinstance(value, list) and all(type(x) in (int, float) for x in value)
+    return numbers and len(value) == 2 and 0 < value[0] <= value[1] < float("inf")
