@@ -37,6 +37,7 @@ NAVIGATION = {
         "configs": "Config fields",
         "evaluation": "Evaluation",
         "weights": "Published weights",
+        "export": "Export and the Hub",
     },
     "Many devices": {
         "devices": "Devices and processes",
