@@ -26,11 +26,11 @@ _NAMES_SHOWN = 40
 # Fields of the config that the card lists, where the task has them.
 _RECIPE = (
     "model.kind", "model.patch_size", "model.width", "model.depth", "model.num_heads",
-    "model.init_from", "drift.field", "drift.temperatures", "guidance.minimum", "guidance.maximum",
-    "guidance.power", "train.num_steps", "train.labels_per_step", "train.generated_per_label",
-    "train.positives_per_label", "train.unconditional_per_label", "optim.learning_rate",
-    "optim.schedule", "optim.weight_decay", "encoder.width", "encoder.blocks",
-    "encoder.train.num_steps", "extra_encoder.kind", "seed",
+    "model.init_from", "drift.field", "drift.combine", "drift.temperatures", "guidance.minimum",
+    "guidance.maximum", "guidance.power", "train.num_steps", "train.labels_per_step",
+    "train.generated_per_label", "train.positives_per_label", "train.unconditional_per_label",
+    "optim.learning_rate", "optim.schedule", "optim.weight_decay", "encoder.width",
+    "encoder.blocks", "encoder.train.num_steps", "extra_encoder.kind", "seed",
 )  # fmt: skip
 
 
