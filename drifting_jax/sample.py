@@ -6,7 +6,7 @@ Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c]
 labels, class-major), or a `.png` grid with the classes one after another.
 
 With `--interpolate=8`, each sample is followed by the way to the next one of its class: 8 images,
-the first of which is the sample, and the last the next one. Of a `.png` each row is such a way.
+the first of which is the sample, and the last the next one. In a `.png`, each row shows one way.
 """
 
 import functools

@@ -9,20 +9,25 @@ versions fit these pins, `--replace` pins JAX and NumPy alone.
 
 import argparse
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
-_JAX = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda12-pjrt", "numpy")
+_JAX = re.compile(r"jax(|lib|-.*)|libtpu|numpy")
 
 
 def pins(*, replace: bool) -> list[str]:
-    """Returns a pip constraint for each installed package; with `replace`, for JAX's alone."""
-    found = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
-    found.pop("drifting_jax", None)
-    kept = {name: found[name] for name in _JAX if name in found} if replace else found
+    """Returns a pip constraint for each installed package; with `replace`, for JAX and NumPy."""
+    found: dict[str, str] = {}
+    for package in importlib.metadata.distributions():
+        if package.name and package.version:
+            # Of two versions, Python imports the one that it finds first.
+            found.setdefault(re.sub(r"[-_.]+", "-", package.name).lower(), package.version)
+    found.pop("drifting-jax", None)
+    kept = {name: v for name, v in found.items() if _JAX.fullmatch(name) or not replace}
     return [f"{name}=={version}" for name, version in sorted(kept.items())]
 
 
@@ -41,8 +46,8 @@ def main() -> int:
     if status and not arguments.replace:
         print(
             "error: pip found no versions that leave every package of this runtime as it is; its "
-            "lines above name them. To replace some, but never JAX or NumPy: "
-            "python notebooks/install.py --replace",
+            "lines above name them. To replace some, but never JAX or NumPy, run "
+            "!python notebooks/install.py --replace and go on with the next cell",
             file=sys.stderr,
         )
     return status

@@ -1,6 +1,7 @@
 """The notebooks are stored without outputs, begin alike and are linked."""
 
 import ast
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -52,3 +53,26 @@ def test_links_between_notebooks_and_pages_exist(path):
                 assert (ROOT / target.removeprefix(f"{URL}/blob/main/")).is_file(), target
             elif not target.startswith("http"):
                 assert (ROOT / "notebooks" / target).is_file(), target
+
+
+def test_packages_are_pinned_to_the_version_that_is_imported(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("install", ROOT / "notebooks" / "install.py")
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    for folder, name, version in (
+        ("old", "an_old.Package", "1.0"),
+        ("old", "jax-cuda13-plugin", "7.0"),
+        ("new", "an-old-package", "2.0"),
+    ):
+        record = tmp_path / folder / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+        record.parent.mkdir(parents=True)
+        record.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    for folder in ("old", "new"):
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    pins = install.pins(replace=False)
+    assert "an-old-package==2.0" in pins and len(pins) == len({pin.split("==")[0] for pin in pins})
+    assert {"jax-cuda13-plugin==7.0", "numpy"} <= {
+        pin if pin.startswith("jax-cuda") else pin.split("==")[0]
+        for pin in install.pins(replace=True)
+    }
+    assert not [pin for pin in install.pins(replace=True) if pin.startswith("an-old")]

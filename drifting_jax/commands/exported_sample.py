@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 from typing import NoReturn
@@ -42,7 +43,7 @@ def sample(labels, indices, flags):
             weights, *batch, np.uint32(flags.seed), np.float32(flags.cfg_scale)
         )
         if not np.all(finite):
-            raise ValueError("samples are not finite")
+            fail("samples are not finite: the weights are damaged, or their training diverged")
         images.append(np.asarray(made))
     return np.concatenate(images)
 
@@ -82,7 +83,8 @@ def main():
         names = {str(i): i for i in range(len(config["classes"]))}
         for spelling in ("titles", "classes"):  # the words for a class, and its name
             names |= {name: i for i, name in enumerate(config[spelling])}
-        chosen = flags.classes.split(",") if flags.classes else config["classes"]
+        asked = [name.strip() for name in flags.classes.split(",")] if flags.classes else []
+        chosen = asked or config["classes"]
         if unknown := [name for name in chosen if name not in names]:
             fail(f"--classes: {unknown[0]!r} is no class; config.json lists them")
         labels = np.repeat(np.array([names[x] for x in chosen], np.int32), flags.per_class)
@@ -100,8 +102,8 @@ def main():
         print(f"{len(images)} samples: {flags.out}")
     except ImportError as error:
         fail(f"{error}: pip install jax flatbuffers")
-    except OSError as error:
-        fail(str(error))
+    except (OSError, LookupError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+        fail(f"a file is missing, damaged or cannot be written: {type(error).__name__}: {error}")
     except Exception as error:
         found = getattr(sys.modules.get("jax"), "__version__", "as it is installed")
         reason = f"{type(error).__name__}: {error}"

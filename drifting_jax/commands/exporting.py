@@ -20,7 +20,7 @@ from drifting_jax.config import streams
 from drifting_jax.data.class_names import title
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_bytes, write_json, write_npz
+from drifting_jax.files import new_folder, write_bytes, write_json, write_npz
 from drifting_jax.models import generators
 from drifting_jax.models.vae import decoder_params
 from drifting_jax.steps import sampling
@@ -57,32 +57,29 @@ def export_generator(generator: Generator, folder: Path) -> list[str]:
         raise UserError(f"--out must be a new folder; {folder} exists")
     params = _sampled_params(generator)
     program, image_shape = _exported(generator, params)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_bytes(partial / _SAMPLER, program)
-    write_npz(partial / _WEIGHTS, flatten_dict(params, sep="/"))
-    shutil.copyfile(exported_sample.__file__, partial / _SCRIPT)
-    onnx, notes = _write_network(generator, params, partial / _ONNX)
-    names = list(generator.class_names)
-    write_json(
-        partial / "config.json",
-        {
-            "sampler": "images of a Drifting Model (arXiv 2602.04770), one evaluation each",
-            "jax": jax.__version__,
-            "drifting_jax": __version__,
-            "platforms": PLATFORMS,
-            "step": generator.step,
-            "ema_decay": generator.ema_decay,
-            "classes": names,
-            "titles": [title(name) for name in names],
-            "image_shape": image_shape,
-            "alpha_range": generator.alpha_range,
-            "calling_convention": _convention(len(names), image_shape),
-            "onnx": onnx,
-        },
-    )
-    partial.rename(folder)
+    with new_folder(folder) as partial:
+        write_bytes(partial / _SAMPLER, program)
+        write_npz(partial / _WEIGHTS, flatten_dict(params, sep="/"))
+        shutil.copyfile(exported_sample.__file__, partial / _SCRIPT)
+        onnx, notes = _write_network(generator, params, partial / _ONNX)
+        names = list(generator.class_names)
+        write_json(
+            partial / "config.json",
+            {
+                "sampler": "images of a Drifting Model (arXiv 2602.04770), one evaluation each",
+                "jax": jax.__version__,
+                "drifting_jax": __version__,
+                "platforms": PLATFORMS,
+                "step": generator.step,
+                "ema_decay": generator.ema_decay,
+                "classes": names,
+                "titles": [title(name) for name in names],
+                "image_shape": image_shape,
+                "alpha_range": generator.alpha_range,
+                "calling_convention": _convention(len(names), image_shape),
+                "onnx": onnx,
+            },
+        )
     return notes
 
 

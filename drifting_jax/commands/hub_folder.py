@@ -14,7 +14,7 @@ from drifting_jax.distributed import transfer
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import small_runs
 from drifting_jax.evaluation.metrics.catalogue import METRICS
-from drifting_jax.files import read_json, shown, write_bytes
+from drifting_jax.files import new_folder, read_json, shown, write_bytes
 from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.sampling import class_major
 from drifting_jax.weights.networks import Network, save_network
@@ -66,12 +66,13 @@ def write_hub_folder(
     picture = _picture(generator) if generator.makes_pixels else None
     metrics = _metrics(workdir, generator) if workdir is not None else None
     card = _card(out.name, generator, workdir, metrics, license_name)
-    save_network(out, network, for_hub=True)
-    if picture is not None:
-        save_png(out / "samples.png", picture)
-    if metrics is not None:
-        write_bytes(out / _EVALUATION, (json.dumps(metrics, indent=2) + "\n").encode())
-    write_bytes(out / "README.md", shown(card).encode())
+    with new_folder(out) as partial:
+        save_network(partial, network, for_hub=True)
+        if picture is not None:
+            save_png(partial / "samples.png", picture)
+        if metrics is not None:
+            write_bytes(partial / _EVALUATION, (json.dumps(metrics, indent=2) + "\n").encode())
+        write_bytes(partial / "README.md", shown(card).encode())
 
 
 def _picture(generator: Generator) -> Any:

@@ -1,6 +1,7 @@
 """Serves a page on one address: no file but its own, and nothing from elsewhere."""
 
 import os
+import re
 import socket
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +15,12 @@ _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'"
 )
-# Routes of gradio that read files of this machine, fetch addresses for a visitor, or store files.
-_FILE_ROUTE, _CLOSED_ROUTES = "file=", ("proxy=", "upload", "stream", "component_server")
+# What the page asks for. Other routes of gradio store files, read them, or fetch addresses.
+_FILE_ROUTE = "file="
+_ROUTES = re.compile(
+    r"|config|info|app_id|startup-events|cancel|reset|theme\.css|favicon\.ico|manifest\.json"
+    r"|(assets|static|svelte|queue|heartbeat)/.*"
+)
 
 _STYLE = """
 .picture img { image-rendering: pixelated; }
@@ -65,14 +70,14 @@ def check_address(host: str, port: int) -> None:
 
 
 class OwnFilesOnly:
-    """ASGI middleware: closes routes that the page does not use, and sets the page's policy."""
+    """ASGI middleware: answers only what the page asks for, and sets the page's policy."""
 
     def __init__(self, app: Any, folder: Path) -> None:
         """Wraps an app that serves the files of one folder."""
         self._app, self._folder = app, folder.resolve()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers a request, 404 for a closed route."""
+        """Answers a request, 404 for any other route."""
 
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -94,7 +99,7 @@ class OwnFilesOnly:
         if route.startswith(_FILE_ROUTE):
             file = Path(unquote(route.removeprefix(_FILE_ROUTE)))
             return file.resolve().is_relative_to(self._folder)
-        return not route.startswith(_CLOSED_ROUTES)
+        return _ROUTES.fullmatch(route) is not None
 
 
 def serve(page: Any, *, host: str, port: int, folder: Path, secret: Path | None) -> str:

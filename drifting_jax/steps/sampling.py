@@ -93,10 +93,9 @@ def between(
     angle = jnp.pi / 2 * jnp.float32(position)
     books = styles.shape[-1]
     changed = (jnp.arange(books) + 0.5) / max(books, 1) <= position
-    return (
-        jnp.cos(angle) * noise + jnp.sin(angle) * next_noise,
-        jnp.where(changed[None], next_styles, styles),
-    )
+    mixed = jnp.cos(angle) * noise + jnp.sin(angle) * next_noise
+    mixed = jnp.where(position == 0, noise, jnp.where(position == 1, next_noise, mixed))
+    return mixed, jnp.where(changed[None], next_styles, styles)
 
 
 def images_of(

@@ -13,6 +13,7 @@ import importlib
 import os
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -177,10 +178,11 @@ class _Background:
         self._add(functools.partial(self._tracker.log_picture, *arguments))
 
     def close(self, *, failed: bool) -> None:
+        end = time.monotonic() + _CLOSE_SECONDS
         with contextlib.suppress(queue.Full):
             for call in (functools.partial(self._tracker.close, failed=failed), None):
-                self._calls.put(call, timeout=_CLOSE_SECONDS / 2)
-        self._thread.join(_CLOSE_SECONDS)
+                self._calls.put(call, timeout=max(end - time.monotonic(), 0))
+        self._thread.join(max(end - time.monotonic(), 0))
         if self._thread.is_alive():
             self._report(f"it was not done after {_CLOSE_SECONDS:.0f} s")
 

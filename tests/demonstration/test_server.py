@@ -46,8 +46,16 @@ def test_only_files_of_the_folder_are_served(tmp_path):
             f"{folder}_beside/x.png",
         ):
             assert answer(folder, f"{prefix}file={file}")[0] == 404, (prefix, file)
-    for route in ("upload", "upload_progress", "proxy=http://a/b", "stream/x", "component_server"):
-        assert answer(folder, f"/gradio_api/{route}")[0] == 404
+    closed = (
+        "upload",
+        "process_recording",
+        "proxy=http://a/b",
+        "stream/x",
+        f"file/{secret}",
+        "vibe",
+    )
+    for route in closed:
+        assert answer(folder, f"/gradio_api/{route}")[0] == answer(folder, f"/{route}")[0] == 404
     for route in ("/", "/config", "/gradio_api/queue/join", "/assets/index.js", "/theme.css"):
         assert answer(folder, route)[0] == 200
 
