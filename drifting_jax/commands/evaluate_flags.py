@@ -39,6 +39,7 @@ _GOES_WITH = {
         (*SOURCES, REFERENCE),
     ),
     "keep": (REFERENCE,),
+    "sweep": (SMALL,),
 }
 
 
@@ -54,6 +55,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("step", None, "Step of the checkpoint; default: the last.", lower_bound=0)
     flags.DEFINE_list("cfg_scales", [], "Guidance scales alpha; default: the config's, or 1.")
     flags.DEFINE_list("seeds", [], "Seeds of the noise: 0,1,2; default: the config's, or 0.")
+    flags.DEFINE_bool("sweep", False, "Compare every average of a run of small images, at every α.")
     flags.DEFINE_integer("num_samples", 50000, "Samples of each alpha and seed.", lower_bound=2)
     flags.DEFINE_string("reference", "", "Statistics of real images, an .npz file.")
     flags.DEFINE_list("figures", [], f"Metrics, of {', '.join(_METRICS)}; default: all possible.")

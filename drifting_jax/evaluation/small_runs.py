@@ -149,7 +149,7 @@ def protocol_of_run(run: Generator, seeds: Sequence[int]) -> dict[str, str]:
         "samples": f"{count * classes} for each alpha and seed, one network evaluation each",
         "labels": f"balanced: {count} of each of {classes} classes",
         "seeds": ", ".join(map(str, seeds)),
-        "generator": f"step {run.step}, average of decay {run.ema_decay:g}",
+        "generator": f"step {run.step}, average of {run.average}",
         "compared with": "the test split, which nothing was trained on",
         "classifier": "a small convolutional network, trained on the training split",
         "manifolds": f"balls to the {config.eval.k}-th neighbour, on pixels",

@@ -49,6 +49,17 @@ class Generator:
     config: ConfigDict | None = None
     data_spec: DataSpec | None = None
 
+    @property
+    def average(self) -> str:
+        """Which average its parameters are, in words: "decay 0.999"."""
+        return f"decay {self.ema_decay:g}"
+
+    def with_average(self, params: Any, *, ema_decay: float) -> "Generator":
+        """Returns the generator with another average of its network, and the same sampler."""
+        if self.vae is not None:
+            params = {**self.params, "generator": params}
+        return dataclasses.replace(self, params=params, ema_decay=ema_decay)
+
     @settled_jax()
     def sample(
         self,

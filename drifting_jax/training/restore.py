@@ -1,12 +1,16 @@
 """Reads trained generators back: from the workdir of a run, or from weights without a run."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from drifting_jax.config import load_config
+from drifting_jax.config import ConfigDict, load_config
 from drifting_jax.data import class_names
+from drifting_jax.data.sources import DataSpec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.files import expanded
@@ -18,6 +22,8 @@ from drifting_jax.training import build, data_identity, initial_states
 from drifting_jax.weights.networks import load_network, load_vae
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.layout import generator_checkpoints
+
+PyTree = Any
 
 
 @settled_jax()
@@ -68,6 +74,16 @@ def _names_of(num_classes: int) -> list[str]:
     return [str(label) for label in range(num_classes)]
 
 
+class _Run(NamedTuple):
+    """A workdir of a generator, and what says the shapes of its parameters."""
+
+    workdir: Path
+    config: ConfigDict
+    source: DataSpec
+    class_names: Sequence[str]
+    mesh: Mesh
+
+
 @settled_jax()
 def load_run(
     workdir: str | Path, *, ema_decay: float | None = None, vae: str = "", step: int | None = None
@@ -84,22 +100,54 @@ def load_run(
     Raises:
       UserError: there is no such run, no checkpoint yet or of this step, or no such average.
     """
+    run = _opened(workdir)
+    decay = run.config.eval.ema_decay if ema_decay is None else ema_decay
+    if decay not in run.config.train.ema_decays:
+        raise UserError(
+            f"the run keeps the averages of decay {tuple(run.config.train.ema_decays)}; "
+            f"found {decay}"
+        )
+    found, averages = _of_checkpoint(run, step)
+    return _generator(run, averages[ema_name(decay)], step=found, ema_decay=decay, vae=vae)
+
+
+@settled_jax()
+def load_averages(workdir: str | Path, *, step: int | None = None) -> list[Generator]:
+    """Reads all averages of a checkpoint: generators of train.ema_decays, the lowest decay first.
+
+    They share one sampler, which is compiled once.
+
+    Args:
+      workdir, step: as `load_run`.
+
+    Raises:
+      UserError: as `load_run`.
+    """
+    run = _opened(workdir)
+    found, averages = _of_checkpoint(run, step)
+    decays = sorted(run.config.train.ema_decays)
+    first = _generator(run, averages[ema_name(decays[0])], step=found, ema_decay=decays[0])
+    return [first.with_average(averages[ema_name(decay)], ema_decay=decay) for decay in decays]
+
+
+def _opened(workdir: str | Path) -> _Run:
+    """Reads what a workdir says about its generator."""
     workdir = Path(expanded(str(workdir)))
     config = load_config(workdir)
     if config.task != "generator":
         raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'generator'")
-    decay = config.eval.ema_decay if ema_decay is None else ema_decay
-    if decay not in config.train.ema_decays:
-        raise UserError(
-            f"the run keeps the averages of decay {tuple(config.train.ema_decays)}; found {decay}"
-        )
     directory = generator_checkpoints(workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
     source, class_names = data_identity.read_data_spec(workdir, config)
-    mesh = meshes.make_mesh()
-    init = functools.partial(initial_states.init_generator, config, source)
-    wanted = {"ema": initial_states.state_template(config, mesh, init).ema}
+    return _Run(workdir, config, source, class_names, meshes.make_mesh())
+
+
+def _of_checkpoint(run: _Run, step: int | None) -> tuple[int, dict[str, PyTree]]:
+    """Returns the step and the averages of a checkpoint, the newest if `step` is None."""
+    directory = generator_checkpoints(run.workdir)
+    init = functools.partial(initial_states.init_generator, run.config, run.source)
+    wanted = {"ema": initial_states.state_template(run.config, run.mesh, init).ema}
     with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
         if step is None:
             restored = checkpoints.restore_latest(wanted)
@@ -107,31 +155,39 @@ def load_run(
             restored = step, checkpoints.restore_step(step, wanted)
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
-    step, trees = restored
-    params, decoder = trees["ema"][ema_name(decay)], None
-    model = build.make_generator(config, source)
+    return restored[0], restored[1]["ema"]
+
+
+def _generator(
+    run: _Run, params: PyTree, *, step: int, ema_decay: float, vae: str = ""
+) -> Generator:
+    """Returns the generator of these parameters, with the VAE of its config or of `vae`."""
+    config, decoder = run.config, None
+    model = build.make_generator(config, run.source)
     if vae and not config.data.latent:
-        raise UserError(f"--vae is for generators of latents; {workdir} makes pixels: leave it out")
+        raise UserError(
+            f"--vae is for generators of latents; {run.workdir} makes pixels: leave it out"
+        )
     if config.data.latent and (vae or config.vae.path):
         found = load_vae(vae or config.vae.path)
-        if found.model.latent_channels != source.image_shape[-1]:
+        if found.model.latent_channels != run.source.image_shape[-1]:
             raise UserError(
                 f"{vae or config.vae.path} decodes latents of {found.model.latent_channels} "
-                f"channels; the generator makes {source.image_shape[-1]}"
+                f"channels; the generator makes {run.source.image_shape[-1]}"
             )
-        variables = jax.device_put(found.variables, meshes.replicated(mesh))
+        variables = jax.device_put(found.variables, meshes.replicated(run.mesh))
         decoder, params = found.model, {"generator": params, "vae": variables}
     return Generator(
         step=step,
-        ema_decay=decay,
+        ema_decay=ema_decay,
         params=params,
-        class_names=class_names,
-        mesh=mesh,
-        sampler=sampling.make_sampler(model, mesh, vae=decoder),
+        class_names=run.class_names,
+        mesh=run.mesh,
+        sampler=sampling.make_sampler(model, run.mesh, vae=decoder),
         model=model,
         vae=decoder,
         makes_pixels=decoder is not None or not config.data.latent,
         alpha_range=(config.guidance.minimum, config.guidance.maximum),
         config=config,
-        data_spec=source,
+        data_spec=run.source,
     )

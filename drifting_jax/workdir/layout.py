@@ -20,6 +20,7 @@ def list_contents(workdir: Path) -> str:
     entries = {
         "report.html": "metrics over alpha, samples, their nearest training images",
         "evaluation.json": "the metrics",
+        "sweep.json": "the metrics of every average and alpha",
         "samples": "pictures",
         "samples/final.npz": "the samples that were measured",
         "samples/training.gif": "the same samples over training",
