@@ -33,6 +33,7 @@ from drifting_jax.commands.evaluate_flags import (
     setup_of,
     source_of,
 )
+from drifting_jax.commands.generator_choice import chosen_run
 from drifting_jax.config import load_config
 from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.distributed import processes
@@ -40,7 +41,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.evaluation import image_evaluation, small_runs, sweep
 from drifting_jax.steps.generator import Generator
 from drifting_jax.surroundings import check_devices
-from drifting_jax.training.restore import load_averages, load_generator, load_run
+from drifting_jax.training.restore import load_averages, load_generator
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.stopping import StopAgreement
 
@@ -106,9 +107,7 @@ def _generator(values: Any) -> Generator | None:
         return load_generator(values.weights, vae=values.vae)
     if not values.workdir:
         return None
-    return load_run(
-        Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae, step=values.step
-    )
+    return chosen_run(values)
 
 
 def _make_reference(values: Any, stops: StopAgreement) -> None:
@@ -131,7 +130,7 @@ def _measure_small(values: Any, stops: StopAgreement) -> None:
     if values.sweep:
         _sweep(values, workdir, stops)
         return
-    run = load_run(workdir, ema_decay=values.ema_decay, step=values.step)
+    run = chosen_run(values)
     scales, seeds = scales_of(values), seeds_of(values)
     found = small_runs.evaluate_run(
         run,
@@ -148,8 +147,8 @@ def _measure_small(values: Any, stops: StopAgreement) -> None:
 
 def _sweep(values: Any, workdir: Path, stops: StopAgreement) -> None:
     """Every average of a run of small images, at every α and seed."""
-    if values.ema_decay is not None:
-        raise UserError("--sweep measures every average: leave --ema_decay out")
+    if values.ema_decay is not None or values.ema_sigma is not None:
+        raise UserError("--sweep measures every average: leave --ema_decay and --ema_sigma out")
     found = sweep.sweep_run(
         load_averages(workdir, step=values.step),
         workdir=workdir,

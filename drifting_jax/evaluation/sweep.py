@@ -43,7 +43,7 @@ class Sweep:
     """What a sweep has measured.
 
     Attributes:
-      averages: which averages, in words; neighbours stand side by side.
+      averages: which averages, as `Generator.average` has it; neighbours stand side by side.
       alphas: guidance scales, rising.
       cells: one for each average and α, those of one average together.
       baselines: {metric: its value for the training images}.
@@ -120,12 +120,13 @@ def sweep_run(
 
 
 def neighbors(sweep: Sweep, cell: Cell) -> list[Cell]:
-    """The cells at the next smaller and larger α, and of the averages before and after."""
+    """The cells at the next smaller and larger α, and of the next decays or the next widths."""
     at = sweep.alphas.index(cell.row.alpha)
+    kinds = [words.split()[0] for words in sweep.averages]
 
     def is_near(other: Cell) -> bool:
         steps = abs(sweep.alphas.index(other.row.alpha) - at), abs(other.average - cell.average)
-        return sum(steps) == 1
+        return sum(steps) == 1 and kinds[other.average] == kinds[cell.average]
 
     return [other for other in sweep.cells if is_near(other)]
 

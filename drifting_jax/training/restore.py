@@ -1,11 +1,13 @@
 """Reads trained generators back: from the workdir of a run, or from weights without a run."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict, load_config
@@ -16,14 +18,17 @@ from drifting_jax.errors import UserError
 from drifting_jax.files import expanded
 from drifting_jax.steps import sampling
 from drifting_jax.steps.generator import Generator
-from drifting_jax.steps.state import ema_name
+from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
 from drifting_jax.training import build, data_identity, initial_states
+from drifting_jax.training.snapshots import Snapshots, open_snapshots
 from drifting_jax.weights.networks import load_network, load_vae
+from drifting_jax.workdir import layout
 from drifting_jax.workdir.checkpoint import Checkpoints
-from drifting_jax.workdir.layout import generator_checkpoints
+from drifting_jax.workdir.snapshots import snapshot_steps
 
 PyTree = Any
+_WIDTHS = {0.03, 0.05, 0.07, 0.1, 0.14, 0.2}  # that `load_averages` makes, where snapshots allow
 
 
 @settled_jax()
@@ -86,36 +91,53 @@ class _Run(NamedTuple):
 
 @settled_jax()
 def load_run(
-    workdir: str | Path, *, ema_decay: float | None = None, vae: str = "", step: int | None = None
+    workdir: str | Path,
+    *,
+    ema_decay: float | None = None,
+    ema_sigma: float | None = None,
+    vae: str = "",
+    step: int | None = None,
 ) -> Generator:
-    """Reads a checkpoint of a generator's workdir; its data need not be there.
+    """Reads a checkpoint, or snapshots, of a generator's workdir; its data need not be there.
 
     Args:
       workdir: of a run of task "generator".
       ema_decay: which moving average; None for the config's eval.ema_decay.
+      ema_sigma: relative width of a power-function average instead, which is made of snapshots.
       vae: what `load_network` takes for the VAE that decodes latents; empty for the config's
         vae.path. Without any, the generator makes latents, which `Generator.sample` refuses.
-      step: of the checkpoint; None for the newest.
+      step: of the checkpoint, or of the last snapshot; None for the newest.
 
     Raises:
-      UserError: there is no such run, no checkpoint yet or of this step, or no such average.
+      UserError: there is no such run, no checkpoint or snapshot yet or of this step, or no such
+        average.
     """
+    if ema_decay is not None and ema_sigma is not None:
+        raise UserError(
+            f"expected one of ema_decay and ema_sigma; found {ema_decay:g} and {ema_sigma:g}"
+        )
     run = _opened(workdir)
+    if ema_sigma is not None:
+        snapshots = open_snapshots(run.workdir, step=step)
+        params, error = _of_width(run, snapshots, ema_sigma)
+        found = _generator(run, params, step=snapshots.steps[-1], vae=vae)
+        return dataclasses.replace(found, ema_sigma=ema_sigma, fit_error=error)
     decay = run.config.eval.ema_decay if ema_decay is None else ema_decay
     if decay not in run.config.train.ema_decays:
         raise UserError(
             f"the run keeps the averages of decay {tuple(run.config.train.ema_decays)}; "
             f"found {decay}"
         )
-    found, averages = _of_checkpoint(run, step)
-    return _generator(run, averages[ema_name(decay)], step=found, ema_decay=decay, vae=vae)
+    at, averages = _of_checkpoint(run, step)
+    return _generator(run, averages[ema_name(decay)], step=at, ema_decay=decay, vae=vae)
 
 
 @settled_jax()
 def load_averages(workdir: str | Path, *, step: int | None = None) -> list[Generator]:
-    """Reads all averages of a checkpoint: generators of train.ema_decays, the lowest decay first.
+    """Reads the averages of a checkpoint: first those of train.ema_decays, the lowest decay first.
 
-    They share one sampler, which is compiled once.
+    With a snapshot of the same step, averages of some widths follow, the narrowest first. All share
+    one sampler, which is compiled once.
 
     Args:
       workdir, step: as `load_run`.
@@ -124,10 +146,16 @@ def load_averages(workdir: str | Path, *, step: int | None = None) -> list[Gener
       UserError: as `load_run`.
     """
     run = _opened(workdir)
-    found, averages = _of_checkpoint(run, step)
+    at, averages = _of_checkpoint(run, step)
     decays = sorted(run.config.train.ema_decays)
-    first = _generator(run, averages[ema_name(decays[0])], step=found, ema_decay=decays[0])
-    return [first.with_average(averages[ema_name(decay)], ema_decay=decay) for decay in decays]
+    first = _generator(run, averages[ema_name(decays[0])], step=at, ema_decay=decays[0])
+    found = [first.with_average(averages[ema_name(decay)], ema_decay=decay) for decay in decays]
+    if at in snapshot_steps(layout.snapshots(run.workdir)):
+        snapshots = open_snapshots(run.workdir, step=at)
+        for width in sorted(_WIDTHS & set(snapshots.expressible())):
+            params, error = _of_width(run, snapshots, width)
+            found.append(first.with_average(params, ema_sigma=width, fit_error=error))
+    return found
 
 
 def _opened(workdir: str | Path) -> _Run:
@@ -136,7 +164,7 @@ def _opened(workdir: str | Path) -> _Run:
     config = load_config(workdir)
     if config.task != "generator":
         raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'generator'")
-    directory = generator_checkpoints(workdir)
+    directory = layout.generator_checkpoints(workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
     source, class_names = data_identity.read_data_spec(workdir, config)
@@ -145,9 +173,8 @@ def _opened(workdir: str | Path) -> _Run:
 
 def _of_checkpoint(run: _Run, step: int | None) -> tuple[int, dict[str, PyTree]]:
     """Returns the step and the averages of a checkpoint, the newest if `step` is None."""
-    directory = generator_checkpoints(run.workdir)
-    init = functools.partial(initial_states.init_generator, run.config, run.source)
-    wanted = {"ema": initial_states.state_template(run.config, run.mesh, init).ema}
+    directory = layout.generator_checkpoints(run.workdir)
+    wanted = {"ema": _template(run).ema}
     with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
         if step is None:
             restored = checkpoints.restore_latest(wanted)
@@ -158,8 +185,27 @@ def _of_checkpoint(run: _Run, step: int | None) -> tuple[int, dict[str, PyTree]]
     return restored[0], restored[1]["ema"]
 
 
+def _of_width(run: _Run, snapshots: Snapshots, width: float) -> tuple[PyTree, float]:
+    """Returns the parameters of an average of this width on the devices, and the fit's error."""
+    fit, template = snapshots.fit(width), _template(run).params
+    found = snapshots.average(fit)
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(template, sep="/").items()}
+    if {path: array.shape for path, array in found.items()} != shapes:
+        raise UserError(
+            f"the snapshots in {snapshots.folder} hold other parameters than the run's generator"
+        )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
+    return jax.device_put(unflatten_dict(found, sep="/"), shardings), fit.error
+
+
+def _template(run: _Run) -> TrainState:
+    """Returns the shapes and shardings of the run's state."""
+    init = functools.partial(initial_states.init_generator, run.config, run.source)
+    return initial_states.state_template(run.config, run.mesh, init)
+
+
 def _generator(
-    run: _Run, params: PyTree, *, step: int, ema_decay: float, vae: str = ""
+    run: _Run, params: PyTree, *, step: int, ema_decay: float = 0.0, vae: str = ""
 ) -> Generator:
     """Returns the generator of these parameters, with the VAE of its config or of `vae`."""
     config, decoder = run.config, None
