@@ -17,6 +17,7 @@ from drifting_jax.workdir import layout
 from drifting_jax.workdir.snapshots import (
     read_averages,
     read_header,
+    remove_from,
     snapshot_steps,
     write_snapshot,
 )
@@ -27,9 +28,9 @@ _TRIED = np.arange(10, 281, 5) / 1000  # widths, to tell which ones can be expre
 
 
 def snapshot_hooks(config: ConfigDict, *, workdir: Path, writes: bool) -> list[Hook]:
-    """Returns the hook that writes snapshots; none for a run without `train.ema_widths`.
+    """Returns the hooks that write snapshots; none for a run without `train.ema_widths`.
 
-    After a resume from an older checkpoint the same steps give the same files again.
+    A resume cuts the snapshots back to its checkpoint; the same steps then give the same files.
 
     Args:
       config: of the run.
@@ -39,21 +40,35 @@ def snapshot_hooks(config: ConfigDict, *, workdir: Path, writes: bool) -> list[H
     widths = tuple(config.train.ema_widths)
     if not widths:
         return []
+    writer = _Writer(layout.snapshots(workdir), widths, writes)
+    every = config.train.snapshot_every or max(config.train.num_steps // _PARTS, 1)
+    return [Hook(1, writer.cut_back), Hook(every, writer.write)]
 
-    def write(moment: Moment) -> None:
+
+class _Writer:
+    """Writes the snapshots of a run from wherever it goes on."""
+
+    def __init__(self, folder: Path, widths: tuple[float, ...], writes: bool) -> None:
+        self._folder, self._widths, self._writes = folder, widths, writes
+        self._is_cut = False
+
+    def cut_back(self, moment: Moment) -> None:
+        """After the first step, removes what an earlier start has left of this step and later."""
+        if self._writes and not self._is_cut:
+            remove_from(self._folder, moment.step)
+        self._is_cut = True
+
+    def write(self, moment: Moment) -> None:
+        """Writes the averages of this step."""
         state = moment.carry.state
-        averages = transfer.fetch({width: state.ema[width_name(width)] for width in widths})
+        averages = transfer.fetch({width: state.ema[width_name(width)] for width in self._widths})
         updates = moment.step - int(transfer.fetch(state.skipped))
-        if not writes or not updates:
+        if not self._writes or not updates:
             return
-        folder = layout.snapshots(workdir)
         try:
-            write_snapshot(folder, step=moment.step, updates=updates, averages=averages)
+            write_snapshot(self._folder, step=moment.step, updates=updates, averages=averages)
         except OSError as error:  # the others make up for it
             logging.error("Could not write the snapshot of step %d: %s", moment.step, error)
-
-    every = config.train.snapshot_every or max(config.train.num_steps // _PARTS, 1)
-    return [Hook(every, write)]
 
 
 @dataclasses.dataclass(frozen=True)

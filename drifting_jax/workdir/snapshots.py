@@ -50,6 +50,13 @@ def snapshot_steps(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal())
 
 
+def remove_from(folder: Path, step: int) -> None:
+    """Removes the snapshots of a step and of all later ones."""
+    for each in snapshot_steps(folder):
+        if each >= step:
+            _file(folder, each).unlink()
+
+
 def read_header(folder: Path, step: int) -> Header:
     """Reads what a snapshot holds, without its arrays.
 
