@@ -4,11 +4,13 @@
     … --workdir=runs/imagenet_latent --reference=ref.npz --cfg_scales=1,1.5,2 --seeds=0,1,2
     … --weights=FOLDER --vae=hf://… --reference=ref.npz
     … --images=samples.npz --reference=ref.npz
+    … --workdir=runs/digits --sweep --seeds=0,1,2
 
 Runs of small images (digits, MNIST, CIFAR) are compared with their test split, with a small
 classifier and without any downloaded weights. Everything else is measured with the usual metrics:
 FID, sFID, Inception Score, KID, precision, recall, density, coverage, and the Fréchet distance of
-DINOv2 features. The same command continues after a stop.
+DINOv2 features. The same command continues after a stop. `--sweep` compares every average of a run
+of small images at every α.
 """
 
 import sys
@@ -31,14 +33,15 @@ from drifting_jax.commands.evaluate_flags import (
     setup_of,
     source_of,
 )
+from drifting_jax.commands.generator_choice import chosen_run
 from drifting_jax.config import load_config
 from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation import image_evaluation, small_runs
+from drifting_jax.evaluation import image_evaluation, small_runs, sweep
 from drifting_jax.steps.generator import Generator
 from drifting_jax.surroundings import check_devices
-from drifting_jax.training.restore import load_generator, load_run
+from drifting_jax.training.restore import load_averages, load_generator
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.stopping import StopAgreement
 
@@ -104,9 +107,7 @@ def _generator(values: Any) -> Generator | None:
         return load_generator(values.weights, vae=values.vae)
     if not values.workdir:
         return None
-    return load_run(
-        Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae, step=values.step
-    )
+    return chosen_run(values)
 
 
 def _make_reference(values: Any, stops: StopAgreement) -> None:
@@ -126,7 +127,10 @@ def _measure_small(values: Any, stops: StopAgreement) -> None:
     """A run of small images, with its test split and a classifier of its own."""
     check_flags(values, SMALL)
     workdir = Path(values.workdir)
-    run = load_run(workdir, ema_decay=values.ema_decay, step=values.step)
+    if values.sweep:
+        _sweep(values, workdir, stops)
+        return
+    run = chosen_run(values)
     scales, seeds = scales_of(values), seeds_of(values)
     found = small_runs.evaluate_run(
         run,
@@ -139,6 +143,22 @@ def _measure_small(values: Any, stops: StopAgreement) -> None:
     if found is not None and processes.is_main_process():
         metrics, page = small_runs.output_paths(run, workdir, seeds=seeds, cfg_scales=scales)
         print("\n".join([*(f"metrics: {path}" for path in metrics), f"report: {page}"]))
+
+
+def _sweep(values: Any, workdir: Path, stops: StopAgreement) -> None:
+    """Every average of a run of small images, at every α and seed."""
+    if values.ema_decay is not None or values.ema_sigma is not None:
+        raise UserError("--sweep measures every average: leave --ema_decay and --ema_sigma out")
+    found = sweep.sweep_run(
+        load_averages(workdir, step=values.step),
+        workdir=workdir,
+        seeds=seeds_of(values),
+        cfg_scales=scales_of(values),
+        report=lambda table: print(table + "\n"),
+        stopped=stops,
+    )
+    if found is not None and processes.is_main_process():
+        print(f"sweep: {workdir / sweep.FILE}")
 
 
 def cli() -> None:

@@ -28,6 +28,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
+    flags.DEFINE_float("ema_sigma", None, "Instead: relative width of a power-function average.")
     flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
     flags.DEFINE_string("out", "", "Folder that is written, which must not exist.")
 

@@ -44,6 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
     flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
+    flags.DEFINE_float("ema_sigma", None, "Instead: relative width of a power-function average.")
     flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 64, "Samples made at once.", lower_bound=1)
     flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")

@@ -29,7 +29,7 @@ _GOES_WITH = {
     "workdir": ("workdir", SMALL),
     "weights": ("weights",),
     "images": ("images", REFERENCE),
-    **dict.fromkeys(("step", "ema_decay"), ("workdir", SMALL)),
+    **dict.fromkeys(("step", "ema_decay", "ema_sigma"), ("workdir", SMALL)),
     **dict.fromkeys(("cfg_scales", "seeds"), ("workdir", "weights", SMALL)),
     **dict.fromkeys(("num_samples", "vae", "training_images"), ("workdir", "weights")),
     **dict.fromkeys(("split", "image_size"), ("images", REFERENCE)),
@@ -39,6 +39,7 @@ _GOES_WITH = {
         (*SOURCES, REFERENCE),
     ),
     "keep": (REFERENCE,),
+    "sweep": (SMALL,),
 }
 
 
@@ -51,9 +52,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("image_size", 0, "Side of centre crops of --images; 0: as they are.")
     flags.DEFINE_string("vae", "", "Decoder of latents: folder or hf://….")
     flags.DEFINE_float("ema_decay", None, "Moving average to measure; default: the config's.")
+    flags.DEFINE_float("ema_sigma", None, "Instead: relative width of a power-function average.")
     flags.DEFINE_integer("step", None, "Step of the checkpoint; default: the last.", lower_bound=0)
     flags.DEFINE_list("cfg_scales", [], "Guidance scales alpha; default: the config's, or 1.")
     flags.DEFINE_list("seeds", [], "Seeds of the noise: 0,1,2; default: the config's, or 0.")
+    flags.DEFINE_bool("sweep", False, "Compare every average of a run of small images, at every α.")
     flags.DEFINE_integer("num_samples", 50000, "Samples of each alpha and seed.", lower_bound=2)
     flags.DEFINE_string("reference", "", "Statistics of real images, an .npz file.")
     flags.DEFINE_list("figures", [], f"Metrics, of {', '.join(_METRICS)}; default: all possible.")

@@ -71,7 +71,7 @@ def export_generator(generator: Generator, folder: Path) -> list[str]:
                 "drifting_jax": __version__,
                 "platforms": PLATFORMS,
                 "step": generator.step,
-                "ema_decay": generator.ema_decay,
+                **generator.average_record,
                 "classes": names,
                 "titles": [title(name) for name in names],
                 "image_shape": image_shape,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.steps.generator import Generator
 from drifting_jax.surroundings import check_devices
@@ -13,13 +14,14 @@ def chosen_generator(values: Any) -> Generator:
     """Starts JAX's devices and reads a generator.
 
     Args:
-      values: flags with `workdir`, `weights`, `vae`, `ema_decay` and `step`.
+      values: flags with `workdir`, `weights`, `vae`, `ema_decay`, `ema_sigma` and `step`.
 
     Raises:
       UserError: the flags do not go together, or as `load_run` and `load_generator`.
     """
-    if values.weights and values.ema_decay is not None:
-        raise UserError("--ema_decay goes with --workdir: weights by themselves are one average")
+    for name in ("ema_decay", "ema_sigma"):
+        if values.weights and getattr(values, name) is not None:
+            raise UserError(f"--{name} goes with --workdir: weights by themselves are one average")
     if values.weights and values.step is not None:
         raise UserError("--step goes with --workdir: weights by themselves are of one step")
     if bool(values.workdir) == bool(values.weights):
@@ -27,6 +29,26 @@ def chosen_generator(values: Any) -> Generator:
     check_devices()
     if values.weights:
         return load_generator(values.weights, vae=values.vae)
-    return load_run(
-        Path(values.workdir), ema_decay=values.ema_decay, vae=values.vae, step=values.step
+    return chosen_run(values)
+
+
+def chosen_run(values: Any) -> Generator:
+    """Reads the generator of a run; prints how well an average of --ema_sigma is met.
+
+    Args:
+      values: as of `chosen_generator`, without `weights`.
+
+    Raises:
+      UserError: as `load_run`.
+    """
+    run = load_run(
+        Path(values.workdir),
+        ema_decay=values.ema_decay,
+        ema_sigma=values.ema_sigma,
+        vae=values.vae,
+        step=values.step,
     )
+    if run.ema_sigma is not None and processes.is_main_process():
+        words = f"its profile has a relative error of {run.fit_error:.2g}"
+        print(f"average of {run.average} at step {run.step}; {words}", flush=True)
+    return run

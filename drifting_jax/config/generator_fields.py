@@ -1,5 +1,6 @@
 """The fields of a generator; an encoder by itself has the same sections and reads its own."""
 
+from drifting_jax.config.ema_widths import check_ema_widths
 from drifting_jax.config.field import Field, section
 from drifting_jax.config.shared_fields import (
     DRIFT,
@@ -187,6 +188,19 @@ _TRAIN = section(
     "train",
     "The training of the generator (3.3, A.8).",
     **STEPS.fields,
+    ema_widths=Field(
+        (),
+        "relative widths of power-function averages, such as (0.05, 0.1): snapshots of them give an"
+        " average of any width after training; () = none",
+        may_be_empty=True,
+        check=check_ema_widths,
+    ),
+    snapshot_every=Field(
+        0,
+        "steps between two snapshots of the averages of ema_widths; 0 = a 32nd of the run",
+        minimum=0,
+        on_resume="may change",
+    ),
     labels_per_step=Field(10, "class rows per step, c"),
     generated_per_label=Field(16, "generated samples of each class row, g"),
     positives_per_label=Field(32, "real samples of its class, p"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from drifting_jax.evaluation.feature_metrics import protocol_of_metrics
 from drifting_jax.evaluation.features.extractors import Extractor
@@ -35,14 +36,20 @@ def protocol_of(setup: EvaluationSetup, sample_sets: Sequence[SampleSet]) -> dic
             "images": f"{count} samples for each alpha and seed, one network evaluation each",
             "labels": f"balanced: {count / classes:g} of each of {classes} classes",
             "seeds": ", ".join(map(str, seeds)),
-            "generator": f"step {first.facts['step']}, average of decay "
-            f"{first.facts['ema_decay']:g}, weights {first.facts['weights']}",
+            "generator": f"step {first.facts['step']}, average of {_average(first.facts)}, "
+            f"weights {first.facts['weights']}",
         }
     if setup.reference is not None:
         for name, words in setup.reference.protocol.items():
             if found.get(name) != words:
                 found[f"reference: {name}"] = words
     return found | {"devices": f"{setup.mesh.size} {setup.mesh.devices.flat[0].device_kind}"}
+
+
+def _average(facts: Mapping[str, Any]) -> str:
+    if "ema_decay" in facts:
+        return f"decay {facts['ema_decay']:g}"
+    return f"width {facts['ema_sigma']:g} (error of its fit {facts['fit_error']:.2g})"
 
 
 def size_notes(protocol: Mapping[str, str]) -> list[str]:

@@ -87,7 +87,8 @@ class SampleSet:
       images: the set.
       alpha: guidance scale; None for images that were given.
       seed: of the noise; None for images that were given.
-      facts: further fields of its lines in figures.jsonl: "step", "ema_decay", "weights".
+      facts: further fields of its lines in figures.jsonl: "step", "ema_decay" (or
+        "ema_sigma" and "fit_error"), "weights".
     """
 
     images: ImageSet
@@ -116,7 +117,7 @@ def generated_sample_sets(
     seeds = seeds or (config.seed if config is not None else 0,)
     labels, indices = balanced_labels(count, len(generator.class_names))
     identity = fingerprint_variables(transfer.fetch(generator.params))
-    facts = {"step": generator.step, "ema_decay": generator.ema_decay, "weights": identity}
+    facts = {"step": generator.step, **generator.average_record, "weights": identity}
     return [
         SampleSet(
             GeneratedImages(generator, labels, indices, seed, scale, identity), scale, seed, facts

@@ -149,7 +149,7 @@ def protocol_of_run(run: Generator, seeds: Sequence[int]) -> dict[str, str]:
         "samples": f"{count * classes} for each alpha and seed, one network evaluation each",
         "labels": f"balanced: {count} of each of {classes} classes",
         "seeds": ", ".join(map(str, seeds)),
-        "generator": f"step {run.step}, average of decay {run.ema_decay:g}",
+        "generator": f"step {run.step}, average of {run.average}",
         "compared with": "the test split, which nothing was trained on",
         "classifier": "a small convolutional network, trained on the training split",
         "manifolds": f"balls to the {config.eval.k}-th neighbour, on pixels",
@@ -188,7 +188,7 @@ def _write_metrics(
     found = {
         "step": run.step,
         "seed": seed,
-        "ema_decay": run.ema_decay,
+        **run.average_record,
         "num_samples": num_samples,
         "alpha": {scale: as_scalars(own) for scale, own in by_scale.items()},
     }
@@ -202,8 +202,9 @@ def _suffix(run: Generator, seeds: Sequence[int], cfg_scales: Sequence[float]) -
     found = ""
     if run.step != config.train.num_steps:
         found += f"_step_{run.step}"
-    if list(seeds) != own_seed or run.ema_decay != config.eval.ema_decay:
-        found += f"_seed_{'_'.join(map(str, seeds))}_ema_{run.ema_decay:g}"
+    if list(seeds) != own_seed or run.average_record != {"ema_decay": config.eval.ema_decay}:
+        average = run.average.removeprefix("decay ").replace(" ", "_")
+        found += f"_seed_{'_'.join(map(str, seeds))}_ema_{average}"
     if tuple(cfg_scales) != own_scales:
         found += f"_alpha_{'_'.join(f'{scale:g}' for scale in cfg_scales)}"
     return found

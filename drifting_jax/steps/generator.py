@@ -23,7 +23,7 @@ class Generator:
 
     Attributes:
       step: training steps of its parameters.
-      ema_decay: of the moving average that its parameters are.
+      ema_decay: of the moving average that its parameters are; 0 for one of a width.
       params: as `sampler` takes them.
       class_names: in the order of the labels.
       mesh: the devices that sample.
@@ -34,6 +34,9 @@ class Generator:
       alpha_range: smallest and largest guidance scale α of its training; None if unknown.
       config: of its run; None for weights without a run.
       data_spec: shape and classes of the run's data; None for weights without a run.
+      ema_sigma: relative width of the power-function average that its parameters are; None for one
+        of a decay.
+      fit_error: relative error of the profile of that average.
     """
 
     step: int
@@ -48,6 +51,37 @@ class Generator:
     alpha_range: tuple[float, float] | None = None
     config: ConfigDict | None = None
     data_spec: DataSpec | None = None
+    ema_sigma: float | None = None
+    fit_error: float = 0.0
+
+    @property
+    def average(self) -> str:
+        """Which average its parameters are, in words: "decay 0.999" or "width 0.07"."""
+        if self.ema_sigma is None:
+            return f"decay {self.ema_decay:g}"
+        return f"width {self.ema_sigma:g}"
+
+    @property
+    def average_record(self) -> dict[str, float]:
+        """The same for files: {"ema_decay": …}, or {"ema_sigma": …, "fit_error": …}."""
+        if self.ema_sigma is None:
+            return {"ema_decay": self.ema_decay}
+        return {"ema_sigma": self.ema_sigma, "fit_error": self.fit_error}
+
+    def with_average(
+        self,
+        params: Any,
+        *,
+        ema_decay: float = 0.0,
+        ema_sigma: float | None = None,
+        fit_error: float = 0.0,
+    ) -> "Generator":
+        """Returns the generator with another average of its network, and the same sampler."""
+        if self.vae is not None:
+            params = {**self.params, "generator": params}
+        return dataclasses.replace(
+            self, params=params, ema_decay=ema_decay, ema_sigma=ema_sigma, fit_error=fit_error
+        )
 
     @settled_jax()
     def sample(

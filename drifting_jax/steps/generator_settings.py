@@ -17,6 +17,7 @@ class GeneratorStepConfig:
       num_steps: steps of the run, over which temperatures may be annealed.
       cfg_minimum, cfg_maximum, cfg_power, cfg_probability_of_one: the law of α.
       ema_decays: one moving average of the parameters for each.
+      ema_widths: one power-function average of the parameters for each.
       microbatches: parts of the class rows that are computed one after another, which takes less
         memory and more work. The numbers do not depend on it, with `shared_statistics` "batch".
       keep_maps: whether the encoders' maps of all microbatches are kept from the first pass over
@@ -45,6 +46,7 @@ class GeneratorStepConfig:
     shared_statistics: str = "batch"
     nearest: int = 0
     nearest_share: float = 1.0
+    ema_widths: tuple[float, ...] = ()
 
     @property
     def shares_statistics(self) -> bool:

@@ -115,6 +115,7 @@ def generator_step(
         gradients,
         optimizer,
         ema_decays=s.ema_decays,
+        ema_widths=s.ema_widths,
         finite=jnp.isfinite(loss) & jnp.isfinite(norm),
         culprit=drift_culprit(statistics),
     )

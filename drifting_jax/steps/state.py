@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from drifting_jax.steps import power_averages
+
 PyTree = Any
 
 NO_CULPRIT = -1
@@ -21,7 +23,7 @@ class TrainState:
       step: [] int32, steps taken, skipped ones included.
       params: float32 parameters.
       opt_state: state of the optax chain.
-      ema: {name of the decay: moving average of the parameters}.
+      ema: {name of the decay or the width: moving average of the parameters}.
       skipped: [] int32, steps not applied because the loss or its gradient was not finite.
       skipped_in_a_row: [] int32, how many of the latest steps were skipped.
       culprit: [] int32, the quantity of the latest skipped step that was not finite, as the step
@@ -42,16 +44,26 @@ def ema_name(decay: float) -> str:
     return f"{decay:g}"
 
 
+def width_name(width: float) -> str:
+    """Returns the key of a relative width in `TrainState.ema`: 0.05 -> "width_0.05"."""
+    return f"width_{width:g}"
+
+
 def create_state(
-    params: PyTree, optimizer: optax.GradientTransformation, *, ema_decays: Sequence[float]
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decays: Sequence[float],
+    ema_widths: Sequence[float] = (),
 ) -> TrainState:
     """Returns the state before the first step; every average starts at the parameters."""
+    names = [*map(ema_name, ema_decays), *map(width_name, ema_widths)]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         # Copies, because the step donates the state and a buffer can be donated only once.
-        ema={ema_name(decay): jax.tree.map(jnp.copy, params) for decay in ema_decays},
+        ema={name: jax.tree.map(jnp.copy, params) for name in names},
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
         culprit=jnp.full((), NO_CULPRIT, jnp.int32),
@@ -69,6 +81,7 @@ def apply_gradients(
     optimizer: optax.GradientTransformation,
     *,
     ema_decays: Sequence[float],
+    ema_widths: Sequence[float] = (),
     finite: jax.Array,
     culprit: jax.Array,
 ) -> TrainState:
@@ -79,6 +92,7 @@ def apply_gradients(
       gradients: of the parameters.
       optimizer: of the parameters.
       ema_decays: one moving average for each.
+      ema_widths: one power-function average for each.
       finite: [] bool; where it is false, parameters, optimizer and averages stay as they are and
         the step is counted as skipped.
       culprit: [] int32, stored for a skipped step.
@@ -95,6 +109,10 @@ def apply_gradients(
         )
         for decay in ema_decays
     }
+    for width in ema_widths:
+        before, updates = state.ema[width_name(width)], state.step - state.skipped + 1
+        after = power_averages.update_average(before, params, width=width, updates=updates)
+        ema[width_name(width)] = keep_if_finite(after, before)
     skip = jnp.where(finite, 0, 1).astype(jnp.int32)
     return TrainState(
         step=state.step + 1,

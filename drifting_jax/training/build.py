@@ -236,6 +236,7 @@ def generator_step_config(config: ConfigDict, plan: MemoryPlan) -> GeneratorStep
         shared_statistics=t.shared_statistics,
         nearest=t.nearest_positives,
         nearest_share=t.nearest_share,
+        ema_widths=tuple(t.ema_widths),
     )
 
 

@@ -31,6 +31,7 @@ from drifting_jax.training.device_batches import GlobalBatches
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.loop import Hook, Moment
 from drifting_jax.training.memory_plan import memory_plan
+from drifting_jax.training.snapshots import snapshot_hooks
 from drifting_jax.training.stage import Stage
 from drifting_jax.weights.networks import Network
 from drifting_jax.workdir.image_files import image_grid
@@ -79,7 +80,10 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
             save_every=config.train.save_every,
             crop=config.data.crop,
             frozen=variables,
-            hooks=_hooks(config, source, mesh, context, vae, monitor),
+            hooks=[
+                *_hooks(config, source, mesh, context, vae, monitor),
+                *snapshot_hooks(config, workdir=workdir, writes=context.is_main_process),
+            ],
             names=(monitoring.STAGE,),
             fill=functools.partial(_fill, config, source, workdir, context, push),
             params=start,

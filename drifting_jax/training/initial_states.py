@@ -38,8 +38,8 @@ def init_generator(config: ConfigDict, spec: DataSpec, params: PyTree | None = N
     if params is None:
         model, key = build.make_generator(config, spec), stream_key(config, "generator_init")
         params = generators.init_generator(key, model)
-    optimizer = build.generator_optimizer(config)
-    return create_state(params, optimizer, ema_decays=config.train.ema_decays)
+    optimizer, t = build.generator_optimizer(config), config.train
+    return create_state(params, optimizer, ema_decays=t.ema_decays, ema_widths=t.ema_widths)
 
 
 def read_start(config: ConfigDict, spec: DataSpec) -> PyTree | None:

@@ -15,11 +15,17 @@ def encoder_checkpoints(workdir: Path) -> Path:
     return workdir / "encoder" / "checkpoints"
 
 
+def snapshots(workdir: Path) -> Path:
+    """Returns the directory of the snapshots of the generator's averages."""
+    return workdir / "snapshots"
+
+
 def list_contents(workdir: Path) -> str:
     """Returns a table of the files and folders that are there, one a line, with what they hold."""
     entries = {
         "report.html": "metrics over alpha, samples, their nearest training images",
         "evaluation.json": "the metrics",
+        "sweep.json": "the metrics of every average and alpha",
         "samples": "pictures",
         "samples/final.npz": "the samples that were measured",
         "samples/training.gif": "the same samples over training",
@@ -31,6 +37,7 @@ def list_contents(workdir: Path) -> str:
         "tensorboard": f"the same: tensorboard --logdir {workdir}/tensorboard",
         "tracker.json": "the id of the run's page at a tracker",
         "checkpoints": "state, averages, queue, position",
+        "snapshots": "averages over training, for --ema_sigma",
         "encoder/checkpoints": "the pre-trained encoder",
         "data.json": "what the data was, class names",
         "config.json": "resolved config, versions",

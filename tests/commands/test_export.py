@@ -52,7 +52,8 @@ def folder(workdir, tmp_path_factory):
 
 
 def run_export(**given):
-    values = {"workdir": "", "weights": "", "vae": "", "ema_decay": None, "step": None, "out": ""}
+    values = dict.fromkeys(("workdir", "weights", "vae", "out"), "")
+    values |= dict.fromkeys(("ema_decay", "ema_sigma", "step"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "flags", SimpleNamespace(FLAGS=SimpleNamespace(**values | given)))
         export.main([])

@@ -46,6 +46,12 @@ from drifting_jax.errors import UserError
             {"eval__ema_decay": 0.5},
             r"eval.ema_decay must be one of config.train.ema_decays .*; found 0.5",
         ),
+        (
+            {"train__ema_widths": (0.05, 0.5)},
+            "must hold different widths from 0.01 to 0.28",
+        ),
+        ({"train__ema_widths": (0.05, 0.05)}, r"such as \(0.05, 0.1\); found \(0.05, 0.05\)"),
+        ({"train__ema_widths": ("0.05",)}, "train.ema_widths must hold different widths"),
         ({"mesh__data": -2}, "config.mesh.data must be above zero"),
         ({"mesh__rules": (("a", "fsdp"),)}, "config.mesh.rules must hold pairs"),
         ({"mesh__rules": (("(", ("fsdp",)),)}, "config.mesh.rules has the bad regex"),

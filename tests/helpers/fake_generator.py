@@ -21,6 +21,10 @@ class FakeGenerator:
     config: object = None
     params: object = dataclasses.field(default_factory=lambda: {"w": np.ones(3)})
 
+    @property
+    def average_record(self):
+        return {"ema_decay": self.ema_decay}
+
     def check_makes_pixels(self):
         pass
 

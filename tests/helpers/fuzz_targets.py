@@ -41,6 +41,7 @@ from drifting_jax.weights.networks import Network, load_network, save_network
 from drifting_jax.weights.shapes import param_shapes
 from drifting_jax.workdir.metrics import MetricWriter, read_metrics
 from drifting_jax.workdir.opening import is_complete
+from drifting_jax.workdir.snapshots import read_averages, read_header, write_snapshot
 
 TORCH = Path(__file__).parents[1] / "fixtures" / "torch"
 
@@ -158,6 +159,10 @@ def _runs() -> dict[str, Target]:
         batch_log.unreadable_records(folder, 1.0, 10)
         batch_log.BatchLog(folder, stage="a", start=1)
 
+    def snapshot(folder: Path) -> None:
+        params = {"a": {"b": np.linspace(-1, 1, 6, dtype=np.float32)}}
+        write_snapshot(folder, step=3, updates=3, averages={0.05: params, 0.1: params})
+
     return {
         "run config.json": Target(
             _made_by(lambda folder: save_config(folder, config)),
@@ -183,6 +188,11 @@ def _runs() -> dict[str, Target]:
         "run frames": Target(
             {"frames/00000000.npy": _npy(np.ones((3, 2), np.float32))},
             lambda folder: read_frames(resolve(base_config("toy")), folder),
+            (UserError,),
+        ),
+        "run snapshot": Target(
+            _made_by(snapshot),
+            lambda folder: (read_header(folder, 3), read_averages(folder, 3)),
             (UserError,),
         ),
         "run complete": Target(

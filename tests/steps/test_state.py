@@ -108,6 +108,42 @@ def test_the_optimizer_does_not_count_a_skipped_step():
     assert_trees_equal(with_skip.params, without.params)
 
 
+def test_averages_of_widths_weigh_updates_by_a_power_and_leave_out_skipped_steps():
+    """EDM2, 3.1: weights (s^(γ+1) - (s-1)^(γ+1)) / t^(γ+1); the width of γ = 3 is 2/(5·√6)."""
+    width, gamma = 2 / (5 * 6**0.5), 3.0
+
+    @jax.jit
+    def wide_step(state, gradients, finite):
+        return states.apply_gradients(
+            state,
+            gradients,
+            OPTIMIZER,
+            ema_decays=(0.9,),
+            ema_widths=(width,),
+            finite=finite,
+            culprit=0,
+        )
+
+    tree = jax.tree.map(jnp.asarray, params())
+    state = states.create_state(tree, OPTIMIZER, ema_decays=(0.9,), ema_widths=(width,))
+    recorded = []
+    for seed in range(7):
+        finite = seed not in (0, 4)
+        state = wide_step(state, params(seed), finite)
+        if finite:
+            recorded.append(np.asarray(state.params["a"], np.float64))
+    ends = np.arange(len(recorded) + 1.0) ** (gamma + 1)
+    weights = np.diff(ends) / ends[-1]
+    expected = np.einsum("s,s...->...", weights, np.stack(recorded))
+    found = state.ema[states.width_name(width)]["a"]
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)
+    assert set(state.ema) == {"0.9", states.width_name(width)}
+
+
+def test_names_of_widths():
+    assert [states.width_name(width) for width in (0.05, 0.1)] == ["width_0.05", "width_0.1"]
+
+
 def test_names_of_decays():
     assert [states.ema_name(d) for d in (0.999, 0.9999, 0.5, 0.0)] == [
         "0.999",

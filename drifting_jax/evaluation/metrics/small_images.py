@@ -6,6 +6,7 @@ baseline is the same metric of the training images in place of the samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +45,35 @@ def make_small_reference(data: Any, *, num_classes: int, key: jax.Array) -> Smal
     return SmallImageReference(
         train, test, train_classifier(*train, num_classes=num_classes, key=key)
     )
+
+
+def distances_to_test(
+    reference: SmallImageReference,
+) -> Callable[[np.ndarray], list[MetricRecord]]:
+    """Returns a function that measures samples [n,h,w,c] uint8: `fd_pixels` and `fd_classifier`.
+
+    The records are those of `measure_small_images`. Statistics of the real images are computed
+    once, for any number of sets of samples.
+    """
+    classifier = reference.classifier
+    features: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "fd_pixels": _pixels,
+        "fd_classifier": lambda images: classifier.predict(images).features,
+    }
+    unseen = {name: gaussian_statistics(of(reference.test[0])) for name, of in features.items()}
+
+    def distance(name: str, images: np.ndarray) -> float:
+        return frechet_distance(gaussian_statistics(features[name](images)), unseen[name])
+
+    baselines = {name: distance(name, reference.train[0]) for name in features}
+
+    def measure(images: np.ndarray) -> list[MetricRecord]:
+        return [
+            MetricRecord(name, distance(name, images), baseline=baselines[name])
+            for name in features
+        ]
+
+    return measure
 
 
 def measure_small_images(
