@@ -49,6 +49,7 @@ def test_an_artifact_is_sampled_through_the_decoder(tmp_path, monkeypatch, capsy
         "cfg_scale": 1.5,
         "seed": 0,
         "ema_decay": None,
+        "ema_sigma": None,
         "interpolate": None,
         "step": None,
         "batch_size": 8,
