@@ -4,8 +4,8 @@
     python tests/notebooks.py                        # all; or their names: toy digits
     python tests/notebooks.py --out=FOLDER toy       # keeps the notebooks with their outputs
 
-Their kernel lives in an environment of its own, which holds nothing but ipykernel until the first
-cell of the first notebook installs the checkout.
+Their kernel lives in an environment of its own, which holds what Colab's runtime has of JAX until
+the first cell of the first notebook installs the checkout. No cell may change these versions.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
+OF_COLAB = ("jax==0.7.2", "jaxlib==0.7.2", "flax==0.11.2", "numpy==2.1.3")
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 _SHORT_RUN = {
     "encoder.train.num_steps": 20,
@@ -40,11 +41,15 @@ SHORT = {  # what each notebook's cell of parameters gets in addition
 }
 
 
-def make_kernel(folder: Path) -> None:
-    """Makes an environment and the description by which Jupyter starts its kernel."""
+def make_kernel(folder: Path) -> str:
+    """Makes an environment, and the description by which Jupyter starts its kernel.
+
+    Returns:
+      The path of its Python.
+    """
     venv.create(folder / "python", with_pip=True)
     python = str(folder / "python" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "ipykernel"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "ipykernel", *OF_COLAB], check=True)
     kernel = folder / "jupyter" / "kernels" / "short"
     kernel.mkdir(parents=True)
     argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -54,6 +59,7 @@ def make_kernel(folder: Path) -> None:
     # The kernel sees the checkout by its first cell, and the package index as this process does.
     for name in ("PYTHONPATH", "JAX_PLATFORMS", "XLA_FLAGS"):
         os.environ.pop(name, None)
+    return python
 
 
 def run(name: str, checkout: Path, parameters: str, *, timeout: int) -> nbformat.NotebookNode:
@@ -83,7 +89,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="With the parameters as they stand.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make_kernel(Path(folder))
+        python = make_kernel(Path(folder))
         # A copy, so that what the notebooks write and install does not come into the checkout.
         checkout = Path(folder) / "checkout"
         files = subprocess.run(
@@ -101,6 +107,11 @@ def main() -> int:
             if arguments.out:
                 arguments.out.mkdir(parents=True, exist_ok=True)
                 nbformat.write(done, arguments.out / f"{name}.ipynb")
+        freeze = [python, "-m", "pip", "freeze"]
+        kept = subprocess.run(freeze, check=True, capture_output=True, text=True).stdout.split()
+        if changed := set(OF_COLAB) - set(kept):
+            print(f"error: a cell replaced {', '.join(sorted(changed))}", file=sys.stderr)
+            return 1
     return 0
 
 

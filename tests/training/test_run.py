@@ -201,6 +201,7 @@ def test_sampling_a_run(resumed, tmp_path, monkeypatch, capsys):
         cfg_scale=9.0,
         seed=5,
         ema_decay=0.99,
+        ema_sigma=None,
         batch_size=5,
         step=None,
         interpolate=None,
