@@ -30,6 +30,8 @@ _SHORT_RUN = {
     "encoder.train.classifier_steps": 5,
     "train.generated_per_label": 8,
     "train.positives_per_label": 16,
+    "optim.warmup_steps": 5,
+    "encoder.train.warmup_steps": 5,
     "log_every": 5,
 }
 _SHORT_DIGITS = {"train.num_steps": 20, "train.sample_every": 10, "eval.samples_per_class": 16}
