@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from drifting_jax.commands.command_line import run_program
+from drifting_jax.commands.generator_choice import define_source_flags
 from drifting_jax.config import load_config
 from drifting_jax.demonstration import server
 from drifting_jax.demonstration.image_page import image_page
@@ -37,13 +38,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE_string("workdir", "", "Directory of the run.")
-    flags.DEFINE_string(
-        "weights",
-        "",
-        "Instead of a run: a folder of weights, ours or of the release, or hf://owner/repo.",
-    )
-    flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
+    define_source_flags()
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
     flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535)
 

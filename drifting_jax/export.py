@@ -14,22 +14,18 @@ from absl import flags
 
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.commands.exporting import export_generator
-from drifting_jax.commands.generator_choice import chosen_generator
+from drifting_jax.commands.generator_choice import (
+    chosen_generator,
+    define_average_flags,
+    define_source_flags,
+)
 from drifting_jax.errors import UserError
 
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE_string("workdir", "", "Directory of the run.")
-    flags.DEFINE_string(
-        "weights",
-        "",
-        "Instead of a run: a folder of weights, ours or of the release, or hf://owner/repo.",
-    )
-    flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
-    flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
-    flags.DEFINE_float("ema_sigma", None, "Instead: relative width of a power-function average.")
-    flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
+    define_source_flags()
+    define_average_flags()
     flags.DEFINE_string("out", "", "Folder that is written, which must not exist.")
 
 

@@ -20,7 +20,11 @@ from absl import flags
 
 from drifting_jax.commands.class_choice import describe_classes, parse_classes
 from drifting_jax.commands.command_line import run_program
-from drifting_jax.commands.generator_choice import chosen_generator
+from drifting_jax.commands.generator_choice import (
+    chosen_generator,
+    define_average_flags,
+    define_source_flags,
+)
 from drifting_jax.errors import UserError
 from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.sampling import class_major
@@ -29,13 +33,7 @@ from drifting_jax.workdir.sample_files import check_out, write_samples
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE_string("workdir", "", "Directory of the run.")
-    flags.DEFINE_string(
-        "weights",
-        "",
-        "Instead of a run: a folder of weights, ours or of the release, or hf://owner/repo.",
-    )
-    flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
+    define_source_flags()
     flags.DEFINE_string("classes", "", "Such as 0-9, or 0,3,7-9, or names; empty for all.")
     flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
     flags.DEFINE_integer(
@@ -43,9 +41,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
     flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
-    flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
-    flags.DEFINE_float("ema_sigma", None, "Instead: relative width of a power-function average.")
-    flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
+    define_average_flags()
     flags.DEFINE_integer("batch_size", 64, "Samples made at once.", lower_bound=1)
     flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")
 

@@ -3,11 +3,31 @@
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
 from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
 from drifting_jax.steps.generator import Generator
 from drifting_jax.surroundings import check_devices
 from drifting_jax.training.restore import load_generator, load_run
+
+
+def define_source_flags() -> None:
+    """Registers the flags that say where a generator comes from."""
+    flags.DEFINE_string("workdir", "", "Directory of the run.")
+    flags.DEFINE_string(
+        "weights",
+        "",
+        "Instead of a run: a folder of weights, ours or of the release, or hf://owner/repo.",
+    )
+    flags.DEFINE_string("vae", "", "What decodes latents: folder or hf://….")
+
+
+def define_average_flags() -> None:
+    """Registers the flags that say which weights of a run are meant."""
+    flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
+    flags.DEFINE_float("ema_sigma", None, "Instead: relative width of a power-function average.")
+    flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
 
 
 def chosen_generator(values: Any) -> Generator:
