@@ -1,4 +1,4 @@
-"""Samples: python sample.py --classes=3,7 --per_class=8 --out=samples.png (or .npz).
+"""Samples: python sample.py --classes=3,7-9 --per_class=8 --out=samples.png (or .npz).
 
 Needs jax, flatbuffers and numpy alone, and the files beside it; config.json describes them.
 """
@@ -6,6 +6,7 @@ Needs jax, flatbuffers and numpy alone, and the files beside it; config.json des
 import argparse
 import json
 import os
+import re
 import struct
 import sys
 import zipfile
@@ -29,6 +30,46 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         fail(message)
+
+
+def class_numbers(text, classes, titles):
+    """Numbers of the classes that `--classes` names: names, numbers and ranges; all of "".
+
+    A class of exactly that name comes before a number. Ends the program if an entry is no class,
+    can be read in two ways, or comes again.
+    """
+    named = {name: i for names in (titles, classes) for i, name in enumerate(names)}
+    found = []
+    for word in map(str.strip, text.split(",")) if text else []:
+        numbers = re.fullmatch("([0-9]{1,9})(?:-([0-9]{1,9}))?", word)
+        if word in named:
+            found.append(named[word])
+        elif numbers:
+            found += _numbered(word, int(numbers[1]), int(numbers[2] or numbers[1]), classes)
+        else:
+            fail(f"--classes: {word!r} is no class; config.json lists them")
+    if repeated := [i for i in found if found.count(i) > 1]:
+        fail(f"--classes names class {repeated[0]} more than once: {text!r}")
+    return found if text else list(range(len(classes)))
+
+
+def _numbered(word, low, high, classes):
+    """The classes of a range of numbers, which may also be names: folders 1, 2, 3."""
+    if low > high:
+        fail(f"--classes: {word!r} runs backwards; write {high}-{low}")
+    by_value = {}
+    for i, name in enumerate(classes):
+        if re.fullmatch("[0-9]{1,9}", name):
+            by_value.setdefault(int(name), []).append(i)
+    span = list(range(low, high + 1)) if high - low < len(classes) else []
+    by_name = [by_value.get(value, []) for value in span]
+    if high >= len(classes):
+        if not by_name or any(len(found) != 1 for found in by_name):
+            fail(f"classes run from 0 to {len(classes) - 1}; found {word!r} in --classes")
+        return [i for found in by_name for i in found]
+    if any(found not in ([], [value]) for value, found in zip(span, by_name)):
+        fail(f"{word!r} in --classes can be read in two ways, by number and by name: write names")
+    return span
 
 
 def sample(labels, indices, flags):
@@ -66,7 +107,7 @@ def png(images, columns):
 def main():
     """Reads the flags, samples and writes."""
     parser = Parser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--classes", default="", help="names or numbers with commas; else all")
+    parser.add_argument("--classes", default="", help="names, numbers, ranges 0-9; else all")
     parser.add_argument("--cfg_scale", type=float, default=1.0, help="guidance scale alpha")
     parser.add_argument("--out", default="samples.png", help=".png or .npz")
     parser.add_argument("--per_class", type=int, default=8)
@@ -80,14 +121,8 @@ def main():
     config = {"jax": "of an unknown version"}
     try:
         config = json.loads((HERE / "config.json").read_text("utf-8"))
-        names = {str(i): i for i in range(len(config["classes"]))}
-        for spelling in ("titles", "classes"):  # the words for a class, and its name
-            names |= {name: i for i, name in enumerate(config[spelling])}
-        asked = [name.strip() for name in flags.classes.split(",")] if flags.classes else []
-        chosen = asked or config["classes"]
-        if unknown := [name for name in chosen if name not in names]:
-            fail(f"--classes: {unknown[0]!r} is no class; config.json lists them")
-        labels = np.repeat(np.array([names[x] for x in chosen], np.int32), flags.per_class)
+        chosen = class_numbers(flags.classes, config["classes"], config["titles"])
+        labels = np.repeat(np.array(chosen, np.int32), flags.per_class)
         indices = np.arange(len(labels), dtype=np.int32) % flags.per_class
         kept = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for lines that the compiler itself prints

@@ -84,7 +84,12 @@ def _open_writer(config: ConfigDict, workdir: Path) -> MetricWriter:
     if not is_main_process():
         return MetricWriter(workdir, enabled=False)
     tracker = open_tracker(config.tracker, workdir=workdir, config=plain(config))
-    return MetricWriter(workdir, tracker=tracker)
+    try:
+        return MetricWriter(workdir, tracker=tracker)
+    except BaseException:
+        if tracker is not None:
+            tracker.close(failed=True)
+        raise
 
 
 def resume_message(workdir: Path) -> str:

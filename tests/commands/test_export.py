@@ -19,6 +19,8 @@ from saved_run import save_run
 
 from drifting_jax import export
 from drifting_jax.commands import exported_sample, exporting
+from drifting_jax.commands.class_choice import parse_classes
+from drifting_jax.data.class_names import title
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
 from drifting_jax.steps import sampling
@@ -78,13 +80,41 @@ def test_images_are_those_of_the_sample_command(generator, folder, tmp_path):
     assert len({image.tobytes() for image in expected}) == 15
     for batch_size in (4, 64):
         out = tmp_path / f"{batch_size}.npz"
-        flags = ("--classes=7,0,3", "--per_class=5", "--cfg_scale=1.5", f"--seed={seed}")
+        flags = ("--classes=7,0,3-3", "--per_class=5", "--cfg_scale=1.5", f"--seed={seed}")
         found = run_sample(folder, *flags, f"--batch_size={batch_size}", f"--out={out}")
         assert found.returncode == 0, found.stderr
         assert found.stdout == f"15 samples: {out}\n"
         with np.load(out) as file:
             np.testing.assert_array_equal(file["arr_0"], expected)
             np.testing.assert_array_equal(file["arr_1"], labels)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [str(i) for i in range(10)],
+        ["cat", "dog", "n01440764", "ox", "0-1"],
+        ["1", "2", "3"],
+        ["10", "11", "12"],
+        ["a1", "01", "1"],
+    ],
+    ids=",".join,
+)
+def test_classes_are_read_as_sample_reads_them(names, capsys):
+    words = ("", "0", "2", "0-2", "1-3", "2-1", "10-12", "9-10", "1,1", "0-1,2", "0-2,1", "cat")
+    words += ("cat,n01440764", "tench", "0-99999999999", "3-", " 1 , 2 ", "01", "1-1", "9" * 5000)
+    for text in words:
+        try:
+            expected = parse_classes(text, names)
+        except UserError:
+            expected = None
+        try:
+            found = exported_sample.class_numbers(text, names, [title(name) for name in names])
+        except SystemExit as error:
+            assert error.code == 2
+            found = None
+        assert found == expected, text
+        assert len(capsys.readouterr().err.splitlines()) == (expected is None)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -149,6 +179,7 @@ def assert_one_line(found, message):
     "flag, message",
     [
         ("--classes=3,cat", "'cat' is no class"),
+        ("--classes=7-12", "classes run from 0 to 9; found '7-12' in --classes"),
         ("--per_class=0", "--per_class and --batch_size are at least 1"),
         ("--seed=-1", "--seed is from 0 to 2**32 - 1"),
         ("--seed=x", "invalid int value: 'x'"),

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_toy import config
 
-from drifting_jax.config import base_config, file_beside, resolve
+from drifting_jax.config import file_beside, resolve
 from drifting_jax.data.points import MODE_STD, sample_target
 from drifting_jax.errors import UserError
 from drifting_jax.models.mlp import MLP
@@ -22,34 +23,6 @@ from drifting_jax.workdir.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CENTRES = {"collapsed": (-1.5, 0.0), "between": (0.0, 0.0), "far": (5.0, 5.0)}
-
-
-def config(**changes):
-    """A small toy; fields change as train__num_steps=3."""
-    found = base_config("toy")
-    small = {
-        "log_every": 50,
-        "mesh.data": 1,
-        "data.num_samples": 2000,
-        "start": "collapsed",
-        "model.noise_features": 8,
-        "model.widths": (32, 32),
-        "drift.temperatures": (0.05, 0.2),
-        "optim.learning_rate": 5e-3,
-        "optim.schedule": "constant",
-        "optim.warmup_steps": 10,
-        "train.num_steps": 300,
-        "train.generated": 64,
-        "train.positives": 64,
-        "train.save_every": 150,
-        "train.ema_decays": (0.9,),
-        "eval.ema_decay": 0.9,
-        "eval.num_samples": 512,
-        "eval.directions": 16,
-    }
-    changes = {name.replace("__", "."): value for name, value in changes.items()}
-    found.update_from_flattened_dict(small | changes)
-    return resolve(found)
 
 
 def toy2d():
@@ -131,6 +104,7 @@ def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypat
     assert [line["toy/step"] for line in fake_tracker.logged(calls)] == list(range(50, 301, 50))
     assert calls[0][2]["config"]["train"]["num_steps"] == 300
     assert calls[-1] == ("finish", (), {"exit_code": 0})
+    assert [name for name, _, _ in calls].count("finish") == 1
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"150", "300"}
 
     touched = ("config.json", ".lock")
