@@ -67,7 +67,7 @@ def _numbered(word, low, high, classes):
         if not by_name or any(len(found) != 1 for found in by_name):
             fail(f"classes run from 0 to {len(classes) - 1}; found {word!r} in --classes")
         return [i for found in by_name for i in found]
-    if any(found not in ([], [value]) for value, found in zip(span, by_name)):
+    if any(found not in ([], [value]) for value, found in zip(span, by_name, strict=True)):
         fail(f"{word!r} in --classes can be read in two ways, by number and by name: write names")
     return span
 

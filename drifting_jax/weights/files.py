@@ -39,6 +39,17 @@ _ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"
 # An index of a variant has its name inside: diffusion_pytorch_model.safetensors.index.fp16.json.
 _INDEX = re.compile(r".*\.index(\.\w+)?\.json")
 _SHARD = re.compile(r"(.*)-\d+-of-\d+(\.\w+)")
+_CHECK = "check the name and the network, or download it elsewhere and give the folder"
+# Errors of huggingface_hub by the names of their classes, which its versions share.
+_HUB_ERRORS = {
+    "GatedRepoError": "(its owner grants access on its page): ask there, and set HF_TOKEN",
+    "RepositoryNotFoundError": "(there is no such repository, or it is private): check the name; "
+    "a private one needs HF_TOKEN",
+    "RevisionNotFoundError": "(it has no branch, tag or commit of this name): check the name",
+    "RemoteEntryNotFoundError": "(the repository has no such file): check the name",
+    "LocalEntryNotFoundError": "(the Hub cannot be reached, and no copy is in the cache): "
+    + _CHECK,
+}
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -154,11 +165,16 @@ def fetch(name: str | os.PathLike, *, part: str | None = None) -> Path:
             inner = part
         return _download(huggingface_hub, repo, revision, inner or "")
     except Exception as error:  # errors of the Hub, and of whatever HTTP library it uses
-        reason = " ".join(str(error).split())[:200] or repr(error)
-        raise UserError(
-            f"cannot get {name} ({reason}): check the name and the network, or "
-            "download it elsewhere and give the folder"
-        ) from None
+        raise UserError(f"cannot get {name} {_reason_and_advice(error)}") from None
+
+
+def _reason_and_advice(error: Exception) -> str:
+    """Why a download failed and what to do, for a person."""
+    for kind in type(error).__mro__:
+        if known := _HUB_ERRORS.get(kind.__name__):
+            return known
+    reason = " ".join(str(error).split())[:200] or repr(error)
+    return f"({reason}): {_CHECK}"
 
 
 def _is_pipeline(hub: Any, repo: str, revision: str | None) -> bool:
