@@ -1,8 +1,9 @@
 """Builds the documentation site: `python docs_site/build_site.py`, into build/site/index.html.
 
 The pages are the files of docs/, as GitHub shows them, with what they lack there: the tables of
-config fields, the API reference, and the files at the top of the repository. All are put together
-in build/site_pages/, from which Sphinx builds. A broken link or a missing reference is an error.
+config fields, the API reference, the notebooks, and the files at the top of the repository. All are
+put together in build/site_pages/, from which Sphinx builds. A broken link or a missing reference is
+an error.
 """
 
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import api_pages
 import config_tables
+import notebook_pages
 from sphinx.cmd.build import build_main
 
 HERE = Path(__file__).parent
@@ -31,6 +33,12 @@ NAVIGATION = {
         "data": "Your data",
         "reading_a_run": "Reading a run",
         "diagnose": "Before training",
+    },
+    "Notebooks": {
+        "notebook_toy": "The toy in a notebook",
+        "notebook_digits": "Digits in a notebook",
+        "notebook_your_images": "Your images in a notebook",
+        "notebook_published_weights": "Weights in a notebook",
     },
     "Method": {
         "fields": "Method and fields",
@@ -78,9 +86,10 @@ def with_site_links(text: str, *, is_outside: bool) -> str:
     above = "" if is_outside else r"\.\./"
     for name, page in {**OUTSIDE, "README.md": "index.md"}.items():
         text = re.sub(rf"\]\({above}{re.escape(name)}(?=[#)])", f"]({page}", text)
+    text = notebook_pages.with_page_links(text, folder=f"{above}notebooks/")
     if is_outside:
         text = text.replace("](docs/", "](")
-    return re.sub(r"\[[\w/.]+\.md\]\((\w+)\.md", _titled, text)
+    return re.sub(r"\[[\w/.]+\.(?:md|ipynb)\]\((\w+)\.md", _titled, text)
 
 
 def _titled(link: re.Match[str]) -> str:
@@ -98,6 +107,8 @@ def write_pages(folder: Path) -> None:
     for name, page in OUTSIDE.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         (folder / page).write_text(with_site_links(text, is_outside=True), encoding="utf-8")
+    for name, text in notebook_pages.pages().items():
+        (folder / f"{name}.md").write_text(with_site_links(text, is_outside=False), "utf-8")
     (folder / "api_method.md").write_text(api_pages.method(), encoding="utf-8")
     with open(folder / "index.md", "a", encoding="utf-8") as file:
         file.write(navigation())

@@ -1,6 +1,7 @@
 """The site builds without a warning, has all pages, and asks nothing of the network."""
 
 import html
+import json
 import re
 
 import pytest
@@ -12,6 +13,7 @@ import api_pages
 import build_site
 import docstrings
 import mathml
+import notebook_pages
 from sphinx.errors import SphinxError
 
 import drifting_jax as dj
@@ -21,7 +23,28 @@ ROOT = build_site.ROOT
 
 def test_the_navigation_has_every_page():
     of_docs = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    of_docs |= {f"notebook_{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert set(build_site.TITLES) == of_docs | {"contributing", "changelog", "api_method"}
+
+
+def test_a_notebook_is_a_page_with_its_text_and_code():
+    cells = json.loads((ROOT / "notebooks" / "digits.ipynb").read_text("utf-8"))["cells"]
+    page = build_site.with_site_links(notebook_pages.pages()["notebook_digits"], is_outside=False)
+    fenced = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert [text.strip() for text in fenced] == [text.strip() for text in code]
+    assert page.count("<details>") == page.count("</details>") == 2  # the set-up is folded
+    assert "[Your images in a notebook](notebook_your_images.md)" in page
+    assert "[Reading a run](reading_a_run.md)" in page and "badge" not in page
+    (after,) = (i for i, line in enumerate(page.splitlines()) if "digits_drift.png" in line)
+    assert "## Sampling, with guidance" in page.splitlines()[after + 4]
+
+
+def test_a_picture_of_a_section_that_is_gone_is_an_error(tmp_path):
+    notebook = {"cells": [{"cell_type": "markdown", "source": ["# Digits"]}]}
+    (tmp_path / "digits.ipynb").write_text(json.dumps(notebook))
+    with pytest.raises(ValueError, match="has no section Training, Reading the run"):
+        notebook_pages.markdown(tmp_path / "digits.ipynb")
 
 
 def test_the_reference_has_every_public_name_and_module():
@@ -37,6 +60,10 @@ def test_links_lead_to_pages_of_the_site():
     text = "[a](../README.md#quick-start), [docs/gpu.md](gpu.md#memory), [b](../CONTRIBUTING.md)"
     assert build_site.with_site_links(text, is_outside=False) == (
         "[a](index.md#quick-start), [GPUs](gpu.md#memory), [b](contributing.md)"
+    )
+    text = "[the toy](../notebooks/toy.ipynb), [notebooks/toy.ipynb](../notebooks/toy.ipynb)"
+    assert build_site.with_site_links(text, is_outside=False) == (
+        "[the toy](notebook_toy.md), [The toy in a notebook](notebook_toy.md)"
     )
     text = "[docs/fields.md](docs/fields.md), [CHANGELOG.md](CHANGELOG.md)"
     assert build_site.with_site_links(text, is_outside=True) == (
