@@ -5,12 +5,14 @@
     … --weights=FOLDER --vae=hf://… --reference=ref.npz
     … --images=samples.npz --reference=ref.npz
     … --workdir=runs/digits --sweep --seeds=0,1,2
+    … --workdir=runs/images_small --nearest
 
 Runs of small images (digits, MNIST, CIFAR) are compared with their test split, with a small
 classifier and without any downloaded weights. Everything else is measured with the usual metrics:
 FID, sFID, Inception Score, KID, precision, recall, density, coverage, and the Fréchet distance of
 DINOv2 features. The same command continues after a stop. `--sweep` compares every average of a run
-of small images at every α.
+of small images at every α. `--nearest` shows samples of a run on a folder of images beside their
+nearest training images, in features of the run's own encoder, without any downloaded weights.
 """
 
 import sys
@@ -22,6 +24,7 @@ from absl import flags
 
 from drifting_jax.commands.command_line import exit_status, run_program
 from drifting_jax.commands.evaluate_flags import (
+    NEAREST,
     REFERENCE,
     SMALL,
     check_flags,
@@ -41,6 +44,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.evaluation import image_evaluation, small_runs, sweep
 from drifting_jax.steps.generator import Generator
 from drifting_jax.surroundings import check_devices
+from drifting_jax.training.nearest_images import show_nearest
 from drifting_jax.training.restore import load_averages, load_generator
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.stopping import StopAgreement
@@ -64,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
             stops = StopAgreement(interruption)
             if argv[1:]:
                 _make_reference(values, stops)
+            elif values.nearest:
+                _show_nearest(values)
             elif _is_small(values):
                 _measure_small(values, stops)
             else:
@@ -74,6 +80,14 @@ def main(argv: Sequence[str]) -> int:
     except BaseException as error:
         processes.end_soon(exit_status(error) if isinstance(error, UserError | OSError) else 1)
         raise
+
+
+def _show_nearest(values: Any) -> None:
+    """Samples of a run on a folder of images beside their nearest training images."""
+    if source_of(values) != "workdir":
+        raise UserError("--nearest goes with --workdir")
+    check_flags(values, NEAREST)
+    print(show_nearest(Path(values.workdir), training_images=values.training_images))
 
 
 def _is_small(values: Any) -> bool:

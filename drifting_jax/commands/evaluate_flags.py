@@ -22,16 +22,17 @@ from drifting_jax.steps.generator import Generator
 
 # What is measured, and so which flags have a meaning: one of these flags, or one of these words.
 SOURCES = ("workdir", "weights", "images")
-SMALL, REFERENCE = "a run of small images", "reference"
+SMALL, REFERENCE, NEAREST = "a run of small images", "reference", "--nearest"
 _METRICS = metrics_for(IMAGES)
 # {flag: what it goes with}; other flags go with everything.
 _GOES_WITH = {
-    "workdir": ("workdir", SMALL),
+    "workdir": ("workdir", SMALL, NEAREST),
     "weights": ("weights",),
     "images": ("images", REFERENCE),
     **dict.fromkeys(("step", "ema_decay", "ema_sigma"), ("workdir", SMALL)),
     **dict.fromkeys(("cfg_scales", "seeds"), ("workdir", "weights", SMALL)),
-    **dict.fromkeys(("num_samples", "vae", "training_images"), ("workdir", "weights")),
+    **dict.fromkeys(("num_samples", "vae"), ("workdir", "weights")),
+    "training_images": ("workdir", "weights", NEAREST),
     **dict.fromkeys(("split", "image_size"), ("images", REFERENCE)),
     **dict.fromkeys(("reference", "k"), SOURCES),
     **dict.fromkeys(
@@ -40,6 +41,7 @@ _GOES_WITH = {
     ),
     "keep": (REFERENCE,),
     "sweep": (SMALL,),
+    "nearest": (NEAREST,),
 }
 
 
@@ -57,6 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_list("cfg_scales", [], "Guidance scales alpha; default: the config's, or 1.")
     flags.DEFINE_list("seeds", [], "Seeds of the noise: 0,1,2; default: the config's, or 0.")
     flags.DEFINE_bool("sweep", False, "Compare every average of a run of small images, at every α.")
+    flags.DEFINE_bool("nearest", False, "Only show nearest training images of a run on a folder.")
     flags.DEFINE_integer("num_samples", 50000, "Samples of each alpha and seed.", lower_bound=2)
     flags.DEFINE_string("reference", "", "Statistics of real images, an .npz file.")
     flags.DEFINE_list("figures", [], f"Metrics, of {', '.join(_METRICS)}; default: all possible.")
@@ -79,7 +82,7 @@ def check_flags(values: Any, mode: str) -> None:
 
     Args:
       values: absl's flags.
-      mode: one of `SOURCES`, `SMALL` or `REFERENCE`.
+      mode: one of `SOURCES`, `SMALL`, `REFERENCE` or `NEAREST`.
 
     Raises:
       UserError: a flag has no meaning for what is measured.

@@ -35,7 +35,7 @@ def class_grids(sample_sets: Sequence[SampleSet]) -> list[Picture]:
             columns, told = _GRID_COLUMNS, "in their order"
             rows = list(range(min(len(images), _GRID_CLASSES * _GRID_COLUMNS)))
         else:
-            chosen = _spread(images.labels, _GRID_CLASSES)
+            chosen = spread(images.labels, _GRID_CLASSES)
             # Equally many of each, so that a row is a class.
             columns = min(_GRID_COLUMNS, *(np.sum(images.labels == c) for c in chosen))
             rows = per_class(images.labels, chosen, columns)
@@ -51,8 +51,8 @@ def class_grids(sample_sets: Sequence[SampleSet]) -> list[Picture]:
     return pictures
 
 
-def _spread(labels: np.ndarray, count: int) -> list[int]:
-    """At most `count` of the classes, evenly spread."""
+def spread(labels: np.ndarray, count: int) -> list[int]:
+    """At most `count` of the classes that labels [n] have, evenly spread."""
     known = np.unique(labels)
     chosen = np.linspace(0, len(known) - 1, min(len(known), count)).round().astype(int)
     return [int(known[i]) for i in chosen]
@@ -89,7 +89,7 @@ def nearest_training_images(
             size=images.pick([0]).shape[1],
             indices=np.flatnonzero(records.labels == c)[:_CANDIDATES],
         )
-        for c in _spread(labels, _NEIGHBOR_CLASSES)
+        for c in spread(labels, _NEIGHBOR_CLASSES)
         if np.sum(records.labels == c)
     }
     rows = per_class(labels, list(by_class), 1)

@@ -16,12 +16,14 @@ from drifting_jax.config.values import plain
 from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.distributed.agreement import on_all_processes, on_main_process
 from drifting_jax.distributed.processes import is_main_process
+from drifting_jax.errors import UserError
 from drifting_jax.evaluation.small_runs import evaluate_run
 from drifting_jax.files import expanded
 from drifting_jax.method.fields.table import drift_names
 from drifting_jax.surroundings import settled_jax
 from drifting_jax.training import build, encoder, generator, toy
 from drifting_jax.training.hooks import RunContext
+from drifting_jax.training.nearest_images import show_nearest
 from drifting_jax.training.restore import load_run
 from drifting_jax.workdir import pictures
 from drifting_jax.workdir.interruption import Interruption
@@ -117,6 +119,7 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
         return False
     on_main_process(_draw_pictures, config, workdir)
     if config.data.source not in SMALL_SOURCES:
+        _show_nearest(config, workdir)
         on_main_process(mark_complete, workdir, config.train.num_steps)
         sample = ["python", "-m", "drifting_jax.sample", f"--workdir={workdir}"]
         _say(f"\nsamples: {shlex.join(sample)}")
@@ -134,6 +137,17 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
     scalars = {f"{record.metric}/alpha_{record.alpha:g}": record.value for record in found}
     context.writer.write_scalars("evaluation", config.train.num_steps, scalars)
     return True
+
+
+def _show_nearest(config: ConfigDict, workdir: Path) -> None:
+    """Shows the nearest training images of people's own images. A failure costs the page alone."""
+    if config.data.source != "images" or config.data.latent or jax.process_count() > 1:
+        return
+    _say("\nlooking for the nearest training images of samples ...")
+    try:
+        _say(show_nearest(workdir))
+    except (UserError, OSError) as error:
+        _say(f"left out: {error}")
 
 
 def _draw_pictures(config: ConfigDict, workdir: Path) -> None:

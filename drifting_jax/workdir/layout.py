@@ -23,10 +23,11 @@ def snapshots(workdir: Path) -> Path:
 def list_contents(workdir: Path) -> str:
     """Returns a table of the files and folders that are there, one a line, with what they hold."""
     entries = {
-        "report.html": "metrics over alpha, samples, their nearest training images",
+        "report.html": "samples, their nearest training images, and any metrics over alpha",
         "evaluation.json": "the metrics",
         "sweep.json": "the metrics of every average and alpha",
         "samples": "pictures",
+        "samples/nearest.png": "samples on the left, then their nearest training images",
         "samples/final.npz": "the samples that were measured",
         "samples/training.gif": "the same samples over training",
         "drift.gif": "q drifting to p",

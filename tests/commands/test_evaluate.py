@@ -136,6 +136,8 @@ def test_fd_dinov2_is_left_out_without_its_weights(command, tmp_path, monkeypatc
         (("--images=a", "--weights=b"), "found weights and images"),
         (("--images=samples.npz", "--figures=fid,ssim"), "found 'ssim'"),
         (("--weights=w", "--sweep"), "--sweep goes with a run of small images, not with --weights"),
+        (("--weights=w", "--nearest"), "--nearest goes with --workdir"),
+        (("--workdir=w", "--nearest", "--k=3"), "--k goes with .* not with --nearest"),
         (("--images=samples.npz", "--seeds=1"), "--seeds goes with --workdir and --weights and"),
         (("--weights=w", "--step=3"), "--step goes with --workdir and a run of small images, not"),
         (("reference", "--images=data", "--out=a.npz", "--k=3"), "--k goes with .* not with refer"),
