@@ -9,6 +9,7 @@ import numpy as np
 
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.nearest_page import PAGE, Features, write_nearest_page
+from drifting_jax.files import expanded
 from drifting_jax.method.encoders import last_stage_means
 from drifting_jax.steps.generator import Generator
 from drifting_jax.surroundings import settled_jax
@@ -23,7 +24,7 @@ _BATCH = 256
 
 
 @settled_jax()
-def show_nearest(workdir: Path, *, training_images: str = "") -> str:
+def show_nearest(workdir: str | Path, *, training_images: str = "") -> str:
     """Writes the page of a finished run, see `evaluation.nearest_page`; returns two lines about it.
 
     Args:
@@ -34,6 +35,7 @@ def show_nearest(workdir: Path, *, training_images: str = "") -> str:
       UserError: the run is of other data than a folder of images, of latents, or of several
         processes; or its images are not there.
     """
+    workdir = Path(expanded(str(workdir)))
     run = load_run(workdir)
     config = run.config
     assert config is not None  # it is of a run
