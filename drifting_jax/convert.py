@@ -2,10 +2,10 @@
 
 A source is the workdir of a run (`--part=generator` or `encoder`), an artifact of the paper's
 release, a folder of diffusers or transformers, a file of torchvision's, torch.hub's or MoCo's
-tensors, or hf://owner/repo. No code in a file is run: the reader of pickles accepts only tensors.
-`--to=release` writes generators and autoencoders in the release's format, which the release's code
-loads too; `--to=plain` writes any network as network.json and params.npz. `--to=hub` writes a
-generator for the Hugging Face Hub, with a model card and samples.
+tensors or of a generator's, or hf://owner/repo. No code in a file is run: the reader of pickles
+accepts only tensors. `--to=release` writes generators and autoencoders in the release's format,
+which the release's code loads too; `--to=plain` writes any network as network.json and params.npz.
+`--to=hub` writes a generator for the Hugging Face Hub, with a model card and samples.
 """
 
 from collections.abc import Sequence

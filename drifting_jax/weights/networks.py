@@ -26,6 +26,7 @@ from drifting_jax.models.vae import VAE
 from drifting_jax.weights import (
     convnext,
     dinov2,
+    dit,
     files,
     inception,
     own_folders,
@@ -37,7 +38,7 @@ from drifting_jax.weights import (
 from drifting_jax.weights.foreign_files import PIPELINE, describe_folder
 from drifting_jax.weights.mapping import Tensor, assemble
 from drifting_jax.weights.reading import read_json
-from drifting_jax.weights.shapes import param_shapes
+from drifting_jax.weights.shapes import check_fields, param_shapes
 
 PyTree = Any
 Model = TypeVar("Model", bound=nn.Module, covariant=True)
@@ -170,9 +171,9 @@ def load_network(name: str | Path, *, kind: str = "") -> Network[nn.Module]:
 
     Args:
       name: a folder of ours (`save_network`), an artifact of the paper's release, a folder of
-        diffusers or transformers, a file of torchvision's, torch.hub's or MoCo's tensors or of
-        Stable Diffusion's in its original names; or hf://owner/repo. Of a whole pipeline of
-        diffusers the folder "vae" is taken if the kind is "vae".
+        diffusers or transformers, a file of torchvision's, torch.hub's or MoCo's tensors, of Stable
+        Diffusion's in its original names or of a generator (`dit`); or hf://owner/repo. Of a whole
+        pipeline of diffusers the folder "vae" is taken if the kind is "vae".
       kind: one of `KINDS`; "" to recognise it by config.json or by the names of the tensors.
 
     Raises:
@@ -195,7 +196,7 @@ def load_network(name: str | Path, *, kind: str = "") -> Network[nn.Module]:
         raise UserError(f"{path} describes no network that can be built: {reason}") from error
     if kind and found.kind != kind:
         raise UserError(f"{path} holds a network of the kind {found.kind!r}; expected {kind!r}")
-    _check_fields(found, path)
+    check_fields(found.model, found.step, path)
     return found
 
 
@@ -223,23 +224,6 @@ def _part_of_pipeline(path: Path, kind: str) -> Path:
     if folder is None or not (path / folder).is_dir():
         raise UserError(f"{path} is {describe_folder(path)}")
     return path / folder
-
-
-def _check_fields(network: Network[nn.Module], path: Path) -> None:
-    """Checks that the sizes are numbers: with a wrong one the network may still give an output."""
-    for field in dataclasses.fields(network.model):
-        value = getattr(network.model, field.name)
-        if field.type in (int, "int"):
-            numbers: tuple[type[int | float | np.integer], ...] = (int, np.integer)
-        elif field.type in (float, "float"):
-            numbers = (int, float)
-        else:
-            continue
-        bad = isinstance(value, bool) or not isinstance(value, numbers) or not np.isfinite(value)
-        if bad or value < 0 or (field.name == "scaling_factor" and value == 0):
-            raise UserError(f"{path}: {field.name} must be a number that fits; found {value!r}")
-    if isinstance(network.step, bool) or not isinstance(network.step, int):
-        raise UserError(f"{path}: step must be a whole number; found {network.step!r}")
 
 
 def save_network(path: str | Path, network: Network[nn.Module], *, for_hub: bool = False) -> None:
@@ -296,11 +280,14 @@ def _from_others(path: Path, kind: str) -> Network[nn.Module]:
     file, config = files.find_weights(path), files.read_config(path)
     tensors: Mapping[str, np.ndarray] = files.read_tensors(file)
     kind = kind or _recognise(path, tensors, config)
+    if kind == _GENERATOR and dit.is_generator(tensors):
+        found = wrappers.unwrap(wrappers.select(tensors))
+        return Network(kind, *dit.load(found, config, origin=str(file)))
     network = NETWORKS.get(kind)
     if network is None or network.load is None:
         raise UserError(
-            f"{path} holds no {kind} of ours (network.json) and none of the paper's release "
-            "(metadata.json)"
+            f"{path} holds no {kind} of ours (network.json), none of the paper's release "
+            "(metadata.json), and none of PyTorch (blocks.0.adaLN_modulation.1.weight)"
         )
     tensors = _network_tensors(network, tensors)
     arguments = (tensors, config) if network.takes_config else (tensors,)
@@ -343,6 +330,8 @@ def _recognise(
     for kind, network in NETWORKS.items():
         if _has_any(tensors, network.tensor_names):
             return kind
+    if dit.is_generator(tensors):
+        return _GENERATOR
     raise UserError(
         f"{path} holds no network that is known here ({len(tensors)} tensors, the first "
         f"{min(tensors, default='none')}): give its kind, one of {', '.join(KINDS)}"

@@ -1,13 +1,16 @@
-"""Shapes of the parameters of any network of the package."""
+"""Sizes of any network of the package, and the shapes of its parameters."""
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from drifting_jax.config.streams import root_key
+from drifting_jax.errors import UserError
 from drifting_jax.models import generators
 from drifting_jax.models.calls import init_params
 
@@ -36,6 +39,32 @@ def param_shapes(model: nn.Module, *, tensors: int | None = None) -> PyTree:
     if generators.is_generator(model):
         return jax.eval_shape(functools.partial(generators.init_generator, model=model), key)
     return jax.eval_shape(functools.partial(init_params, model), key, *model.example_inputs())
+
+
+def check_fields(model: nn.Module, step: Any, origin: Path) -> None:
+    """Checks that the sizes of a network are numbers: with a wrong one it may still give an output.
+
+    Args:
+      model: the network.
+      step: of its training.
+      origin: what it was read from.
+
+    Raises:
+      UserError: a size or the step is no number that fits.
+    """
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.type in (int, "int"):
+            numbers: tuple[type[int | float | np.integer], ...] = (int, np.integer)
+        elif field.type in (float, "float"):
+            numbers = (int, float)
+        else:
+            continue
+        bad = isinstance(value, bool) or not isinstance(value, numbers) or not np.isfinite(value)
+        if bad or value < 0 or (field.name == "scaling_factor" and value == 0):
+            raise UserError(f"{origin}: {field.name} must be a number that fits; found {value!r}")
+    if isinstance(step, bool) or not isinstance(step, int):
+        raise UserError(f"{origin}: step must be a whole number; found {step!r}")
 
 
 def _check_sizes(model: nn.Module, tensors: int) -> None:

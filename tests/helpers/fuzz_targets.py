@@ -13,10 +13,13 @@ import flax.serialization
 import jax
 import numpy as np
 import tiny_config
+import tiny_generator
 import torch_files
 from fuzzing import Target
 from imagenet_like import encoded, oddities, picture
 from read_release import unpacked
+from safetensors.numpy import save_file
+from torch_generator import state_dict
 
 from drifting_jax.commands import packing
 from drifting_jax.config import base_config, load_config, resolve, save_config
@@ -120,6 +123,14 @@ def _networks() -> dict[str, Target]:
         network = Network("generator", model, {"params": params}, 3, 0.9, ("a", "b"), (1.0, 4.0))
         save_network(folder, network, for_hub=for_hub)
 
+    def of_torch(folder: Path) -> None:
+        model = tiny_generator.MODEL.clone(in_channels=3, out_channels=3)
+        params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), param_shapes(model))
+        save_file(state_dict(model, params), folder / "model.safetensors")
+        names = {"pos_embed": "position_embedding"}
+        config = {"fields": {"num_heads": 2, "rope": True}, "names": names}
+        (folder / "config.json").write_text(json.dumps(config))
+
     def artifact(folder: Path) -> None:
         unpacked("mae_latent", folder)
 
@@ -129,6 +140,7 @@ def _networks() -> dict[str, Target]:
     found = {
         "ours": Target(_made_by(ours), read, (UserError,), fixed=("params.npz",)),
         "hub": Target(_made_by(functools.partial(ours, for_hub=True)), read, (UserError,)),
+        "of torch": Target(_made_by(of_torch), read, (UserError,)),
         "artifact": Target(_made_by(artifact), read, (UserError,)),
     }
     for name in ("vae", "dinov2"):
