@@ -57,7 +57,7 @@ def _numbered(word, low, high, classes):
     """The classes of a range of numbers, which may also be names: folders 1, 2, 3."""
     if low > high:
         fail(f"--classes: {word!r} runs backwards; write {high}-{low}")
-    by_value = {}
+    by_value: dict[int, list[int]] = {}
     for i, name in enumerate(classes):
         if re.fullmatch("[0-9]{1,9}", name):
             by_value.setdefault(int(name), []).append(i)

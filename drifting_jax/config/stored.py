@@ -1,5 +1,6 @@
 """The config.json of a workdir: written, read, and compared when a run is resumed."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -17,6 +18,7 @@ from drifting_jax.config.values import flat, nested, plain
 from drifting_jax.errors import UserError
 from drifting_jax.files import read_json, write_json
 
+_SHOWN = 5  # of other runs, in a message
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -48,10 +50,22 @@ def load_config(workdir: str | os.PathLike) -> ConfigDict:
         values = plain(read_json(path)["config"])
         task = values["task"]
     except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run: there is no {path}") from None
+        raise UserError(
+            f"{workdir} holds no run: there is no {path}{_runs_beside(Path(workdir))}"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a config that a run wrote: {error!r}") from None
     return ConfigDict(nested(_completed(flat(values), task, path))).lock()
+
+
+def _runs_beside(workdir: Path) -> str:
+    """What a person may have meant: the runs in the same folder."""
+    runs: list[str] = []
+    with contextlib.suppress(OSError):
+        folders = [path.parent for path in workdir.parent.glob("*/config.json")]
+        runs = sorted(folder.name for folder in folders if (folder / "metrics.jsonl").is_file())
+    more = ", …" * (len(runs) > _SHOWN)
+    return f"; {workdir.parent} holds the runs {', '.join(runs[:_SHOWN])}{more}" if runs else ""
 
 
 def values_to_keep(

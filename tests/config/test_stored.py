@@ -35,8 +35,13 @@ def test_save_and_load(tmp_path):
 
 
 def test_a_workdir_without_a_config_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match=r"holds no run: there is no .*config\.json$"):
         load_config(tmp_path)
+    for name in ("digits", "images_small"):
+        save_config(tmp_path / name, base_config("generator"))
+        (tmp_path / name / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match=r"config\.json; .* holds the runs digits, images_small$"):
+        load_config(tmp_path / "images")
     (tmp_path / "config.json").write_text('{"config": {"ta')
     with pytest.raises(UserError, match="is not a config that a run wrote"):
         load_config(tmp_path)
