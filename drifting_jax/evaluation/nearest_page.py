@@ -156,17 +156,23 @@ class _Class:
 
 def _neighbors(groups: Sequence[_Class], features: Features, words: str) -> Neighbors:
     """The first samples of each class with their nearest training images."""
-    count = min(_NEIGHBORS, *(len(group.candidates) for group in groups))
+    count = min(_NEIGHBORS, *(len(group.training) for group in groups))
     nearest, distances = [], []
     for group in groups:
-        candidates = group.candidates
-        found = nearest_indices(features(group.samples[:_SHOWN]), features(candidates), count=count)
-        nearest.append(candidates[found.indices])
-        distances.append(found.distances)
+        candidates, m = group.candidates, len(group.training)
+        # Of an image and its mirror image the nearer one is shown.
+        wanted = count * len(candidates) // m
+        found = nearest_indices(
+            features(group.samples[:_SHOWN]), features(candidates), count=wanted
+        )
+        for indices, values in zip(found.indices, found.distances, strict=True):
+            first = np.sort(np.unique(indices % m, return_index=True)[1])[:count]
+            nearest.append(candidates[indices[first]])
+            distances.append(values[first])
     return Neighbors(
         samples=np.concatenate([group.samples[:_SHOWN] for group in groups]),
-        nearest=np.concatenate(nearest),
-        distances=np.concatenate(distances),
+        nearest=np.stack(nearest),
+        distances=np.stack(distances),
         words=f"the nearest training images of the class, by Euclidean distance of {words}.",
     )
 

@@ -91,7 +91,7 @@ def test_copies_are_seen(training, tmp_path):
     assert found.samples < 1e-3 < found.real and "ratio 0.00" in found.words
     with Image.open(tmp_path / "samples" / "nearest.png") as picture:
         grid = np.asarray(picture)
-    rows, columns = 2 * len(COUNTS), 3  # the smallest class has two candidates
+    rows, columns = 2 * len(COUNTS), 2  # a sample and one neighbour, as the smallest class has
     side = 8 + 1
     factor = grid.shape[0] // (rows * side + 1)
     small = grid[::factor, ::factor]
@@ -121,3 +121,21 @@ def test_other_classes_are_refused(training, tmp_path):
     with pytest.raises(UserError, match="has other classes than the images that the run is of"):
         write(run, training, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_and_its_mirror_image_are_shown_once(tmp_path):
+    """Images of one colour each, which are their own mirror images."""
+    shades = {"a": range(6), "b": range(10, 15), "c": range(20, 27)}
+    for name, colours in shades.items():
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for colour in colours:
+            image = np.full((8, 8, 3), colour, np.uint8)
+            Image.fromarray(image).save(tmp_path / "data" / name / f"{colour}.png")
+    samples = np.repeat([[0, 0], [14, 14], [20, 20]], 192).reshape(3, 2, 8, 8, 3).astype(np.uint8)
+    write(run_of(samples, flip=True), (None, tmp_path / "data"), tmp_path)
+    with Image.open(tmp_path / "samples" / "nearest.png") as picture:
+        grid = np.asarray(picture)
+    factor = grid.shape[0] // (6 * 9 + 1)
+    rows = grid[4 * factor :: 9 * factor, 4 * factor :: 9 * factor, 0]  # inside of each tile
+    expected = [[0, 0, 1, 2, 3, 4], [14, 14, 13, 12, 11, 10], [20, 20, 21, 22, 23, 24]]
+    np.testing.assert_array_equal(rows, np.repeat(expected, 2, axis=0))
