@@ -201,7 +201,7 @@ class UNet(nn.Module):
           ValueError: shapes do not fit the fields, or the fields one another.
         """
         sides = self._sides()
-        x = self._patches(noise, len(labels))  # [b, side, side, ps * ps * in_channels]
+        x = self._patches(noise, labels.shape[0])  # [b, side, side, ps * ps * in_channels]
         condition = self._condition(labels, styles, cfg_scale)
         keys_of_blocks = _keys_of_blocks(dropout_keys)
 
