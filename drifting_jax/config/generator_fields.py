@@ -144,24 +144,48 @@ _FEATURES = section(
 _MODEL = section(
     "model",
     "The generator (A.2).",
-    kind=Field("dit", 'architecture; "dit" is the paper\'s'),
+    kind=Field("dit", 'architecture; "dit" is the paper\'s, "unet" has fields of its own'),
     init_from=Field(
         "",
         "weights of a generator to start from: a folder or hf://owner/repo; empty = random ones",
         is_path=True,
     ),
     patch_size=Field(2, "side of a patch, in pixels or latent locations"),
-    width=Field(128, "channels of a token"),
-    depth=Field(4, "number of transformer blocks"),
+    width=Field(128, "channels of a token; of a unet, what its multipliers multiply"),
+    depth=Field(4, "dit: number of transformer blocks"),
     num_heads=Field(4, "attention heads; must divide the width"),
-    mlp_ratio=Field(4.0, "width of a block's feed-forward network over the width of a token"),
-    num_context_tokens=Field(4, "in-context tokens made from the condition; 0 = none", minimum=0),
+    mlp_ratio=Field(4.0, "dit: width of a block's feed-forward network over the width of a token"),
+    num_context_tokens=Field(
+        4, "dit: in-context tokens made from the condition; 0 = none", minimum=0
+    ),
     num_style_books=Field(8, "style embeddings that are added to the condition"),
     styles_per_book=Field(16, "entries that each of them is drawn from; 0 = no styles", minimum=0),
     dtype=Field("float32", "dtype of the computation; parameters are float32", choices=_DTYPES),
     attention_dtype=Field("float32", "dtype of the attention's computation", choices=_DTYPES),
     remat=_REMAT,
-    scan=Field(False, "compile one block and use it for all: shorter compilation"),
+    scan=Field(False, "dit: compile one block and use it for all: shorter compilation"),
+)
+
+_UNET = section(
+    "model.unet",
+    "What a generator of the kind unet has besides; a level has half the side of the one before.",
+    multipliers=Field((1, 2, 2, 2), "channels of each level over the width"),
+    blocks_per_level=Field(2, "residual blocks of a level on the way down; one more on the way up"),
+    attention_sides=Field(
+        (16,),
+        "sides of the levels, in patches, that have attention; the middle has it in any case",
+        may_be_empty=True,
+    ),
+    groups=Field(32, "groups of each GroupNorm; must divide the width"),
+    dropout=Field(
+        0.0, "share of a block's entries that are zero, in training alone", minimum=0, below=1
+    ),
+    condition_width=Field(
+        512,
+        "channels of the condition: class, styles and α; 0 = none, for data of one class without"
+        " guidance",
+        minimum=0,
+    ),
 )
 
 _GUIDANCE = section(
@@ -284,6 +308,7 @@ GENERATOR = (
     _VAE,
     _FEATURES,
     _MODEL,
+    _UNET,
     DRIFT,
     _GUIDANCE,
     _QUEUE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -11,14 +10,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from drifting_jax.models import layers, rematerialisation
+from drifting_jax.models.condition import ScaleEmbedding, embed_condition, normal_02
 from drifting_jax.models.transformer import Block, Modulation, modulate
 
 PyTree = Any
 
-_NORMAL_02 = nn.initializers.normal(0.02)
 _ZEROS = nn.initializers.zeros
-_SINUSOID_WIDTH = 256
-_SCALE_EMBEDDING_GAIN = 0.02  # weight of the CFG scale's embedding in the condition (A.2)
 
 
 class FinalLayer(nn.Module):
@@ -35,21 +32,6 @@ class FinalLayer(nn.Module):
         return layers.linear(self.features, dtype=self.dtype, kernel_init=_ZEROS, name="output")(
             modulate(norm(x), shift, scale)
         )
-
-
-class ScaleEmbedding(nn.Module):
-    """Embeds the CFG scale alpha: RMSNorm(MLP(sinusoid(alpha))), [b] -> [b, width]."""
-
-    width: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, cfg_scale: jax.Array) -> jax.Array:
-        linear = functools.partial(layers.linear, dtype=self.dtype, kernel_init=_NORMAL_02)
-        x = layers.sinusoid(cfg_scale, _SINUSOID_WIDTH)
-        x = nn.silu(linear(self.width, name="hidden")(x))
-        x = linear(self.width, name="out")(x)
-        return layers.token_norm(rms=True, affine=True, dtype=self.dtype, name="norm")(x)
 
 
 class DiT(nn.Module):
@@ -110,12 +92,12 @@ class DiT(nn.Module):
         self._check_fields()
         condition_width = self.condition_width or self.width
         self.class_embedding = nn.Embed(
-            self.num_classes, condition_width, embedding_init=_NORMAL_02, dtype=self.dtype
+            self.num_classes, condition_width, embedding_init=normal_02, dtype=self.dtype
         )
         if self.styles_per_book:
             self.style_books = self.param(
                 "style_books",
-                _NORMAL_02,
+                normal_02,
                 (self.num_style_books, self.styles_per_book, condition_width),
             )
         self.scale_embedding = ScaleEmbedding(condition_width, self.dtype)
@@ -127,7 +109,7 @@ class DiT(nn.Module):
         if self.num_context_tokens:
             self.context_projection = layers.linear(self.width, dtype=self.dtype)
             self.context_embedding = self.param(
-                "context_embedding", _NORMAL_02, (self.num_context_tokens, self.width)
+                "context_embedding", normal_02, (self.num_context_tokens, self.width)
             )
         names = ["blocks"] if self.scan else [f"block_{i}" for i in range(self.depth)]
         block = rematerialisation.with_policy(Block, self.remat, in_scan=self.scan)
@@ -198,23 +180,14 @@ class DiT(nn.Module):
         Raises:
           ValueError: shapes do not fit the fields.
         """
-        b = labels.shape[0]
-        if cfg_scale.shape != (b,):
-            raise ValueError(
-                f"cfg_scale must have shape ({b},) like labels, found {cfg_scale.shape}"
-            )
-        y = self.class_embedding(labels)  # [b, condition_width]
-        if self.styles_per_book:
-            if styles.shape != (b, self.num_style_books):
-                raise ValueError(
-                    f"styles must have shape {(b, self.num_style_books)} "
-                    f"(labels, num_style_books), found {styles.shape}"
-                )
-            books = jnp.arange(self.num_style_books)[None]
-            # One after another, as published weights were trained: in bfloat16 each sum rounds.
-            for style in jnp.moveaxis(self.style_books[books, styles].astype(self.dtype), 1, 0):
-                y = y + style
-        return y + _SCALE_EMBEDDING_GAIN * self.scale_embedding(cfg_scale)
+        return embed_condition(
+            labels,
+            styles,
+            cfg_scale,
+            class_embedding=self.class_embedding,
+            style_books=self.style_books if self.styles_per_book else None,
+            scale_embedding=self.scale_embedding,
+        )
 
     def _run_blocks(
         self, x: jax.Array, condition: jax.Array, rotation: tuple[jax.Array, jax.Array] | None

@@ -1,8 +1,9 @@
 """The table of generator networks: how each is built and which random inputs it takes.
 
 A generator maps (noise [b, ...], labels [b], styles [b, k], cfg_scale [b]) to images [b, h, w, c]
-in one pass, and has the fields `num_classes` and `out_channels`. To add one, write its module and
-add it to `GENERATORS`.
+in one pass, and has the fields `num_classes` and `out_channels`. One with a field `dropout` also
+takes keys [b] of its dropout masks, in training. To add one, write its module and add it to
+`GENERATORS`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import jax.numpy as jnp
 
 from drifting_jax.models.calls import init_params
 from drifting_jax.models.dit import DiT
+from drifting_jax.models.unet import UNet
 
 PyTree = Any
 
 DEFAULT_KIND = "dit"  # where a config or a file does not name one
+_DROPOUT = 2  # folded into a sample's key; 0 and 1 may give the keys of noise and styles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,30 +42,53 @@ class GeneratorNetwork:
 
 
 def _build_dit(section: Any, image_shape: tuple[int, int, int], num_classes: int) -> DiT:
-    height, width, channels = image_shape
-    if height != width:
-        raise ValueError(f"the generator makes square images; found {height}x{width}")
     return DiT(
-        image_size=height,
-        in_channels=channels,
-        out_channels=channels,
-        patch_size=section.patch_size,
-        width=section.width,
+        **_common_fields(section, image_shape, num_classes),
         depth=section.depth,
-        num_heads=section.num_heads,
-        num_classes=num_classes,
         mlp_ratio=section.mlp_ratio,
         num_context_tokens=section.num_context_tokens,
-        num_style_books=section.num_style_books,
-        styles_per_book=section.styles_per_book,
-        dtype=jnp.dtype(section.dtype),
-        attention_dtype=jnp.dtype(section.attention_dtype),
-        remat="none" if section.remat == "auto" else section.remat,
         scan=section.scan,
     )
 
 
-def _draw_dit_inputs(key: jax.Array, model: DiT) -> tuple[jax.Array, jax.Array]:
+def _build_unet(section: Any, image_shape: tuple[int, int, int], num_classes: int) -> UNet:
+    if section.scan:
+        raise ValueError("model.scan needs blocks that are all alike; those of a unet are not")
+    u = section.unet
+    return UNet(
+        **_common_fields(section, image_shape, num_classes),
+        multipliers=tuple(u.multipliers),
+        blocks_per_level=u.blocks_per_level,
+        attention_sides=tuple(u.attention_sides),
+        groups=u.groups,
+        dropout=u.dropout,
+        condition_width=u.condition_width,
+    )
+
+
+def _common_fields(
+    section: Any, image_shape: tuple[int, int, int], num_classes: int
+) -> dict[str, Any]:
+    height, width, channels = image_shape
+    if height != width:
+        raise ValueError(f"the generator makes square images; found {height}x{width}")
+    return {
+        "image_size": height,
+        "in_channels": channels,
+        "out_channels": channels,
+        "patch_size": section.patch_size,
+        "width": section.width,
+        "num_heads": section.num_heads,
+        "num_classes": num_classes,
+        "num_style_books": section.num_style_books,
+        "styles_per_book": section.styles_per_book,
+        "dtype": jnp.dtype(section.dtype),
+        "attention_dtype": jnp.dtype(section.attention_dtype),
+        "remat": "none" if section.remat == "auto" else section.remat,
+    }
+
+
+def _draw_inputs(key: jax.Array, model: DiT | UNet) -> tuple[jax.Array, jax.Array]:
     noise_key, style_key = jax.random.split(key)
     shape = (model.image_size, model.image_size, model.in_channels)
     noise = jax.random.normal(noise_key, shape)
@@ -73,7 +99,8 @@ def _draw_dit_inputs(key: jax.Array, model: DiT) -> tuple[jax.Array, jax.Array]:
 
 
 GENERATORS: dict[str, GeneratorNetwork] = {
-    "dit": GeneratorNetwork(DiT, _build_dit, _draw_dit_inputs),
+    "dit": GeneratorNetwork(DiT, _build_dit, _draw_inputs),
+    "unet": GeneratorNetwork(UNet, _build_unet, _draw_inputs),
 }
 
 
@@ -124,11 +151,25 @@ def draw_inputs(key: jax.Array, model: nn.Module) -> tuple[jax.Array, jax.Array]
         inputs depend on.
 
     Returns:
-      Noise float32 and style indices [k] int32, without the batch axis. For `DiT` the noise is
-      [h, w, c] standard normal, and each style index is uniform in [0, styles_per_book).
+      Noise float32 and style indices [k] int32, without the batch axis. For `DiT` and `UNet` the
+      noise is [h, w, c] standard normal, and each style index is uniform in [0, styles_per_book).
     """
     kind = kind_of(model) if is_generator(model) else DEFAULT_KIND
     return GENERATORS[kind].draw_inputs(key, model)
+
+
+def dropout_inputs(key: jax.Array, model: nn.Module) -> tuple[jax.Array, ...]:
+    """Returns what a generator takes in training alone, after its other inputs.
+
+    Args:
+      key: typed PRNG key of the sample, as in `draw_inputs`.
+      model: a generator.
+
+    Returns:
+      The key of the sample's dropout masks, or nothing for a generator without dropout. The masks
+      of a sample are the same wherever it is computed again.
+    """
+    return (jax.random.fold_in(key, _DROPOUT),) if getattr(model, "dropout", 0) else ()
 
 
 def init_generator(key: jax.Array, model: nn.Module) -> PyTree:

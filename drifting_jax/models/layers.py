@@ -136,7 +136,7 @@ def token_norm(*, rms: bool, affine: bool, dtype: DTypeLike, name: str | None = 
 
 
 class Conv(nn.Module):
-    """Convolution without bias, padded by half of an odd kernel: [b, h, w, c] -> [b, h', w', d].
+    """Convolution, padded by half of an odd kernel: [b, h, w, c] -> [b, h', w', features].
 
     An output of at most 4 positions is computed as patches and one matrix product. The sums are the
     same, but XLA's CPU convolution takes over ten times as long at that size.
@@ -146,30 +146,38 @@ class Conv(nn.Module):
     kernel_size: int
     stride: int = 1
     dtype: DTypeLike = jnp.float32
+    use_bias: bool = False
+    kernel_init: Callable[..., jax.Array] = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        size, stride, pad = self.kernel_size, self.stride, self.kernel_size // 2
-        shape = (size, size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
-        x = x.astype(self.dtype)
-        b, h, w, c = x.shape
-        rows, columns = -(-h // stride), -(-w // stride)
-        if rows * columns > 4:
-            return jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (stride, stride),
-                [(pad, pad), (pad, pad)],
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        taps = [
-            x[:, i : i + h : stride, j : j + w : stride] for i in range(size) for j in range(size)
-        ]
-        # [b * rows * columns, size * size * c]
-        patches = jnp.concatenate(taps, axis=-1).reshape(b * rows * columns, size * size * c)
-        return (patches @ kernel.reshape(-1, self.features)).reshape(b, rows, columns, -1)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        y = _convolved(x.astype(self.dtype), kernel, self.stride)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype)[None, None, None]
+        return y
+
+
+def _convolved(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    size, _, c, features = kernel.shape
+    pad = size // 2
+    b, h, w, _ = x.shape
+    rows, columns = -(-h // stride), -(-w // stride)
+    if rows * columns > 4:
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            [(pad, pad), (pad, pad)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    taps = [x[:, i : i + h : stride, j : j + w : stride] for i in range(size) for j in range(size)]
+    # [b * rows * columns, size * size * c]
+    patches = jnp.concatenate(taps, axis=-1).reshape(b * rows * columns, size * size * c)
+    return (patches @ kernel.reshape(-1, features)).reshape(b, rows, columns, -1)
 
 
 class GroupNorm(nn.Module):

@@ -87,6 +87,7 @@ class SelfAttention(nn.Module):
     rms_norm: bool
     dtype: DTypeLike
     attention_dtype: DTypeLike
+    out_init: Callable[..., jax.Array] = layers.xavier_uniform
 
     @nn.compact
     def __call__(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
@@ -107,7 +108,7 @@ class SelfAttention(nn.Module):
             q = layers.apply_rotary(q, *rotation)
             k = layers.apply_rotary(k, *rotation)
         y = attention(q * head_width**-0.5, k, v).reshape(b, t, width).astype(self.dtype)
-        return layers.linear(width, dtype=self.dtype, name="out")(y)
+        return layers.linear(width, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
 
 
 class FeedForward(nn.Module):
@@ -137,7 +138,7 @@ class FeedForward(nn.Module):
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """x [b, t, width], scaled by 1 + scale and shifted, both [b, 1, width]."""
+    """x [b, ..., width], scaled by 1 + scale and shifted, both [b, 1, ..., width]."""
     return x * (1 + scale) + shift
 
 

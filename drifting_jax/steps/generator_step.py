@@ -194,8 +194,12 @@ class _Networks:
         def for_each_sample(per_row: jax.Array) -> jax.Array:
             return class_rows.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
 
-        draw = jax.vmap(jax.vmap(lambda key: generators.draw_inputs(key, self.model)))
-        noise, styles = (class_rows.merge(x, sharding) for x in draw(keys))
+        def draw(key: jax.Array) -> tuple[jax.Array, ...]:
+            found = generators.draw_inputs(key, self.model)
+            return *found, *generators.dropout_inputs(key, self.model)
+
+        drawn = jax.vmap(jax.vmap(draw))(keys)
+        noise, styles, *dropout = (class_rows.merge(x, sharding) for x in drawn)
         generated = apply(
             self.model,
             params,
@@ -203,6 +207,7 @@ class _Networks:
             for_each_sample(rows.label),
             styles,
             for_each_sample(rows.cfg_scale),
+            *dropout,
         )
         generated = class_rows.keep_split(generated, sharding)
         return class_rows.split(generated, sharding, c, g)

@@ -72,17 +72,22 @@ def kept_activations(
         model = build.make_generator(chosen, spec)
 
         def residuals(count: int) -> int:
-            draw = jax.vmap(lambda key: generators.draw_inputs(key, model))
             key = stream_key(config, "generator_init")
             keys = jax.eval_shape(lambda: jax.random.split(key, count))
-            noise, styles = jax.eval_shape(draw, keys)
+
+            def draw(key: jax.Array) -> tuple[jax.Array, ...]:
+                found = generators.draw_inputs(key, model)
+                return *found, *generators.dropout_inputs(key, model)
+
+            noise, styles, *dropout = jax.eval_shape(jax.vmap(draw), keys)
             labels = jax.ShapeDtypeStruct((count,), jnp.int32)
             cfg_scale = jax.ShapeDtypeStruct((count,), jnp.float32)
 
             def pull_back(params: PyTree, *inputs: jax.Array):
                 return jax.vjp(lambda params: apply(model, params, *inputs), params)[1]
 
-            return _bytes(jax.eval_shape(pull_back, params, noise, labels, styles, cfg_scale))
+            inputs = (noise, labels, styles, cfg_scale, *dropout)
+            return _bytes(jax.eval_shape(pull_back, params, *inputs))
 
         return residuals(2) - residuals(1)
 

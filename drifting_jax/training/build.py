@@ -159,6 +159,7 @@ def check_models(config: ConfigDict, spec: DataSpec) -> None:
     """
     check_choices(config)
     _check_rows(config, spec)
+    _check_condition(config)
     model, encoder = make_generator(config, spec), make_encoder(config, spec)
     image = jnp.zeros((1, *spec.image_shape))
     key = stream_key(config, "generator_init")
@@ -177,6 +178,16 @@ def check_models(config: ConfigDict, spec: DataSpec) -> None:
         except ValueError as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"config.{section} does not fit the data: {reason}") from None
+
+
+def _check_condition(config: ConfigDict) -> None:
+    """Raises UserError if the rows of a step have an α that the generator is not told."""
+    m, largest = config.model, config.guidance.maximum
+    if m.kind == "unet" and not m.unet.condition_width and largest > 1:
+        raise UserError(
+            "config.model.unet.condition_width=0 makes a generator that knows no guidance scale: "
+            f"set config.guidance.maximum to 1, or a width; found a maximum of {largest:g}"
+        )
 
 
 def _check_rows(config: ConfigDict, spec: DataSpec) -> None:

@@ -17,7 +17,13 @@ from drifting_jax.models.calls import init_params
 PyTree = Any
 
 
-_REPEATS = ("depth", "depths", "blocks", "layers_per_block")  # fields that say how many layers
+_REPEATS = (
+    "depth",
+    "depths",
+    "blocks",
+    "layers_per_block",
+    "blocks_per_level",
+)  # fields that say how many layers
 _FEW = 64  # layers that are described in any case, so that missing tensors can be named
 _LARGEST = 2**20  # of any size of a network
 

@@ -30,12 +30,12 @@ def test_a_section_describes_a_generator():
 
 
 def test_what_cannot_be_built_is_said():
-    with pytest.raises(ValueError, match="kind must be one of dit; found 'gan'"):
+    with pytest.raises(ValueError, match="kind must be one of dit, unet; found 'gan'"):
         generators.make_generator(SECTION, kind="gan", image_shape=(8, 8, 4), num_classes=7)
     with pytest.raises(ValueError, match="makes square images; found 8x6"):
         generators.make_generator(SECTION, kind="dit", image_shape=(8, 6, 4), num_classes=7)
     assert not generators.is_generator(MLP())
-    with pytest.raises(ValueError, match="expected a generator, one of dit; found a MLP"):
+    with pytest.raises(ValueError, match="expected a generator, one of dit, unet; found a MLP"):
         generators.kind_of(MLP())
 
 
