@@ -139,6 +139,9 @@ _FEATURES = section(
     ),
     input_rms=Field(True, "also the root mean square of each channel of the encoder's input"),
     raw=Field(True, "also the sample itself, flattened"),
+    raw_weight=Field(
+        1.0, "weight of the sample itself in the loss; 0 = it is measured alone", minimum=0
+    ),
 )
 
 _MODEL = section(

@@ -237,7 +237,14 @@ def generator_step_config(config: ConfigDict, plan: MemoryPlan) -> GeneratorStep
         nearest=t.nearest_positives,
         nearest_share=t.nearest_share,
         ema_widths=tuple(t.ema_widths),
+        feature_weights=_feature_weights(config),
     )
+
+
+def _feature_weights(config: ConfigDict) -> tuple[tuple[str, float], ...]:
+    """((feature, weight of its loss), ...) of the features whose loss does not count once."""
+    f = config.features
+    return (("raw", f.raw_weight),) if f.raw and f.raw_weight != 1 else ()
 
 
 def encoder_step_config(config: ConfigDict) -> EncoderStepConfig:

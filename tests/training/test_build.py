@@ -14,6 +14,7 @@ from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 from drifting_jax.training import build, frozen
+from drifting_jax.training.memory_plan import MemoryPlan
 from drifting_jax.weights.shapes import param_shapes
 
 GREY = SimpleNamespace(image_shape=(8, 8, 1), num_classes=3)
@@ -45,6 +46,14 @@ def test_features_that_can_be_left_out():
     )
     assert set(every) - set(fewer) == {n for n in every if "2x2" in n} | {"raw", "input/rms"}
     assert set(every) - set(shapes(config(features__raw=False), GREY)) == {"raw"}
+
+
+def test_the_raw_sample_weighs_what_the_config_says():
+    def weights(**changes):
+        return build.generator_step_config(config(**changes), MemoryPlan(1, "no")).feature_weights
+
+    assert weights(features__raw_weight=0.25) == (("raw", 0.25),)
+    assert weights() == () == weights(features__raw_weight=0.25, features__raw=False)
 
 
 @pytest.mark.parametrize("kind", ["convnext", "resnet", "dinov2"])
