@@ -30,7 +30,8 @@ _RECIPE = (
     "guidance.maximum", "guidance.power", "train.num_steps", "train.labels_per_step",
     "train.generated_per_label", "train.positives_per_label", "train.unconditional_per_label",
     "optim.learning_rate", "optim.schedule", "optim.weight_decay", "encoder.width",
-    "encoder.blocks", "encoder.train.num_steps", "extra_encoder.kind", "seed",
+    "encoder.blocks", "encoder.train.num_steps", "encoder.kind", "extra_encoder.kind",
+    "pixel_encoders.kinds", "seed",
 )  # fmt: skip
 
 
