@@ -172,14 +172,10 @@ _FEATURES = section(
         "also take whole patches of sizes that do not divide a map; the release leaves them out",
         absent=True,
     ),
-    joint_scale=Field(
-        False,
-        "all statistics of a map are one feature, with one S and one norm of the drift",
-    ),
+    joint_scale=Field(False, "all statistics of a map are one feature with one S and one norm"),
     total=Field(
         "sum",
-        "the loss is the weighted sum over features, their weighted mean, or the weighted mean over"
-        " encoders (and the raw sample) of the mean over their features",
+        "of all losses: a weighted sum, mean, or mean over encoders of the mean of their features",
         choices=("sum", "mean", "mean_of_encoders"),
     ),
     input_rms=Field(

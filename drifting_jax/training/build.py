@@ -128,23 +128,10 @@ def make_feature_function(
         joins = f.joint_scale
         functions[""] = encoders.with_joint_scale(of_autoencoder) if joins else of_autoencoder
     if extras:
-        of_pixels = encoders.compose(_of_pixels(config, extras))
+        of_pixels = encoders.compose(pixel_encoders.feature_functions(config, extras))
         functions[PIXELS] = encoders.through_decoder(vae, of_pixels) if vae else of_pixels
     of_encoders = encoders.compose(functions, prefixed=False)
     return encoders.with_raw(of_encoders) if f.raw else of_encoders
-
-
-def _of_pixels(config: ConfigDict, extras: Mapping[str, nn.Module]) -> dict[str, FeatureFunction]:
-    """{name: feature function of an encoder of pixels}."""
-    statistics = pixel_encoders.statistics(config)
-    policy = "none" if config.encoder.remat == "auto" else config.encoder.remat
-    functions = {}
-    for choice in pixel_encoders.choices(config):
-        model = extras[choice.name]
-        if hasattr(model, "remat"):
-            model = model.clone(remat=policy)
-        functions[choice.name] = choice.encoder.features(model, statistics)
-    return functions
 
 
 def make_nearness(config: ConfigDict, spec: DataSpec) -> Nearness | None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.errors import UserError
+from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.models.calls import apply_variables
 from drifting_jax.weights.pixel_encoders import ENCODERS, PixelEncoder, Statistics
 
@@ -59,12 +60,6 @@ def choices(config: ConfigDict) -> tuple[Choice, ...]:
     return tuple(found)
 
 
-def statistics(config: ConfigDict) -> Statistics:
-    """Returns what config.features takes from each map."""
-    f = config.features
-    return Statistics(tuple(f.patch_sizes), f.partial_patches, f.joint_scale)
-
-
 def as_shown(config: ConfigDict, choice: Choice, model: nn.Module) -> nn.Module:
     """Returns an encoder's network as a step uses it: its dtype and how it is shown images."""
     c = config.pixel_encoders
@@ -72,6 +67,22 @@ def as_shown(config: ConfigDict, choice: Choice, model: nn.Module) -> nn.Module:
     fields |= {"image_size": c.image_size} if c.image_size else {}
     fields |= {} if c.resize == "auto" else {"resize": c.resize}
     return model.clone(**fields)
+
+
+def feature_functions(
+    config: ConfigDict, extras: Mapping[str, nn.Module]
+) -> dict[str, FeatureFunction]:
+    """Returns {name: feature function} of networks {name: module} as a step uses them."""
+    f = config.features
+    statistics = Statistics(tuple(f.patch_sizes), f.partial_patches, f.joint_scale)
+    policy = "none" if config.encoder.remat == "auto" else config.encoder.remat
+    functions = {}
+    for choice in choices(config):
+        model = extras[choice.name]
+        if hasattr(model, "remat"):
+            model = model.clone(remat=policy)
+        functions[choice.name] = choice.encoder.features(model, statistics)
+    return functions
 
 
 def check_shown(config: ConfigDict, choice: Choice, model: nn.Module, variables: PyTree) -> None:
