@@ -112,6 +112,7 @@ class ConvNeXtV2(nn.Module):
       patch_size: side of the stem's patches; each later stage halves the sides of the map.
       image_size: side to which images are resized.
       dtype: compute dtype; parameters and norm statistics are always float32.
+      resize: how images are resized, as in `pixels.imagenet_input`.
     """
 
     depths: tuple[int, ...] = (3, 3, 27, 3)
@@ -119,6 +120,7 @@ class ConvNeXtV2(nn.Module):
     patch_size: int = 4
     image_size: int = 224
     dtype: DTypeLike = jnp.float32
+    resize: str = "linear"
 
     def setup(self):
         if not self.depths or len(self.depths) != len(self.widths):
@@ -174,7 +176,7 @@ class ConvNeXtV2(nn.Module):
         return (one_image(self.image_size),)
 
     def _stages(self, images: jax.Array) -> dict[str, jax.Array]:
-        return self.trunk(imagenet_input(images, self.image_size, "linear").astype(self.dtype))
+        return self.trunk(imagenet_input(images, self.image_size, self.resize).astype(self.dtype))
 
     def _pool(self, stages: dict[str, jax.Array]) -> jax.Array:
         last = stages[f"stage{len(self.depths)}"]
