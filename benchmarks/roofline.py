@@ -41,8 +41,8 @@ _TOP = flags.DEFINE_integer("top", 15, "Kernels that are listed.", lower_bound=0
 def loss_alone(config, mesh, device) -> tuple[list[str], int]:
     """Texts of the passes over the features of a microbatch, and the number of microbatches."""
     found, spec = dry_run.program(config, mesh), data_spec(config.data)
-    extra, vae = frozen.published_sizes(config)
-    function = build.make_feature_function(config, spec, extra=extra, vae=vae)
+    extras, vae = frozen.expected_networks(config)
+    function = build.make_feature_function(config, spec, extras=extras, vae=vae)
     samples = jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32)
     shapes = jax.eval_shape(function, found.frozen, samples)
     t, options = config.train, build.drift_options(config)

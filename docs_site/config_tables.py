@@ -8,7 +8,7 @@ from drifting_jax.config import Field, Section, sections
 from drifting_jax.config.defaults import SECTIONS
 from drifting_jax.method.fields.table import FIELDS
 from drifting_jax.models.generators import GENERATORS
-from drifting_jax.weights.networks import ENCODERS
+from drifting_jax.weights.pixel_encoders import ENCODERS
 
 ROOT = Path(__file__).parents[1]
 HEAD = (
@@ -21,6 +21,7 @@ TABLES = {
     "drift.field": tuple(FIELDS),
     "model.kind": tuple(GENERATORS),
     "extra_encoder.kind": ("none", *ENCODERS),
+    "pixel_encoders.kinds": tuple(ENCODERS),
 }
 
 
@@ -38,7 +39,7 @@ def prose(text: str) -> str:
 def type_of(field: Field) -> str:
     """Returns the name of a field's type: that of its default."""
     if field.is_path:
-        return "path"
+        return "path" if isinstance(field.default, str) else "tuple of paths, may be empty"
     if isinstance(field.default, tuple):
         entry = f" of {type(field.default[0]).__name__}" if field.default else ""
         return f"tuple{entry}{', may be empty' if field.may_be_empty else ''}"

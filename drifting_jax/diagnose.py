@@ -32,7 +32,7 @@ from drifting_jax.evaluation.diagnosis.summary import Diagnosis, record, report
 from drifting_jax.files import write_bytes, write_json
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.surroundings import check_devices
-from drifting_jax.training import build, data_identity
+from drifting_jax.training import build, data_identity, pixel_encoders
 from drifting_jax.training.encoding import load_features
 
 PICTURE_FILE, RECORD_FILE = "diagnosis.png", "diagnosis.json"
@@ -142,11 +142,10 @@ def _diagnose(config: ConfigDict, source: Source, options: DriftOptions, values:
     ]
     kernel = measures.kernel_of(options)
     assert kernel is not None
-    extra = config.extra_encoder.kind
-    extra = "" if extra == "none" else extra
+    extras = [choice.name for choice in pixel_encoders.choices(config)]
     return Diagnosis(
         title="",
-        encoder=" and ".join(filter(None, (config.encoder.path, extra))) or "no encoder",
+        encoder=" and ".join(filter(None, (config.encoder.path, *extras))) or "no encoder",
         field=options.field,
         kernel=kernel,
         temperatures=options.temperatures,
@@ -155,7 +154,7 @@ def _diagnose(config: ConfigDict, source: Source, options: DriftOptions, values:
         features=measures.diagnose(
             function, variables, images, generated=sizes.generated, options=options
         ),
-        extra=extra,
+        extras=tuple(extras),
     )
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from drifting_jax.config.encoder_lists import check_encoders
 from drifting_jax.config.field import Field
 from drifting_jax.errors import UserError
 
@@ -125,6 +126,8 @@ def _check_relations(values: Mapping[str, Any]) -> None:
                 f"found {values[small]} and {values[large]}"
             )
     _check_schedules(values)
+    if values["task"] != "toy":
+        check_encoders(values)
     for divisor, multiple in (
         ("model.num_heads", "model.width"),
         ("encoder.groups", "encoder.width"),

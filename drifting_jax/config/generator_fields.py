@@ -1,6 +1,7 @@
 """The fields of a generator; an encoder by itself has the same sections and reads its own."""
 
 from drifting_jax.config.ema_widths import check_ema_widths
+from drifting_jax.config.encoder_lists import check_names, check_weights
 from drifting_jax.config.field import Field, section
 from drifting_jax.config.shared_fields import (
     DRIFT,
@@ -66,6 +67,12 @@ _IMAGE_DATA = section(
 _ENCODER = section(
     "encoder",
     "The frozen network whose features the loss uses: a masked autoencoder (A.3).",
+    kind=Field(
+        "autoencoder",
+        "none = the loss has the features of extra_encoder, pixel_encoders and the samples alone",
+        choices=("autoencoder", "none"),
+    ),
+    weight=Field(1.0, "weight of the losses of its features", minimum=0),
     width=Field(32, "channels of the first stage; each later stage has twice as many"),
     blocks=Field((1, 1), "residual blocks of each stage"),
     groups=Field(8, "groups of each GroupNorm; must divide the width"),
@@ -116,8 +123,36 @@ _ENCODER_TRAIN = section(
 _EXTRA_ENCODER = section(
     "extra_encoder",
     "A second frozen network, on pixels, whose features join those of the encoder (A.4).",
-    kind=Field("none", 'architecture: "none", "convnext", "resnet" or "dinov2"'),
+    kind=Field("none", "its network, or none"),
     path=Field("", "its weights: a folder, a file or hf://owner/repo", is_path=True),
+    weight=Field(1.0, "weight of the losses of its features", minimum=0),
+)
+
+_PIXEL_ENCODERS = section(
+    "pixel_encoders",
+    "Any number of further frozen networks on pixels, and how all of them see images.",
+    kinds=Field(
+        (), "their networks, as in extra_encoder.kind", may_be_empty=True, check=check_names
+    ),
+    paths=Field((), "the weights of each", may_be_empty=True, is_path=True, check=check_names),
+    weights=Field(
+        (),
+        "weights of the losses of the features of each; () = 1",
+        may_be_empty=True,
+        check=check_weights,
+    ),
+    image_size=Field(
+        0,
+        "side to which images are resized for the networks of extra_encoder and of this list;"
+        " 0 = 224",
+        minimum=0,
+    ),
+    resize=Field(
+        "auto",
+        'how: "bicubic" is antialiased with a = −0.5, "bicubic_plain" is torch\'s default without'
+        " antialiasing and with a = −0.75; auto = linear for ConvNeXt-V2, else bicubic",
+        choices=("auto", "bicubic", "bicubic_plain", "linear"),
+    ),
 )
 
 _VAE = section(
@@ -137,8 +172,25 @@ _FEATURES = section(
         "also take whole patches of sizes that do not divide a map; the release leaves them out",
         absent=True,
     ),
-    input_rms=Field(True, "also the root mean square of each channel of the encoder's input"),
+    joint_scale=Field(
+        False,
+        "all statistics of a map are one feature, with one S and one norm of the drift",
+    ),
+    total=Field(
+        "sum",
+        "the loss is the weighted sum over features, their weighted mean, or the weighted mean over"
+        " encoders (and the raw sample) of the mean over their features",
+        choices=("sum", "mean", "mean_of_encoders"),
+    ),
+    input_rms=Field(
+        True,
+        "also the root mean square of each channel of the autoencoder's input, or of the sample"
+        " where there is no autoencoder",
+    ),
     raw=Field(True, "also the sample itself, flattened"),
+    raw_weight=Field(
+        1.0, "weight of the sample itself in the loss; 0 = it is measured alone", minimum=0
+    ),
 )
 
 _MODEL = section(
@@ -305,6 +357,7 @@ GENERATOR = (
     _ENCODER,
     _ENCODER_TRAIN,
     _EXTRA_ENCODER,
+    _PIXEL_ENCODERS,
     _VAE,
     _FEATURES,
     _MODEL,

@@ -71,12 +71,12 @@ def last_stage_means(model: ResNetMAE, variables: PyTree, images: jax.Array) -> 
     return features.global_mean_and_std(maps[f"stage{len(model.blocks)}"])[0][:, 0]
 
 
-def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
+def convnext_features(model: ConvNeXtV2, *, repeat_last_std: bool = True) -> FeatureFunction:
     """Features of ConvNeXt-V2 that the paper's pixel generators were trained with.
 
     They are the means and stds of all stages, the locations of all stages but the first (its 3,136
     locations would cost more than all others), and the pooled output. `last/std` repeats the std of
-    the last stage, which counts twice in the release.
+    the last stage, which counts twice in the release, unless `repeat_last_std` is off.
     """
     last = f"stage{len(model.depths)}"
 
@@ -91,11 +91,18 @@ def convnext_features(model: ConvNeXtV2) -> FeatureFunction:
         found = {"pooled": features.location_features(stages.pop("pooled"))}
         found |= {name: stages.pop(name) for name in maps if name.startswith("stage1/")}
         found |= features.multiscale_features(stages, patch_sizes=())
-        if f"{last}/std" in found:
+        if repeat_last_std and f"{last}/std" in found:
             found["last/std"] = found[f"{last}/std"]
         return found
 
     return FeatureFunction(maps, of_maps)
+
+
+def sample_rms() -> FeatureFunction:
+    """The root mean square of each channel of the sample itself, as {"input/rms": [b, 1, c]}."""
+    return FeatureFunction(
+        maps=lambda _, images: {"input": images}, features=features.multiscale_features
+    )
 
 
 def map_features(
@@ -132,12 +139,13 @@ def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunct
     return dataclasses.replace(feature_function, maps=maps)
 
 
-def compose(functions: Mapping[str, FeatureFunction]) -> FeatureFunction:
+def compose(functions: Mapping[str, FeatureFunction], *, prefixed: bool = True) -> FeatureFunction:
     """All features of several encoders of the same images.
 
     Args:
       functions: {name: feature function}. The result takes the variables {name: …} and calls the
         features "name/feature", or just "feature" where the name is empty.
+      prefixed: if false, all features keep their names.
 
     Raises:
       ValueError: two encoders give a feature of the same name; raised when the function is called.
@@ -153,13 +161,23 @@ def compose(functions: Mapping[str, FeatureFunction]) -> FeatureFunction:
         found: dict[str, jax.Array] = {}
         for prefix, function in functions.items():
             new = function.features(maps[prefix])
-            named = {f"{prefix}/{name}" if prefix else name: x for name, x in new.items()}
+            start = f"{prefix}/" if prefix and prefixed else ""
+            named = {f"{start}{name}": x for name, x in new.items()}
             if both := sorted(named.keys() & found.keys()):
                 raise ValueError(f"two encoders give a feature called {both[0]!r}: name them apart")
             found |= named
         return found
 
     return FeatureFunction(maps, of_maps)
+
+
+def with_joint_scale(feature_function: FeatureFunction) -> FeatureFunction:
+    """The same features, those of each map joined (`features.joint_features`)."""
+
+    def of_maps(maps: PyTree) -> dict[str, jax.Array]:
+        return features.joint_features(feature_function.features(maps))
+
+    return dataclasses.replace(feature_function, features=of_maps)
 
 
 def with_raw(feature_function: FeatureFunction) -> FeatureFunction:

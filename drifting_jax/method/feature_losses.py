@@ -39,6 +39,7 @@ class FeatureSets:
       key: of a field that draws random numbers, the same for all features and microbatches; or
         None.
       progress: [] the done share of the training, for annealed temperatures; or None.
+      weights: ((name, weight), ...) of features whose loss does not count once.
     """
 
     generated: Features
@@ -50,6 +51,7 @@ class FeatureSets:
     fresh: Features | None = None
     key: jax.Array | None = None
     progress: jax.Array | None = None
+    weights: tuple[tuple[str, float], ...] = flax.struct.field(pytree_node=False, default=())
 
 
 def feature_drifting_loss(
@@ -64,8 +66,9 @@ def feature_drifting_loss(
     options: DriftOptions = DriftOptions(),  # noqa: B008 (frozen)
     key: jax.Array | None = None,
     progress: jax.Array | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[jax.Array, dict[str, DriftingStatistics]]:
-    """Returns the sum of the drifting losses of many features (14).
+    """Returns the weighted sum of the drifting losses of many features (14).
 
     A feature that hardly varies over the samples (`DriftingStatistics.is_degenerate`) has a drift
     of rounding noise, which the normalisation would scale up to one. It is left out of the sum.
@@ -73,6 +76,7 @@ def feature_drifting_loss(
     Args:
       generated, positive, unconditional, fresh: {name: [c, n, t, d]} with the same names; other
         arguments as in `drifting_loss`.
+      weights: {name: weight of its loss}; 1 for names that are not there.
 
     Returns:
       The loss [] and {name: DriftingStatistics}.
@@ -90,6 +94,7 @@ def feature_drifting_loss(
         fresh=fresh,
         key=key,
         progress=progress,
+        weights=tuple((weights or {}).items()),
     )
     loss, cotangents, statistics = loss_and_cotangents(sets, options)
     for name, cotangent in cotangents.items():
@@ -144,13 +149,21 @@ def _over_features(
     options: DriftOptions,
     statistics: Mapping[str, DriftingStatistics] | None,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
-    """Sums the losses of features that are not degenerate; what else is found has an axis [f]."""
+    """Sums the weighted losses of features that are not degenerate.
+
+    What else is found has an axis [f].
+    """
+    weights = dict(sets.weights)
     total = jnp.zeros((), jnp.float32)
     cotangents: dict[str, jax.Array] = {}
     found: dict[str, Any] = {}
     for names, one in _joined(sets, options):
         given = None if statistics is None else _stacked(statistics, names)
         loss, cotangent, is_degenerate, of_features = drifted(one, given)
+        if weights.keys() & set(names):
+            weight = jnp.asarray([weights.get(name, 1.0) for name in names], loss.dtype)
+            loss *= weight
+            cotangent *= one.for_locations(weight)[None, None, :, None]
         total += jnp.sum(jnp.where(is_degenerate, 0, loss))
         used = one.for_locations(~is_degenerate)
         cotangent = jnp.where(used[None, None, :, None], cotangent, 0)
@@ -242,6 +255,10 @@ def _check_names(sets: FeatureSets) -> None:
             )
     if not sets.generated:
         raise ValueError("at least one feature is needed; found none")
+    if unknown := sorted(dict(sets.weights).keys() - set(sets.generated)):
+        raise ValueError(
+            f"a weight must be that of a feature, one of {sorted(sets.generated)}; found {unknown}"
+        )
 
 
 def _stacked(by_name: Mapping[str, Any], names: Sequence[str]):

@@ -89,6 +89,31 @@ def multiscale_features(
     return features
 
 
+def joint_features(features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """All features of a map side by side, as one feature with one S and one norm of the drift.
+
+    Args:
+      features: {name: [b, t, d]} of `multiscale_features`. The names of one map are the same up to
+        their first "/", and so are their channels.
+
+    Returns:
+      {"stage1/joint": [b, Σ t, d], ...}; a map with one feature alone keeps it under its name.
+    """
+    maps: dict[str, list[str]] = {}
+    for name in features:
+        maps.setdefault(name.partition("/")[0], []).append(name)
+    found = {}
+    for name, parts in maps.items():
+        if len(parts) == 1:
+            found[parts[0]] = features[parts[0]]
+            continue
+        dtype = jnp.result_type(*(features[part] for part in parts))
+        found[f"{name}/joint"] = jnp.concatenate(
+            [features[part].astype(dtype) for part in parts], axis=1
+        )
+    return found
+
+
 def raw_features(images: jax.Array) -> dict[str, jax.Array]:
     """The sample itself as one vector: {"raw": [b, 1, h·w·c]}."""
     return {"raw": images.reshape(images.shape[0], 1, -1)}

@@ -111,6 +111,7 @@ class ConvNeXtV2(nn.Module):
       widths: channels of each stage.
       patch_size: side of the stem's patches; each later stage halves the sides of the map.
       image_size: side to which images are resized.
+      resize: how they are resized, as in `pixels.imagenet_input`.
       dtype: compute dtype; parameters and norm statistics are always float32.
     """
 
@@ -118,6 +119,7 @@ class ConvNeXtV2(nn.Module):
     widths: tuple[int, ...] = (128, 256, 512, 1024)
     patch_size: int = 4
     image_size: int = 224
+    resize: str = "linear"
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -174,7 +176,7 @@ class ConvNeXtV2(nn.Module):
         return (one_image(self.image_size),)
 
     def _stages(self, images: jax.Array) -> dict[str, jax.Array]:
-        return self.trunk(imagenet_input(images, self.image_size, "linear").astype(self.dtype))
+        return self.trunk(imagenet_input(images, self.image_size, self.resize).astype(self.dtype))
 
     def _pool(self, stages: dict[str, jax.Array]) -> jax.Array:
         last = stages[f"stage{len(self.depths)}"]

@@ -7,11 +7,10 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
-from drifting_jax.models import layers
-from drifting_jax.models.pixels import check_images, imagenet_input, one_image
+from drifting_jax.models import layers, rematerialisation
+from drifting_jax.models.pixels import check_images, imagenet_input, one_image, plain_bicubic
 
 # With it float32 products are exact float32 on every accelerator; bfloat16 is not affected.
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -39,26 +38,8 @@ def resize_positions(
     if (rows, columns) == (side, side):
         return positions
     grid = positions[0, 1:].reshape(side, side, -1)  # [n, n, d]
-    vertical = _cubic_weights(side, rows, offset)
-    horizontal = _cubic_weights(side, columns, offset)
-    grid = jnp.einsum("ri,ijd->rjd", vertical, grid, precision=_HIGHEST)
-    grid = jnp.einsum("cj,rjd->rcd", horizontal, grid, precision=_HIGHEST)  # [rows, columns, d]
+    grid = plain_bicubic(grid[None], rows, columns, offset=offset)  # [1, rows, columns, d]
     return jnp.concatenate([positions[:, :1], grid.reshape(1, rows * columns, -1)], axis=1)
-
-
-def _cubic_weights(size: int, new_size: int, offset: float) -> np.ndarray:
-    """Weights of cubic interpolation along one axis, border repeated: float32 [new_size, size]."""
-    a = -0.75
-    centres = (np.arange(new_size) + 0.5) * size / (new_size + offset) - 0.5
-    weights = np.zeros((new_size, size))
-    for tap in range(-1, 3):
-        index = np.floor(centres) + tap
-        x = np.abs(centres - index)
-        near = ((a + 2) * x - (a + 3)) * x**2 + 1
-        far = ((x - 5) * x + 8) * x * a - 4 * a
-        column = np.clip(index, 0, size - 1).astype(int)
-        np.add.at(weights, (np.arange(new_size), column), np.where(x <= 1, near, far))
-    return weights.astype(np.float32)
 
 
 class Embeddings(nn.Module):
@@ -111,6 +92,7 @@ class Attention(nn.Module):
         )  # [b, heads, t, t]
         weights = nn.softmax(logits * head_width**-0.5, axis=-1).astype(self.dtype)
         y = jnp.einsum("bnqk,bknd->bqnd", weights, value, precision=_HIGHEST)
+        y = rematerialisation.kept(y)
         return _linear(width, dtype=self.dtype, name="out")(y.reshape(b, t, width))
 
 
@@ -185,7 +167,8 @@ class DINOv2(nn.Module):
       feature_blocks: blocks, counted from 1, whose patch tokens `feature_maps` gives.
       final_feature: whether `feature_maps` gives the patch tokens after the final norm.
       image_size: side to which `feature_maps` resizes images; None leaves them as they are.
-      resize: method of `jax.image.resize`; antialiased where images become smaller.
+      resize: how images are resized, as in `pixels.imagenet_input`.
+      remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
       dtype: compute dtype; parameters, positions, norm statistics and softmax are always float32.
     """
 
@@ -201,6 +184,7 @@ class DINOv2(nn.Module):
     final_feature: bool = True
     image_size: int | None = None
     resize: str = "bicubic"
+    remat: str = "none"
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -208,8 +192,9 @@ class DINOv2(nn.Module):
         self.embeddings = Embeddings(
             self.width, self.patch_size, self.position_grid, self.position_offset, self.dtype
         )
+        block = rematerialisation.with_policy(Block, self.remat)
         self.blocks = [
-            Block(self.num_heads, self.mlp_ratio, self.swiglu, self.dtype, name=f"block{i + 1}")
+            block(self.num_heads, self.mlp_ratio, self.swiglu, self.dtype, name=f"block{i + 1}")
             for i in range(self.depth)
         ]
         self.norm = layers.token_norm(rms=False, affine=True, dtype=jnp.float32)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from drifting_jax.models import layers
+from drifting_jax.models import layers, rematerialisation
 from drifting_jax.models.pixels import check_images, imagenet_input, one_image
 
 
@@ -77,6 +77,7 @@ class Trunk(nn.Module):
     width: int
     blocks: tuple[int, ...]
     dtype: DTypeLike
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -84,11 +85,12 @@ class Trunk(nn.Module):
         x = nn.relu(ConvNorm(self.width, 7, 2, self.dtype, name="stem")(x))  # [b, h/2, w/2, width]
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # [b, h/4, w/4, width]
         maps = {"stem": x}
+        bottleneck = rematerialisation.with_policy(Bottleneck, self.remat)
         for i, depth in enumerate(self.blocks):
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
                 name = f"stage{i + 1}_block{j + 1}"
-                x = Bottleneck(self.width * 2**i, stride, j == 0, self.dtype, name=name)(x)
+                x = bottleneck(self.width * 2**i, stride, j == 0, self.dtype, name=name)(x)
                 maps[name] = x
         return maps
 
@@ -105,7 +107,10 @@ class ResNet(nn.Module):
       num_classes: classes of the linear classifier; 0 for no classifier.
       every_k_block: `feature_maps` also gives the output of every k-th block; 0 for none.
       image_size: side to which `feature_maps` resizes images; None leaves them as they are.
-      resize: method of `jax.image.resize`; antialiased where images become smaller.
+      resize: how images are resized, as in `pixels.imagenet_input`.
+      normalize: whether `feature_maps` takes off ImageNet's mean and divides by its std. SimCLR's
+        networks were trained on pixels in [0, 1].
+      remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
       dtype: compute dtype; parameters and norms are always float32.
     """
 
@@ -115,12 +120,14 @@ class ResNet(nn.Module):
     every_k_block: int = 2
     image_size: int | None = None
     resize: str = "bicubic"
+    normalize: bool = True
+    remat: str = "none"
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
         if not self.blocks or min(self.blocks) < 1:
             raise ValueError(f"blocks must be one or more of each stage, found {self.blocks}")
-        self.trunk = Trunk(self.width, tuple(self.blocks), self.dtype)
+        self.trunk = Trunk(self.width, tuple(self.blocks), self.dtype, self.remat)
         if self.num_classes:
             self.classifier = layers.linear(self.num_classes, dtype=jnp.float32)
 
@@ -160,7 +167,8 @@ class ResNet(nn.Module):
         Raises:
           ValueError: `images` has another shape.
         """
-        every = self._maps(imagenet_input(images, self.image_size, self.resize))
+        pixels = imagenet_input(images, self.image_size, self.resize, normalize=self.normalize)
+        every = self._maps(pixels)
         maps = {"stem": every["stem"]}
         for i, depth in enumerate(self.blocks, start=1):
             if self.every_k_block:

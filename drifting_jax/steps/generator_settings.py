@@ -28,6 +28,7 @@ class GeneratorStepConfig:
         "previous" takes those of the step before, also at no further work.
       nearest: positives of each row that are the nearest to an anchor, at step 0; 0 for none.
       nearest_share: of the run, after which there are none.
+      feature_weights: ((feature, weight of its loss), ...); 1 for the others.
     """
 
     labels: int
@@ -47,6 +48,7 @@ class GeneratorStepConfig:
     nearest: int = 0
     nearest_share: float = 1.0
     ema_widths: tuple[float, ...] = ()
+    feature_weights: tuple[tuple[str, float], ...] = ()
 
     @property
     def shares_statistics(self) -> bool:

@@ -40,6 +40,7 @@ from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.state import TrainState, apply_gradients
 
 PyTree = Any
+_ByGroup = Mapping[str, dict[str, jax.Array]]  # features {group: {name: [c, n, t, d]}}
 
 
 @flax.struct.dataclass
@@ -48,7 +49,7 @@ class GeneratorMetrics:
 
     Attributes:
       updates: [] int32, updates before this step; skipped steps do not count.
-      loss: [] sum over features, nearly constant by construction.
+      loss: [] weighted sum over features, nearly constant by construction.
       gradient_norm: [] before the clip.
       cfg_scale: [] mean α of the rows.
       statistics: {feature: DriftingStatistics}.
@@ -234,7 +235,7 @@ class _Networks:
         return {group: jax.vmap(self.feature_function.features)(x) for group, x in maps.items()}
 
 
-def _sets(features: Mapping[str, dict[str, jax.Array]], rows: Rows, moment: Moment) -> FeatureSets:
+def _sets(features: _ByGroup, rows: Rows, s: GeneratorStepConfig, moment: Moment) -> FeatureSets:
     weight = None
     if rows.unconditional is not None:
         weight = jnp.broadcast_to(rows.weight[:, None], rows.unconditional.shape[:2])
@@ -246,6 +247,7 @@ def _sets(features: Mapping[str, dict[str, jax.Array]], rows: Rows, moment: Mome
         fresh=features.get("fresh", rows.stale),
         key=moment.key,
         progress=moment.progress,
+        weights=s.feature_weights,
     )
 
 
@@ -273,7 +275,7 @@ def _loss_and_gradients(
         generated, pull_back = jax.vjp(generated_features, params)
         if real is None:
             real = networks.maps(networks.other_samples(params, rows))
-        sets = _sets({"generated": generated} | networks.features(real), rows, moment)
+        sets = _sets({"generated": generated} | networks.features(real), rows, s, moment)
         loss, cotangents, found = function(sets, s.drift, statistics)
         kept = generated if s.is_stale else None
         return ((loss, found), pull_back(cotangents)[0]), kept
@@ -320,7 +322,8 @@ def _shared_statistics(
 
     def encoded(rows: Rows):
         maps = networks.maps_of_all(params, rows)
-        sums = feature_losses.distance_sums(_sets(networks.features(maps), rows, moment), s.drift)
+        sets = _sets(networks.features(maps), rows, s, moment)
+        sums = feature_losses.distance_sums(sets, s.drift)
         return places[s.keep_maps](maps), sums
 
     maps, sums = jax.lax.map(encoded, microbatches)
@@ -330,7 +333,7 @@ def _shared_statistics(
     def drifts(piece: tuple[Rows, dict[str, PyTree] | None]):
         rows, maps = piece
         maps = networks.maps_of_all(params, rows) if maps is None else transfer.on_devices(maps)
-        sets = _sets(networks.features(maps), rows, moment)
+        sets = _sets(networks.features(maps), rows, s, moment)
         return feature_losses.drift_means(sets, scales, s.drift)
 
     means = _of_all(jnp.mean, jax.lax.map(drifts, (microbatches, maps)))

@@ -1,6 +1,8 @@
 """What the networks of a generator's step keep of a sample: the encoders' maps and activations."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +14,9 @@ from drifting_jax.config.stored import with_values
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
 from drifting_jax.models import generators
-from drifting_jax.models.calls import apply
+from drifting_jax.models.calls import apply, apply_variables
+from drifting_jax.models.rematerialisation import POLICIES
+from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.vae import VAE
 from drifting_jax.training import build
 
@@ -39,11 +43,11 @@ def map_bytes(
     spec: DataSpec,
     variables: PyTree,
     *,
-    extra: nn.Module | None = None,
+    extras: Mapping[str, nn.Module] = MappingProxyType({}),
     vae: VAE | None = None,
 ) -> int:
     """Returns the bytes of the encoders' maps of one sample; arguments as in `kept_activations`."""
-    function = build.make_feature_function(config, spec, extra=extra, vae=vae)
+    function = build.make_feature_function(config, spec, extras=extras, vae=vae)
     return _bytes(jax.eval_shape(function.maps, variables, sample_of(spec)))
 
 
@@ -53,7 +57,7 @@ def kept_activations(
     params: PyTree,
     variables: PyTree,
     *,
-    extra: nn.Module | None = None,
+    extras: Mapping[str, nn.Module] = MappingProxyType({}),
     vae: VAE | None = None,
 ) -> Callable[[str], int]:
     """Returns a function: policy -> bytes of one generated sample, of networks that say "auto".
@@ -65,7 +69,7 @@ def kept_activations(
       spec: of its samples.
       params: shapes of the generator's parameters.
       variables: shapes of the frozen networks' variables.
-      extra, vae: the other frozen networks, as in `build.make_feature_function`.
+      extras, vae: the other frozen networks, as in `build.make_feature_function`.
     """
 
     def generator_bytes(chosen: ConfigDict) -> int:
@@ -92,15 +96,9 @@ def kept_activations(
         return residuals(2) - residuals(1)
 
     def encoder_bytes(chosen: ConfigDict) -> int:
-        functions = build.make_feature_function(chosen, spec, extra=extra, vae=vae)
+        functions = build.make_feature_function(chosen, spec, extras=extras, vae=vae)
 
-        def residuals(count: int) -> int:
-            def pull_back(variables: PyTree, images: jax.Array):
-                return jax.vjp(lambda images: functions.maps(variables, images), images)[1]
-
-            return _bytes(jax.eval_shape(pull_back, variables, sample_of(spec, count)))
-
-        return residuals(2) - residuals(1)
+        return _residual_bytes(functions.maps, variables, spec.image_shape)
 
     def kept(policy: str) -> int:
         chosen, found = with_remat(config, policy), 0
@@ -111,6 +109,56 @@ def kept_activations(
         return found
 
     return kept
+
+
+def least_of_pixels(
+    config: ConfigDict,
+    spec: DataSpec,
+    variables: PyTree,
+    *,
+    extras: Mapping[str, nn.Module] = MappingProxyType({}),
+    vae: VAE | None = None,
+) -> int:
+    """Returns an estimate of the bytes that encoders of pixels take of one generated sample.
+
+    It is what they keep with the rematerialisation of the config, or with the strongest for "auto",
+    and twice the mean of what one of their blocks computes again. Encoders that have no
+    rematerialisation do not count: `memory_plan` was measured with them.
+
+    Args:
+      config, spec, variables, extras, vae: as in `kept_activations`.
+    """
+    total = 0
+    for name, model in extras.items():
+        if not hasattr(model, "remat"):
+            continue
+        blocks = model.blocks if isinstance(model, ResNet) else (model.depth,)
+        of_model = variables[build.PIXELS]["encoder" if vae else name]
+        of_model = of_model[name] if vae else of_model
+
+        def kept(policy: str, model=model, of_model=of_model) -> int:
+            maps = functools.partial(
+                apply_variables, model.clone(remat=policy), method="feature_maps"
+            )
+            return _residual_bytes(maps, of_model, (spec.image_shape[0], spec.image_shape[1], 3))
+
+        chosen = POLICIES[-1] if config.encoder.remat == "auto" else config.encoder.remat
+        least, most = kept(chosen), kept(POLICIES[0])
+        total += least + 2 * (most - least) // sum(blocks)
+    return total
+
+
+def _residual_bytes(maps: Callable, variables: PyTree, shape: tuple[int, ...]) -> int:
+    """Bytes that a function (variables, images) keeps of one image until its backward pass."""
+
+    def residuals(count: int) -> int:
+        def pull_back(variables: PyTree, images: jax.Array):
+            return jax.vjp(lambda images: maps(variables, images), images)[1]
+
+        images = jax.ShapeDtypeStruct((count, *shape), jnp.float32)
+        return _bytes(jax.eval_shape(pull_back, variables, images))
+
+    return residuals(2) - residuals(1)
 
 
 def _bytes(tree: PyTree) -> int:

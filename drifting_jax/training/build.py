@@ -1,6 +1,7 @@
 """From a config to the objects that it describes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import flax.linen as nn
 import jax
@@ -29,9 +30,12 @@ from drifting_jax.steps.nearest import Nearness
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.toy_step import ToyStepConfig
+from drifting_jax.training import pixel_encoders
 from drifting_jax.training.memory_plan import MemoryPlan
-from drifting_jax.weights.networks import ENCODERS
+from drifting_jax.weights.pixel_encoders import ENCODERS
 from drifting_jax.workdir.trackers import TRACKERS
+
+PIXELS = "pixels"  # under which the variables of all encoders of pixels stand
 
 
 def make_mesh(config: ConfigDict, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -92,7 +96,7 @@ def make_feature_function(
     config: ConfigDict,
     spec: DataSpec,
     *,
-    extra: nn.Module | None = None,
+    extras: Mapping[str, nn.Module] = MappingProxyType({}),
     vae: VAE | None = None,
     autoencoder: bool = True,
 ) -> FeatureFunction:
@@ -101,29 +105,46 @@ def make_feature_function(
     Args:
       config: of the run.
       spec: of its samples, images or latents.
-      extra: the network of config.extra_encoder, which sees pixels; None without one.
-      vae: decodes latents for it.
-      autoencoder: whether there is one.
+      extras: {name: network of an encoder of pixels}, as `frozen` prepares them.
+      vae: decodes latents for them.
+      autoencoder: whether there is one, unless config.encoder.kind says that there is none.
 
     Returns:
       (variables, images [b, h, w, c]) -> {name: [b, t, d]}. The variables are {"": those of the
-      autoencoder, kind: those of `extra`}; behind a VAE, the latter are {"vae": …, "encoder": …}.
+      autoencoder, "pixels": {name: those of an encoder}}; behind a VAE, the latter are {"vae": …,
+      "encoder": {name: …}}.
     """
-    f, kind = config.features, config.extra_encoder.kind
-    patch_sizes = tuple(f.patch_sizes)
-    functions = {}
-    if autoencoder:
-        functions[""] = encoders.autoencoder_features(
+    f = config.features
+    functions: dict[str, FeatureFunction] = {}
+    if config.encoder.kind == "none":
+        functions |= {"": encoders.sample_rms()} if f.input_rms else {}
+    elif autoencoder:
+        of_autoencoder = encoders.autoencoder_features(
             make_encoder(config, spec),
-            patch_sizes=patch_sizes,
+            patch_sizes=tuple(f.patch_sizes),
             partial_patches=f.partial_patches,
             input_rms=f.input_rms,
         )
-    if extra is not None:
-        of_images = ENCODERS[kind].features(extra, patch_sizes, f.partial_patches)
-        functions[kind] = encoders.through_decoder(vae, of_images) if vae else of_images
-    of_encoders = encoders.compose(functions)
+        joins = f.joint_scale
+        functions[""] = encoders.with_joint_scale(of_autoencoder) if joins else of_autoencoder
+    if extras:
+        of_pixels = encoders.compose(_of_pixels(config, extras))
+        functions[PIXELS] = encoders.through_decoder(vae, of_pixels) if vae else of_pixels
+    of_encoders = encoders.compose(functions, prefixed=False)
     return encoders.with_raw(of_encoders) if f.raw else of_encoders
+
+
+def _of_pixels(config: ConfigDict, extras: Mapping[str, nn.Module]) -> dict[str, FeatureFunction]:
+    """{name: feature function of an encoder of pixels}."""
+    statistics = pixel_encoders.statistics(config)
+    policy = "none" if config.encoder.remat == "auto" else config.encoder.remat
+    functions = {}
+    for choice in pixel_encoders.choices(config):
+        model = extras[choice.name]
+        if hasattr(model, "remat"):
+            model = model.clone(remat=policy)
+        functions[choice.name] = choice.encoder.features(model, statistics)
+    return functions
 
 
 def make_nearness(config: ConfigDict, spec: DataSpec) -> Nearness | None:
@@ -149,6 +170,8 @@ def check_choices(config: ConfigDict) -> None:
     if config.task != "toy":
         _check_choice("model.kind", config.model.kind, generators.GENERATORS)
         _check_choice("extra_encoder.kind", config.extra_encoder.kind, ("none", *ENCODERS))
+        for kind in config.pixel_encoders.kinds:
+            _check_choice("pixel_encoders.kinds", kind, ENCODERS)
 
 
 def check_models(config: ConfigDict, spec: DataSpec) -> None:
@@ -172,7 +195,10 @@ def check_models(config: ConfigDict, spec: DataSpec) -> None:
         mask = draw_mask(key, *grid, mask_patch_size=encoder.mask_patch_size)
         init_params(encoder, key, image, mask)
 
-    for section, init in (("model", init_generator), ("encoder", init_encoder)):
+    inits = {"model": init_generator, "encoder": init_encoder}
+    if config.encoder.kind == "none":
+        del inits["encoder"]
+    for section, init in inits.items():
         try:
             jax.eval_shape(init)
         except ValueError as error:
@@ -227,8 +253,11 @@ def _check_drift(config: ConfigDict) -> None:
         )
 
 
-def generator_step_config(config: ConfigDict, plan: MemoryPlan) -> GeneratorStepConfig:
-    """Returns the sizes and settings of a generator's step."""
+def generator_step_config(
+    config: ConfigDict, plan: MemoryPlan, features: Iterable[str]
+) -> GeneratorStepConfig:
+    """Returns the sizes and settings of a generator's step, whose loss has these features."""
+    weights = pixel_encoders.feature_weights(config, features)
     t, g = config.train, config.guidance
     return GeneratorStepConfig(
         labels=t.labels_per_step,
@@ -248,6 +277,7 @@ def generator_step_config(config: ConfigDict, plan: MemoryPlan) -> GeneratorStep
         nearest=t.nearest_positives,
         nearest_share=t.nearest_share,
         ema_widths=tuple(t.ema_widths),
+        feature_weights=tuple((name, x) for name, x in weights.items() if x != 1),
     )
 
 

@@ -73,10 +73,10 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
 
 
 def program(config: ConfigDict, mesh: Mesh) -> Program:
-    """Assembles the step of a config on a mesh, without data and without published weights.
+    """Assembles the step of a config on a mesh, without data, and with no weights but those here.
 
     Raises:
-      UserError: the batch does not fit the mesh, or a network does not fit the data.
+      UserError: the batch does not fit the mesh, or a network does not fit the data or the config.
     """
     build.check_choices(config)
     if config.task == "toy":
@@ -88,8 +88,8 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
         encoder.check_batch(config, mesh)
         return programs.encoder_program(config, spec, mesh)
     generator.check_batch(config, mesh)
-    extra, vae = frozen.published_sizes(config)
-    return programs.generator_program(config, spec, mesh, extra=extra, vae=vae)
+    extras, vae = frozen.expected_networks(config)
+    return programs.generator_program(config, spec, mesh, extras=extras, vae=vae)
 
 
 def arguments(found: Program) -> dict[str, PyTree]:
@@ -107,9 +107,12 @@ def arguments(found: Program) -> dict[str, PyTree]:
 def parameter_counts(found: Program) -> dict[str, int]:
     """Returns the number of parameters of each network of a program."""
     counts = {found.name: count_parameters(found.carry.state.params)}
-    for name, tree in found.frozen.items():
-        parts = {"vae": tree["vae"], name: tree["encoder"]} if "vae" in tree else {name: tree}
-        counts |= {part or "encoder": count_parameters(x) for part, x in parts.items()}
+    parts = dict(found.frozen)
+    of_pixels = parts.pop(build.PIXELS, {})
+    if "vae" in of_pixels:
+        parts["vae"], of_pixels = of_pixels["vae"], of_pixels["encoder"]
+    for name, tree in (parts | of_pixels).items():
+        counts[name or "encoder"] = count_parameters(tree)
     return counts
 
 

@@ -1,6 +1,8 @@
-"""The frozen networks of a generator's run: the autoencoder, a second encoder, and the VAE."""
+"""The frozen networks of a generator's run: the autoencoder, encoders of pixels, and the VAE."""
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -15,8 +17,8 @@ from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.models.resnet_mae import feature_params
 from drifting_jax.models.vae import VAE
-from drifting_jax.training import build
-from drifting_jax.weights.networks import ENCODERS, NETWORKS, Network, load_network, load_vae
+from drifting_jax.training import build, pixel_encoders
+from drifting_jax.weights.networks import Network, load_vae
 from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
@@ -25,9 +27,14 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedNetworks:
-    """Networks that were trained elsewhere, on the host: a second encoder and the VAE, or None."""
+    """Networks that were trained elsewhere, on the host.
 
-    extra: Network[nn.Module] | None
+    Attributes:
+      extras: {name: encoder of pixels}; see `pixel_encoders.choices`.
+      vae: the VAE, or None.
+    """
+
+    extras: Mapping[str, Network[nn.Module]]
     vae: Network[VAE] | None
 
 
@@ -35,42 +42,47 @@ class FrozenNetworks(NamedTuple):
     """All frozen networks, on the devices.
 
     Attributes:
-      variables: what the feature function takes first: {"": those of the autoencoder, kind: those
-        of `extra`, with a decoder {"vae": …, "encoder": …}}.
-      extra: the module of config.extra_encoder, or None.
-      decoder: the VAE through which `extra` sees latents, or None.
+      variables: what the feature function takes first: {"": those of the autoencoder, "pixels":
+        {name: those of each encoder of pixels}, with a decoder {"vae": …, "encoder": {name: …}}}.
+      extras: {name: module of each encoder of pixels}.
+      decoder: the VAE through which these see latents, or None.
       vae: the VAE with its float32 variables, for pictures, or None.
     """
 
     variables: PyTree
-    extra: nn.Module | None
+    extras: Mapping[str, nn.Module]
     decoder: VAE | None
     vae: Network[VAE] | None
 
 
 def load_pretrained(config: ConfigDict, spec: DataSpec) -> PretrainedNetworks:
-    """Reads the networks of config.extra_encoder and config.vae, before anything is trained.
+    """Reads the encoders of pixels and the VAE of a config, before anything is trained.
 
     Raises:
-      UserError: one is missing, or does not fit the data.
+      UserError: one is missing, is another network, or does not fit the data.
     """
-    kind = config.extra_encoder.kind
-    if kind != "none":
-        _check_extra(config, spec)
+    choices = pixel_encoders.choices(config)
+    _check_choices(config, spec, choices)
+    extras = {}
+    for choice in choices:
+        network = choice.encoder.load(choice.path)
+        pixel_encoders.check_shown(config, choice, network.model, network.variables)
+        extras[choice.name] = network
     wants_vae = config.data.latent and config.vae.path
-    return PretrainedNetworks(
-        extra=load_network(config.extra_encoder.path, kind=kind) if kind != "none" else None,
-        vae=load_vae(config.vae.path) if wants_vae else None,
-    )
+    return PretrainedNetworks(extras, load_vae(config.vae.path) if wants_vae else None)
 
 
-def _check_extra(config: ConfigDict, spec: DataSpec) -> None:
-    for section in ("extra_encoder", "vae"):
-        if (section == "extra_encoder" or config.data.latent) and not config[section].path:
-            raise UserError(f"config.{section}.path must say where its weights are")
-    if not config.data.latent and spec.image_shape[-1] != 3:
+def _check_choices(
+    config: ConfigDict, spec: DataSpec, choices: tuple[pixel_encoders.Choice, ...]
+) -> None:
+    for choice in choices:
+        if not choice.path:
+            raise UserError(f"config.{choice.path_field} must say where its weights are")
+    if choices and config.data.latent and not config.vae.path:
+        raise UserError("config.vae.path must say where its weights are")
+    if choices and not config.data.latent and spec.image_shape[-1] != 3:
         raise UserError(
-            f"config.extra_encoder sees colour images; {config.data.source} has "
+            f"the encoder {choices[0].name} sees colour images; {config.data.source} has "
             f"{spec.image_shape[-1]} channel(s)"
         )
 
@@ -97,14 +109,18 @@ def place_networks(
     if encoder is not None:
         variables[""] = {"params": as_computed(feature_params(encoder), dtype)}
     vae = placed(pretrained.vae) if pretrained.vae else None
-    if pretrained.extra is None:
-        return FrozenNetworks(variables, None, None, vae)
-    extra, decoder = as_frozen(config, pretrained.extra.model, vae.model if vae else None)
-    of_extra = as_computed(placed(pretrained.extra).variables, dtype)
+    if not pretrained.extras:
+        return FrozenNetworks(variables, {}, None, vae)
+    modules = {name: network.model for name, network in pretrained.extras.items()}
+    extras, decoder = as_frozen(config, modules, vae.model if vae else None)
+    of_pixels: PyTree = {
+        name: as_computed(placed(network).variables, dtype)
+        for name, network in pretrained.extras.items()
+    }
     if vae is not None:
-        of_extra = {"vae": as_computed(vae.variables, dtype), "encoder": of_extra}
-    variables[config.extra_encoder.kind] = of_extra
-    return FrozenNetworks(variables, extra, decoder, vae)
+        of_pixels = {"vae": as_computed(vae.variables, dtype), "encoder": of_pixels}
+    variables[build.PIXELS] = of_pixels
+    return FrozenNetworks(variables, extras, decoder, vae)
 
 
 def as_computed(params: PyTree, dtype: DTypeLike) -> PyTree:
@@ -125,28 +141,37 @@ def as_computed(params: PyTree, dtype: DTypeLike) -> PyTree:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def published_sizes(config: ConfigDict) -> tuple[nn.Module | None, VAE | None]:
-    """The networks of config.extra_encoder and config.vae as published, without their weights."""
-    kind = config.extra_encoder.kind
-    extra = NETWORKS[kind].module() if kind != "none" else None
-    return as_frozen(config, extra, VAE() if config.data.latent else None)
+def expected_networks(config: ConfigDict) -> tuple[dict[str, nn.Module], VAE | None]:
+    """The encoders of pixels and the VAE of a config, without their weights.
+
+    They have their published sizes, but for an encoder whose weights are on this machine.
+
+    Raises:
+      UserError: an encoder's weights are another network, or it does not fit the config.
+    """
+    modules = {}
+    for choice in pixel_encoders.choices(config):
+        is_here = choice.path and Path(choice.path).exists()
+        module = choice.encoder.load(choice.path).model if is_here else choice.encoder.published()
+        pixel_encoders.check_shown(config, choice, module, {"params": param_shapes(module)})
+        modules[choice.name] = module
+    return as_frozen(config, modules, VAE() if config.data.latent else None)
 
 
 def as_frozen(
-    config: ConfigDict, extra: nn.Module | None, vae: VAE | None
-) -> tuple[nn.Module | None, VAE | None]:
-    """The second encoder and the VAE as a step uses them: dtype, image size and remat are set."""
+    config: ConfigDict, extras: Mapping[str, nn.Module], vae: VAE | None
+) -> tuple[dict[str, nn.Module], VAE | None]:
+    """The encoders of pixels and the VAE as a step uses them."""
     dtype = jnp.dtype(config.encoder.dtype)
-    if extra is not None:
-        side = ENCODERS[config.extra_encoder.kind].image_side
-        extra = extra.clone(dtype=dtype)
-        if side:
-            extra = extra.clone(image_size=side)
-    return extra, None if vae is None else vae.clone(dtype=dtype, remat=True)
+    shown = {
+        choice.name: pixel_encoders.as_shown(config, choice, extras[choice.name])
+        for choice in pixel_encoders.choices(config)
+    }
+    return shown, None if vae is None else vae.clone(dtype=dtype, remat=True)
 
 
 def variables_shapes(
-    config: ConfigDict, spec: DataSpec, extra: nn.Module | None, vae: VAE | None
+    config: ConfigDict, spec: DataSpec, extras: Mapping[str, nn.Module], vae: VAE | None
 ) -> PyTree:
     """Shapes of `FrozenNetworks.variables`; nothing is read or computed."""
     dtype = jnp.dtype(config.encoder.dtype)
@@ -154,9 +179,11 @@ def variables_shapes(
     def of(model: nn.Module) -> PyTree:
         return {"params": as_computed(param_shapes(model), dtype)}
 
-    encoder = feature_params(param_shapes(build.make_encoder(config, spec)))
-    found: dict[str, PyTree] = {"": {"params": as_computed(encoder, dtype)}}
-    if extra is not None:
-        both = {"vae": of(vae), "encoder": of(extra)} if vae else of(extra)
-        found[config.extra_encoder.kind] = both
+    found: dict[str, PyTree] = {}
+    if config.encoder.kind != "none":
+        encoder = feature_params(param_shapes(build.make_encoder(config, spec)))
+        found[""] = {"params": as_computed(encoder, dtype)}
+    if extras:
+        of_pixels = {name: of(model) for name, model in extras.items()}
+        found[build.PIXELS] = {"vae": of(vae), "encoder": of_pixels} if vae else of_pixels
     return found

@@ -65,12 +65,14 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     if not on_main_process(_has_checkpoint, workdir):
         start = on_all_processes(initial_states.read_start, config, spec_of(source))
     monitor = monitoring.make_monitor(config, workdir=workdir, stops=context.stops)
-    params = encoder.encoder_params(config, source, mesh, workdir=workdir, context=context)
-    if params is None:
-        return False
-    variables, extra, decoder, vae = frozen.place_networks(config, params, pretrained, mesh)
+    params = None
+    if config.encoder.kind != "none":
+        params = encoder.encoder_params(config, source, mesh, workdir=workdir, context=context)
+        if params is None:
+            return False
+    variables, extras, decoder, vae = frozen.place_networks(config, params, pretrained, mesh)
     del params  # its decoder would stay on the devices
-    program = programs.generator_program(config, spec_of(source), mesh, extra=extra, vae=decoder)
+    program = programs.generator_program(config, spec_of(source), mesh, extras=extras, vae=decoder)
     push = filling.make_push(variables, build.make_nearness(config, spec_of(source)))
     trained = stage.train(
         Stage(
@@ -113,7 +115,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
             f"config.queue.push_per_step must be a multiple of the {jax.process_count()} "
             f"processes; found {config.queue.push_per_step}"
         )
-    if not config.encoder.path:  # it is trained here
+    if config.encoder.kind != "none" and not config.encoder.path:  # it is trained here
         encoder.check_batch(config, mesh)
 
 

@@ -50,6 +50,7 @@ def memory_plan(
     *,
     held: int = 0,
     maps: int = 0,
+    least: int = 0,
     activations: Callable[[str], int] = lambda policy: 0,
 ) -> MemoryPlan:
     """Returns the plan of a generator's step: as configured, or as the devices need it.
@@ -59,6 +60,8 @@ def memory_plan(
       mesh: the devices.
       held: bytes that a device holds throughout: state, queue and frozen networks.
       maps: bytes of the maps of one sample; 0 to check the config alone.
+      least: bytes that the encoders of pixels keep of one generated sample in any case; see
+        `activations.least_of_pixels`.
       activations: rematerialisation policy -> bytes that the networks whose config says "auto" keep
         of one generated sample until the backward pass.
 
@@ -70,6 +73,7 @@ def memory_plan(
     # Bytes of maps for a generated sample, with its share of the others of its row.
     for_each = maps * _samples_of_row(config) / t.generated_per_label
     free, kept = _usable(device) - held, for_each * generated
+    needed = max(_OVER_MAPS * for_each, least)  # at once, for a generated sample
 
     def place(at_once: float) -> str:
         """Where the maps of all samples lie, beside so many generated samples at once."""
@@ -77,7 +81,7 @@ def memory_plan(
             return t.keep_maps
         if not _usable(device):
             return "yes" if kept <= _KEPT_ELSEWHERE else "no"
-        if kept + _OVER_MAPS * for_each * at_once <= free:
+        if kept + needed * at_once <= free:
             return "yes"
         return "host" if targets.gpu_of(device) and kept <= _KEPT_ON_HOST else "no"
 
@@ -85,7 +89,7 @@ def memory_plan(
         if t.keep_maps == "auto" and not _splits(config, mesh, count):
             keep_maps = "no"
         at_once = generated / count
-        room = free - _OVER_MAPS * for_each * at_once
+        room = free - needed * at_once
         if count > 1 and keep_maps == "yes":
             room -= kept
         remat = "none" if not _usable(device) else _policy(activations, room / at_once)
@@ -97,10 +101,10 @@ def memory_plan(
     at_once, keep_maps = _SAMPLES_AT_ONCE, place(_SAMPLES_AT_ONCE)
     fitting = _counts(config, mesh)
     if targets.gpu_of(device) and maps:
-        if fitting[0] == 1 and _OVER_MAPS * for_each * generated <= free:
+        if fitting[0] == 1 and needed * generated <= free:
             return planned(1, keep_maps)  # one microbatch keeps nothing
         room = free - kept if keep_maps == "yes" else free
-        at_once *= max(1, int(room // (_OVER_MAPS * for_each * at_once)))
+        at_once *= max(1, int(room // (needed * at_once)))
     most = generated / at_once
     return planned(next((n for n in fitting if n >= most), fitting[-1]), keep_maps)
 

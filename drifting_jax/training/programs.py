@@ -7,6 +7,7 @@ is what a step changes, and its step is (carry, frozen, batch) -> (carry, report
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +41,7 @@ def generator_program(
     spec: DataSpec,
     mesh: Mesh,
     *,
-    extra: nn.Module | None = None,
+    extras: Mapping[str, nn.Module] = MappingProxyType({}),
     vae: VAE | None = None,
 ) -> Program:
     """Assembles the generator's step.
@@ -49,20 +50,20 @@ def generator_program(
       config: resolved, of task "generator".
       spec: shape and classes of the samples.
       mesh: the devices.
-      extra: the network of config.extra_encoder, as `frozen` prepares it.
-      vae: decodes latents for it.
+      extras: {name: network of an encoder of pixels}, as `frozen` prepares them.
+      vae: decodes latents for them.
 
     Raises:
       UserError: the rows of a step do not split over the mesh.
     """
-    variables = _template(config, mesh, frozen.variables_shapes(config, spec, extra, vae))
+    variables = _template(config, mesh, frozen.variables_shapes(config, spec, extras, vae))
     init = functools.partial(initial_states.init_generator, config, spec)
     on_host = config.optim.moments_on_host
     carry = Carry(
         initial_states.state_template(config, mesh, init, moments_on_host=on_host),
         build.make_queue(config, spec, mesh, make=sample_queue.template),
     )
-    networks: dict[str, Any] = {"extra": extra, "vae": vae}
+    networks: dict[str, Any] = {"extras": extras, "vae": vae}
     of_sample = jax.eval_shape(
         build.make_feature_function(config, spec, **networks),
         variables,
@@ -72,7 +73,7 @@ def generator_program(
         carry = dataclasses.replace(carry, negatives=_negatives(config, mesh, of_sample))
     config, plan = _planned(config, spec, carry, variables, mesh, networks)
     feature_function, features = build.make_feature_function(config, spec, **networks), [*of_sample]
-    settings = build.generator_step_config(config, plan)
+    settings = build.generator_step_config(config, plan, features)
     schedule, drifts = build.generator_schedule(config), drift_names(settings.drift)
     given: dict[str, Any] = {
         "key": stream_key(config, "generator_steps"),
@@ -219,8 +220,9 @@ def _planned(
     """Returns the config with the rematerialisation of a plan for the memory, and the plan."""
     kept = activations.kept_activations(config, spec, carry.state.params, variables, **networks)
     maps = activations.map_bytes(config, spec, variables, **networks)
+    least = activations.least_of_pixels(config, spec, variables, **networks)
     held = meshes.bytes_per_device((carry, variables))
-    plan = memory_plan(config, mesh, held=held, maps=maps, activations=kept)
+    plan = memory_plan(config, mesh, held=held, maps=maps, least=least, activations=kept)
     return activations.with_remat(config, plan.remat), plan
 
 

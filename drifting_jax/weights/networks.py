@@ -14,8 +14,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from drifting_jax.errors import UserError
-from drifting_jax.method import encoders
-from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.models import generators
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.dinov2 import DINOv2
@@ -46,20 +44,6 @@ _GENERATOR = "generator"
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelEncoder:
-    """How a network serves as config.extra_encoder, on images in [-1, 1].
-
-    Attributes:
-      features: (module, patch_sizes, partial_patches) -> its feature function; see
-        `method.features.multiscale_features`.
-      image_side: side in pixels of the images that it is shown; None for the module's own.
-    """
-
-    features: Callable[[Any, Sequence[int], bool], FeatureFunction]
-    image_side: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class NetworkType:
     """What is known of a kind of network.
 
@@ -73,7 +57,6 @@ class NetworkType:
       config_name: `_class_name` or `model_type` of its config.json.
       tensor_names: tensors that it alone has, to recognise it where there is no config.json.
       folder: its folder in a pipeline of diffusers.
-      encoder: what it is as config.extra_encoder; None where it is none.
     """
 
     module: type[nn.Module]
@@ -83,11 +66,6 @@ class NetworkType:
     config_name: str | None = None
     tensor_names: tuple[str, ...] = ()
     folder: str | None = None
-    encoder: PixelEncoder | None = None
-
-
-def _maps(model: nn.Module, patch_sizes: Sequence[int], partial_patches: bool) -> FeatureFunction:
-    return encoders.map_features(model, patch_sizes=patch_sizes, partial_patches=partial_patches)
 
 
 # All networks but generators, which `models.generators.GENERATORS` lists.
@@ -97,7 +75,6 @@ NETWORKS: dict[str, NetworkType] = {
         ConvNeXtV2,
         convnext.load,
         config_name="convnextv2",
-        encoder=PixelEncoder(lambda model, *_: encoders.convnext_features(model)),
     ),
     "resnet": NetworkType(
         ResNet,
@@ -105,14 +82,12 @@ NETWORKS: dict[str, NetworkType] = {
         takes_config=False,
         takes_groups=True,
         tensor_names=resnet.TENSOR_NAMES,
-        encoder=PixelEncoder(_maps, image_side=224),
     ),
     "dinov2": NetworkType(
         DINOv2,
         dinov2.load,
         config_name="dinov2",
         tensor_names=dinov2.TENSOR_NAMES,
-        encoder=PixelEncoder(_maps, image_side=224),
     ),
     "vae": NetworkType(
         VAE,
@@ -129,10 +104,6 @@ NETWORKS: dict[str, NetworkType] = {
     ),
 }
 KINDS = (_GENERATOR, *NETWORKS)
-# What config.extra_encoder.kind may be, besides "none".
-ENCODERS: dict[str, PixelEncoder] = {
-    kind: network.encoder for kind, network in NETWORKS.items() if network.encoder
-}
 
 
 @dataclasses.dataclass(frozen=True)

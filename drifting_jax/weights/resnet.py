@@ -1,4 +1,7 @@
-"""ResNet-50 and other sizes, with torchvision's names, which MoCo and SimCLR use too."""
+"""ResNet-50 and other sizes, with torchvision's names, which MoCo and SimCLR use too.
+
+PyTorch's files of SimCLRv2 have names of their own, for the sizes without selective kernels.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,25 @@ from drifting_jax.weights.shapes import param_shapes
 
 _PART = r"conv1|bn1|layer\d+\.\d+\.(?:conv\d|bn\d|downsample\.\d)"
 _NAME = re.compile(rf"((?:.*?[./])??)(?:{_PART})\.\w+")
-TENSOR_NAMES = ("layer4.0.conv3.weight",)  # that no other network has
+# That no other network has; the second is SimCLRv2's.
+TENSOR_NAMES = ("layer4.0.conv3.weight", "net.4.blocks.0.net.4.weight")
+
+# Name of a tensor of SimCLRv2 -> torchvision's name. A block has three convolutions, and each is
+# followed by its norm.
+_SIMCLR_V2 = (
+    (r"net\.0\.0\.(\w+)", r"conv1.\1"),
+    (r"net\.0\.1\.0\.(\w+)", r"bn1.\1"),
+    *(
+        (rf"net\.(\d)\.blocks\.(\d+)\.net\.{2 * i}\.(\w+)", rf"layer\1.\2.conv{i + 1}.\3")
+        for i in range(3)
+    ),
+    *(
+        (rf"net\.(\d)\.blocks\.(\d+)\.net\.{2 * i + 1}\.0\.(\w+)", rf"layer\1.\2.bn{i + 1}.\3")
+        for i in range(3)
+    ),
+    (r"net\.(\d)\.blocks\.(\d+)\.projection\.shortcut\.(\w+)", r"layer\1.\2.downsample.0.\3"),
+    (r"net\.(\d)\.blocks\.(\d+)\.projection\.bn\.0\.(\w+)", r"layer\1.\2.downsample.1.\3"),
+)
 
 # The trained encoder of MoCo-v1 and v2, and of MoCo-v3, beside its moving average.
 _TRAINED = ("encoder_q.", "base_encoder.")
@@ -73,6 +94,7 @@ def load(
       UserError: there is not exactly one such network, or one of its tensors is missing, has
         another shape or is left over.
     """
+    tensors = _with_torchvision_names(tensors)
     if prefix is None:
         prefix = _find_prefix(tensors, origin)
     tensors = {name: array for name, array in tensors.items() if name.startswith(prefix)}
@@ -92,6 +114,27 @@ def load(
         origin=origin,
     )
     return model, {"params": params}
+
+
+def _with_torchvision_names(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The tensors of SimCLRv2's network by torchvision's names; those of others as they are."""
+    end = TENSOR_NAMES[1]
+    starts = [name.removesuffix(end) for name in tensors if name.endswith(end)]
+    if len(starts) != 1:
+        return tensors
+    inner = {
+        name.removeprefix(starts[0]): array
+        for name, array in tensors.items()
+        if name.startswith(starts[0])
+    }
+    return {_renamed(name): array for name, array in inner.items()}
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _SIMCLR_V2:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    return name
 
 
 def _find_prefix(names: Iterable[str], origin: str) -> str:

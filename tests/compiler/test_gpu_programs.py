@@ -32,7 +32,7 @@ from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps.sampling import make_sampler
 from drifting_jax.training import build, compiled_report, dry_run
-from drifting_jax.weights import networks
+from drifting_jax.weights.pixel_encoders import ENCODERS, Statistics
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ("h100", "a100", "rtx4090")
@@ -209,7 +209,7 @@ def test_encoders_with_their_gradients(kind):
     if kind == "autoencoder":
         function = encoders.autoencoder_features(SMALL[kind])
     else:
-        function = networks.ENCODERS[kind].features(SMALL[kind], (2, 4), False)
+        function = ENCODERS[kind].features(SMALL[kind], Statistics())
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     variables = variables_of(SMALL[kind])
 

@@ -47,7 +47,13 @@ def test_an_encoder_shows_the_fields_that_differ():
         ("data.path", '`""`', "path"),
         ("data.crop", '`"center"`', "str: `center`, `random_resized`"),
         ("task", '`"generator"`', "str: `generator`, `encoder`, `toy`"),
-        ("extra_encoder.kind", '`"none"`', "str: `none`, `convnext`, `resnet`, `dinov2`"),
+        (
+            "extra_encoder.kind",
+            '`"none"`',
+            "str: `none`, `convnext`, `resnet`, `simclr`, `dinov2`, `dinov2_s`, `dinov2_b`, "
+            "`dinov2_l`",
+        ),
+        ("pixel_encoders.paths", "`()`", "tuple of paths, may be empty"),
     ],
 )
 def test_types_choices_and_bounds(name, default, values):

@@ -212,7 +212,7 @@ def diagnosis():
             "stem": of([1.0, 5, 7, 13], [0.2, 0.5, 0.5, 0.9]),
             "still": of([1.0, 1, 1, 1], [0, 0, 0, 0], scale=0.0),
         },
-        extra="convnext",
+        extras=("convnext", "dinov2_b"),
     )
 
 

@@ -1,5 +1,7 @@
 """The loss against reference numbers, float64 NumPy, its gradient (36), and its properties."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,11 @@ from read_release import load
 from drifting_jax.compatibility import enable_x64
 from drifting_jax.distributed.meshes import BATCH_AXES, make_mesh
 from drifting_jax.method import losses
-from drifting_jax.method.feature_losses import feature_drifting_loss
+from drifting_jax.method.feature_losses import (
+    FeatureSets,
+    feature_drifting_loss,
+    loss_by_previous,
+)
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.losses import drifting_loss
 
@@ -311,6 +317,35 @@ def test_sum_over_features_leaves_out_those_that_hardly_vary():
     assert np.abs(gradient["a"]).max() > 0
 
 
+def test_the_loss_of_many_features_is_their_weighted_sum():
+    sets = [draw(seed)[:3] for seed in (3, 4, 5)]  # of equal channels: one computation has them all
+    weights = {"b": 0.25, "c": 3.0}
+    features = [dict(zip("abc", of_all, strict=True)) for of_all in zip(*sets, strict=True)]
+
+    def loss(generated):
+        return feature_drifting_loss(generated, *features[1:], weights=weights)
+
+    def by_previous(statistics):
+        sets = FeatureSets(*features, weights=tuple(weights.items()))
+        return loss_by_previous(sets, DriftOptions(), statistics)[:2]
+
+    with enable_x64(True):
+        (value, statistics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+            features[0]
+        )
+        one_pass = jax.jit(by_previous)(statistics)
+    np.testing.assert_allclose(one_pass[0], value, rtol=1e-12)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9), one_pass[1], gradients)
+    expected = 0
+    for name, (gen, pos, neg) in zip("abc", sets, strict=True):
+        alone, scale, _, total = expected_loss(gen, pos, neg)
+        weight = {"a": 1.0, "b": 0.25, "c": 3.0}[name]
+        expected += weight * alone
+        wanted = -2 * weight * total / (scale / np.sqrt(gen.shape[-1]) * gen.size)  # (36)
+        np.testing.assert_allclose(gradients[name], wanted, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -355,6 +390,8 @@ def test_features_that_differ_or_lack():
         feature_drifting_loss({"a": gen}, {"b": pos})
     with pytest.raises(ValueError, match="at least one feature"):
         feature_drifting_loss({}, {})
+    with pytest.raises(ValueError, match=r"that of a feature, one of \['a'\]; found \['b'\]"):
+        feature_drifting_loss({"a": gen}, {"a": pos}, weights={"b": 2.0})
 
 
 def test_every_product_is_lowered_at_highest_precision():

@@ -196,6 +196,34 @@ def test_pieces_may_have_statistics_of_their_own():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rule", ["batch", "microbatch", "previous"])
+def test_the_weight_of_a_feature_scales_its_part_of_the_gradient(rule):
+    """In microbatches too: loss and gradient are linear in it, and their statistics keep theirs."""
+    start = leaves_by_path(random_params(MODEL))
+
+    def step(weight):
+        changes = {"microbatches": 2, "shared_statistics": rule}
+        weights = {} if weight == 1 else {"feature_weights": (("raw", weight),)}
+        of_step = make_step(10, **changes, **weights)
+        if rule == "previous":
+            of_step = functools.partial(of_step, previous=first_step("1", 10)[2].statistics)
+        state, _, metrics = transfer.fetch(of_step(*inputs("1")))
+        moved = {path: x - start[path] for path, x in leaves_by_path(state.params).items()}
+        return float(metrics.loss), moved, metrics.statistics
+
+    (without, moved_without, _), (once, moved_once, statistics) = step(0.0), step(1)
+    found, moved, same = step(0.25)
+    assert 0 < without < once
+    np.testing.assert_allclose(found, 0.75 * without + 0.25 * once, rtol=1e-6)
+    for path, change in moved.items():
+        wanted = 0.75 * moved_without[path] + 0.25 * moved_once[path]
+        np.testing.assert_allclose(change, wanted, rtol=1e-4, atol=1e-6, err_msg=path)
+        assert np.abs(moved_once[path] - moved_without[path]).max() > 1e-5
+    for path, value in leaves_by_path(statistics).items():
+        np.testing.assert_allclose(leaves_by_path(same)[path], value, rtol=1e-5, err_msg=path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "drift"),
     [

@@ -1,6 +1,6 @@
 """From configs to networks and features."""
 
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.resnet_mae import ResNetMAE
 from drifting_jax.models.vae import VAE
 from drifting_jax.training import build, frozen
+from drifting_jax.training.memory_plan import MemoryPlan
 from drifting_jax.weights.shapes import param_shapes
 
 GREY = SimpleNamespace(image_shape=(8, 8, 1), num_classes=3)
@@ -28,11 +29,11 @@ def config(**changes):
     return resolve(found)
 
 
-def shapes(found, source, *, extra=None, vae=None):
+def shapes(found, source, *, extras=MappingProxyType({}), vae=None):
     """Shapes of all features; nothing is computed."""
     samples = jax.ShapeDtypeStruct((2, *source.image_shape), jnp.float32)
-    variables = frozen.variables_shapes(found, source, extra, vae)
-    function = build.make_feature_function(found, source, extra=extra, vae=vae)
+    variables = frozen.variables_shapes(found, source, extras, vae)
+    function = build.make_feature_function(found, source, extras=extras, vae=vae)
     return {name: x.shape for name, x in jax.eval_shape(function, variables, samples).items()}
 
 
@@ -47,12 +48,21 @@ def test_features_that_can_be_left_out():
     assert set(every) - set(shapes(config(features__raw=False), GREY)) == {"raw"}
 
 
+def test_the_raw_sample_weighs_what_the_config_says():
+    def weights(**changes):
+        plan, names = MemoryPlan(1, "no"), ("stage1", "stage1/mean", "raw")
+        return build.generator_step_config(config(**changes), plan, names).feature_weights
+
+    assert weights(features__raw_weight=0.25) == (("raw", 0.25),)
+    assert weights() == ()
+
+
 @pytest.mark.parametrize("kind", ["convnext", "resnet", "dinov2"])
 def test_encoders_of_pixels_see_latents_through_the_decoder(kind):
     found = config(extra_encoder__kind=kind, data__latent=True)
-    extra, vae = frozen.published_sizes(found)
+    extras, vae = frozen.expected_networks(found)
     assert isinstance(vae, VAE)
-    features = shapes(found, LATENT, extra=extra, vae=vae)
+    features = shapes(found, LATENT, extras=extras, vae=vae)
     alone = shapes(config(), LATENT)
     assert alone.items() <= features.items()
     assert all(name.startswith(f"{kind}/") for name in features.keys() - alone.keys())
@@ -78,7 +88,7 @@ def test_kinds_of_networks_are_checked_against_their_tables():
 
 
 def test_no_other_network_is_none():
-    assert frozen.published_sizes(config()) == (None, None)
+    assert frozen.expected_networks(config()) == ({}, None)
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_a_policy_keeps_fewer_activations_than_the_one_before_it():
     found = config()
     spec = data_spec(found.data)
     state = jax.eval_shape(lambda: initial_states.init_generator(found, spec))
-    variables = frozen.variables_shapes(found, spec, None, None)
+    variables = frozen.variables_shapes(found, spec, {}, None)
     kept = activations.kept_activations(found, spec, state.params, variables)
     none, dots, block = (kept(policy) for policy in POLICIES)
     assert none > 1.5 * dots > 1.5 * block > 0

@@ -75,7 +75,7 @@ def drawn(carry, *, pushed):
     They come from the parts that a step is made of.
     """
     config, source, program, variables = started()
-    settings = build.generator_step_config(config, memory_plan(config, program.mesh))
+    settings = build.generator_step_config(config, memory_plan(config, program.mesh), ())
     settings = dataclasses.replace(settings, microbatches=1)
     key = jax.random.fold_in(stream_key(config, "generator_steps"), carry.state.step)
     model = build.make_generator(config, source)

@@ -16,7 +16,8 @@ _FLAT = 0.9  # share of p; more effective targets make a flat kernel
 _NEAREST = 1.5  # effective targets; fewer make a nearest-neighbour kernel
 _FEWEST, _LARGEST_SHARE = 2.0, 0.5  # effective targets, and share of p, of a suggested temperature
 _OF_BEST = 0.9  # share of the best signal that a suggested temperature has
-_ORDER = ("raw", "input rms", "locations", "means", "stds")  # kinds of features
+_ORDER = ("raw", "input rms", "joint", "locations", "means", "stds")  # kinds of features
+_KINDS = {"raw": "raw", "rms": "input rms", "joint": "joint", "mean": "means", "std": "stds"}
 _LISTED = 3  # features in a message
 
 
@@ -33,7 +34,7 @@ class Diagnosis:
       chosen: those that the config has.
       sizes: of the class rows.
       features: {name: Measures}.
-      extra: kind of a second encoder, which begins the names of its features; or "".
+      extras: names of encoders of pixels, each of which begins the names of its features.
     """
 
     title: str
@@ -44,7 +45,7 @@ class Diagnosis:
     chosen: tuple[float, ...]
     sizes: RowSizes
     features: Mapping[str, Measures]
-    extra: str = ""
+    extras: tuple[str, ...] = ()
 
     @property
     def groups(self) -> dict[str, Measures]:
@@ -59,9 +60,9 @@ class Diagnosis:
         return found
 
     def group_of(self, name: str) -> str:
-        """Returns the group of a feature: its kind, after the name of a second encoder."""
-        of_extra = self.extra and name.startswith(f"{self.extra}/")
-        return f"{self.extra} {_kind_of(name)}" if of_extra else _kind_of(name)
+        """Returns the group of a feature: its kind, after the name of an encoder of pixels."""
+        encoder = name.partition("/")[0]
+        return f"{encoder} {_kind_of(name)}" if encoder in self.extras else _kind_of(name)
 
     def _median(self, names: Sequence[str]) -> Measures:
         members = [self.features[name] for name in names]
@@ -76,8 +77,7 @@ class Diagnosis:
 def _kind_of(name: str) -> str:
     """Returns what a feature is, one of `_ORDER`."""
     last = name.rpartition("/")[2]
-    kinds = {"raw": "raw", "rms": "input rms", "mean": "means", "std": "stds"}
-    return kinds.get(last.partition("_")[0], "locations")
+    return _KINDS.get(last.partition("_")[0], "locations")
 
 
 def report(diagnosis: Diagnosis, *, per_feature: bool = False) -> str:
