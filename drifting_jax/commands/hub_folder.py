@@ -26,12 +26,15 @@ _NAMES_SHOWN = 40
 # Fields of the config that the card lists, where the task has them.
 _RECIPE = (
     "model.kind", "model.patch_size", "model.width", "model.depth", "model.num_heads",
-    "model.init_from", "drift.field", "drift.combine", "drift.temperatures", "guidance.minimum",
+    "model.unet.multipliers", "model.unet.blocks_per_level", "model.unet.attention_sides",
+    "model.unet.dropout", "model.init_from", "drift.field", "drift.combine", "drift.temperatures", "guidance.minimum",
     "guidance.maximum", "guidance.power", "train.num_steps", "train.labels_per_step",
     "train.generated_per_label", "train.positives_per_label", "train.unconditional_per_label",
     "optim.learning_rate", "optim.schedule", "optim.weight_decay", "encoder.width",
     "encoder.blocks", "encoder.train.num_steps", "extra_encoder.kind", "seed",
 )  # fmt: skip
+# Fields of the recipe that one kind of generator alone reads.
+_OF_KIND = {"model.depth": "dit"} | {x: "unet" for x in _RECIPE if x.startswith("model.unet.")}
 
 
 def write_hub_folder(
@@ -136,7 +139,9 @@ def _recipe(generator: Generator, config: ConfigDict) -> str:
     values = flat(plain(config))
     if not values["model.init_from"].startswith("hf://"):  # a folder means nothing to others
         values["model.init_from"] = Path(values["model.init_from"]).name
-    rows = [f"| `{name}` | {values[name]} |" for name in _RECIPE if values.get(name, "") != ""]
+    kind = values["model.kind"]
+    names = [name for name in _RECIPE if _OF_KIND.get(name, kind) == kind]
+    rows = [f"| `{name}` | {values[name]} |" for name in names if values.get(name, "") != ""]
     average = f"Step {generator.step}, the moving average of decay {generator.ema_decay:g}."
     return "\n".join([average, "", "| field | value |", "|---|---|", *rows])
 

@@ -12,7 +12,7 @@ from tfds_files import CIFAR10, write_tfds
 
 from drifting_jax.config import file_beside, resolve
 from drifting_jax.errors import UserError
-from drifting_jax.training import build, run
+from drifting_jax.training import build, dry_run, run
 from drifting_jax.workdir.metrics import read_metrics
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -66,6 +66,7 @@ def test_every_config_resolves_and_gives_its_command(path):
         "imagenet_latent": ("B", "L", "ablation"),
         "imagenet_pixel": ("B", "L"),
         "cifar10": ("10", "100"),
+        "fashion_mnist": ("dit", "unet"),
         "images": ("64", "small"),
         "mae_latent": ("256", "640"),
         "mae_pixel": ("256", "640"),
@@ -86,6 +87,16 @@ def test_every_variant_resolves(name, variants):
 )
 def test_the_networks_fit_the_images(name, shape):
     build.check_models(resolve(load(name)), SimpleNamespace(image_shape=shape, num_classes=10))
+
+
+@pytest.mark.slow
+def test_the_generators_of_fashion_mnist_cost_the_same():
+    """In operations of a whole step: so a comparison of what they learn is fair."""
+    variants = file_beside(CONFIGS / "any.py", "fashion_mnist.py")
+    dit, unet = (
+        dry_run.count_flops(resolve(variants.get_config(kind)), 1) for kind in ("dit", "unet")
+    )
+    assert 0.95 < unet / dit < 1.05
 
 
 @pytest.mark.slow

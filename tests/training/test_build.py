@@ -75,7 +75,9 @@ def test_kinds_of_networks_are_checked_against_their_tables():
     found = config()
     with found.unlocked():
         found.model.kind = "gan"
-    with pytest.raises(UserError, match=r"config\.model\.kind must be one of 'dit', 'unet'; found 'gan'"):
+    with pytest.raises(
+        UserError, match=r"config\.model\.kind must be one of 'dit', 'unet'; found 'gan'"
+    ):
         build.check_choices(found)
     found = config()
     found.extra_encoder.kind = "vae"  # a network, but no encoder
