@@ -34,6 +34,7 @@ NAVIGATION = {
     },
     "Method": {
         "fields": "Method and fields",
+        "encoders": "Encoders and features",
         "configs": "Config fields",
         "evaluation": "Evaluation",
         "weights": "Published weights",

@@ -1,5 +1,6 @@
 """The frozen encoders of pixels that a config lists, and what their features weigh in the loss."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,8 @@ from drifting_jax.models.calls import apply_variables
 from drifting_jax.weights.pixel_encoders import ENCODERS, PixelEncoder, Statistics
 
 PyTree = Any
+
+_OTHERS = ""  # features whose names do not begin with an encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,37 +101,29 @@ def feature_weights(config: ConfigDict, names: Iterable[str]) -> dict[str, float
     """Returns {feature: weight of its loss}, of all features of a config.
 
     With config.features.total "sum" they are the configured ones, otherwise they add up to 1.
+
+    Raises:
+      UserError: there is no mean, because all weights are zero.
     """
-    weights = {"raw": config.features.raw_weight, "": config.encoder.weight}
-    if config.encoder.kind == "none":
-        weights[""] = 1.0  # of the root mean square of the sample
-    weights |= {choice.name: choice.weight for choice in choices(config)}
+    total = config.features.total
+    # Without an autoencoder, the root mean square of the sample is the only other feature.
+    others = 1.0 if config.encoder.kind == "none" else config.encoder.weight
+    weights = {choice.name: choice.weight for choice in choices(config)}
+    weights |= {"raw": config.features.raw_weight, _OTHERS: others}
     sources = {name: _source(name, weights) for name in names}
-    counts = {source: list(sources.values()).count(source) for source in sources.values()}
-    return _normalised(config.features.total, weights, sources, counts)
-
-
-def _source(feature: str, weights: Mapping[str, float]) -> str:
-    """The encoder that a feature is of; "" for the autoencoder, "raw" for the sample."""
-    start = feature.partition("/")[0]
-    return start if start in weights else ""
-
-
-def _normalised(
-    total: str,
-    weights: Mapping[str, float],
-    sources: Mapping[str, str],
-    counts: Mapping[str, int],
-) -> dict[str, float]:
-    """The weights of features, given those of their sources."""
+    counts = collections.Counter(sources.values())
     found = {name: weights[source] for name, source in sources.items()}
     if total == "mean_of_encoders":
         found = {name: weight / counts[sources[name]] for name, weight in found.items()}
-    if total == "sum":
-        return found
     whole = sum(found.values())
+    if total == "sum" or not found:
+        return found
     if not whole:
-        raise UserError(
-            f"config.features.total={total!r} needs a feature whose weight is above zero"
-        )
+        raise UserError(f"config.features.total={total!r} needs a feature of a weight above zero")
     return {name: weight / whole for name, weight in found.items()}
+
+
+def _source(feature: str, weights: Mapping[str, float]) -> str:
+    """The encoder of pixels that a feature is of, "raw" for the sample, or `_OTHERS`."""
+    start = feature.partition("/")[0]
+    return start if start in weights else _OTHERS

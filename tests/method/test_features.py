@@ -104,6 +104,18 @@ def test_squares_larger_than_the_map_are_left_out():
     assert set(without) == {"stage", "stage/mean", "stage/std"}
 
 
+def test_joint_statistics_stand_side_by_side():
+    a, b = random_map(2, 4, 4, 3), random_map(2, 1, 1, 5)
+    apart = multiscale({"a": a, "b": b, "input": a})
+    joint = jax.jit(lambda x: features.joint_features(features.multiscale_features(x)))(
+        {"a": a, "b": b, "input": a}
+    )
+    parts = ("a", "a/mean", "a/std", "a/mean_2x2", "a/std_2x2", "a/mean_4x4", "a/std_4x4")
+    assert set(joint) == {"a/joint", "b/joint", "input/rms"}
+    np.testing.assert_array_equal(joint["a/joint"], np.concatenate([apart[x] for x in parts], 1))
+    np.testing.assert_array_equal(joint["input/rms"], apart["input/rms"])
+
+
 def test_one_location_has_no_std():
     assert set(multiscale({"stage": random_map(2, 1, 1, 4)})) == {"stage", "stage/mean"}
 

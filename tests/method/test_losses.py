@@ -20,6 +20,7 @@ from drifting_jax.method.feature_losses import (
     feature_drifting_loss,
     loss_by_previous,
 )
+from drifting_jax.method.features import joint_features, multiscale_features
 from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.losses import drifting_loss
 
@@ -344,6 +345,46 @@ def test_the_loss_of_many_features_is_their_weighted_sum():
         wanted = -2 * weight * total / (scale / np.sqrt(gen.shape[-1]) * gen.size)  # (36)
         np.testing.assert_allclose(gradients[name], wanted, rtol=1e-9, atol=1e-15)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
+def test_joint_statistics_of_a_map_are_one_feature_with_one_scale():
+    """Of two encoders, whose losses are averaged."""
+    rng = np.random.default_rng(6)
+
+    def statistics(maps):
+        """All locations, then global and 2x2 means and stds, of [c, n, 4, 4, d]."""
+        c, n, _, _, d = maps.shape
+        found = [maps.reshape(c, n, 16, d)]
+        for squares in (maps.reshape(c, n, 1, 4, 1, 4, d), maps.reshape(c, n, 2, 2, 2, 2, d)):
+            mean = squares.mean((3, 5)).reshape(c, n, -1, d)
+            found += [mean, np.sqrt(squares.var((3, 5)) + 1e-6).reshape(c, n, -1, d)]
+        return np.concatenate(found, axis=2)
+
+    def features(maps):
+        of_encoders = {}
+        for name, x in maps.items():
+            found = multiscale_features({"map": x.reshape(-1, *x.shape[2:])}, patch_sizes=(2,))
+            joint = joint_features(found)["map/joint"]
+            of_encoders[name] = joint.reshape(*x.shape[:2], *joint.shape[1:])
+        return of_encoders
+
+    def loss(*groups):
+        weights = {"a": 0.5, "b": 0.5}
+        return feature_drifting_loss(*(features(maps) for maps in groups), weights=weights)
+
+    groups = [
+        {"a": rng.normal(size=(2, n, 4, 4, 3)) + shift, "b": rng.normal(size=(2, n, 4, 4, 5))}
+        for n, shift in ((5, 0), (4, 0.5), (3, 0.2))
+    ]
+    with enable_x64(True):
+        value, found = jax.jit(loss)(*groups)
+    expected = 0
+    for name in "ab":
+        alone, scale, squares, _ = expected_loss(*(statistics(maps[name]) for maps in groups))
+        expected += alone / 2
+        np.testing.assert_allclose(found[name].distance_scale, scale, rtol=1e-11)
+        np.testing.assert_allclose(found[name].drift_mean_square, squares, rtol=1e-10)
+    np.testing.assert_allclose(value, expected, rtol=1e-11)
 
 
 @pytest.mark.parametrize(

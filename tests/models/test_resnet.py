@@ -183,6 +183,36 @@ def test_of_moco_the_trained_encoder_is_taken(small, outer):
     np.testing.assert_array_equal(stem, small["bn1.running_mean"] + 1)
 
 
+def simclr_v2(name):
+    """The name in PyTorch's files of SimCLRv2 of a tensor that torchvision calls so."""
+    found = re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)", name)
+    if not found:
+        return name.replace("conv1.", "net.0.0.").replace("bn1.", "net.0.1.0.")
+    stage, block, part, number, last = found.groups()
+    start = f"net.{stage}.blocks.{block}"
+    if part == "downsample.":
+        return f"{start}.projection.{('shortcut', 'bn.0')[int(number)]}.{last}"
+    place = 2 * (int(number) - 1)
+    return f"{start}.net.{place}.{last}" if part == "conv" else f"{start}.net.{place + 1}.0.{last}"
+
+
+@pytest.mark.parametrize("prefix", ["resnet/", "resnet/module.", ""])
+def test_names_of_simclr_v2(small, prefix):
+    names = {name: simclr_v2(name) for name in small}
+    assert names["layer4.0.conv3.weight"] == "net.4.blocks.0.net.4.weight"
+    assert len(set(names.values())) == len(names) and not set(names.values()) & set(names)
+    tensors = {f"{prefix}{names[name]}": x for name, x in small.items()}
+    tensors[f"{prefix}fc.weight"] = np.zeros((5, 64))
+    if prefix:
+        tensors["head/layers.0.weight"] = np.zeros((3, 3))
+    model, variables = weights.load(tensors)
+    assert model == SMALL
+    jax.tree.map(np.testing.assert_array_equal, variables, weights.load(small)[1])
+    del tensors[f"{prefix}net.2.blocks.1.net.3.0.running_var"]
+    with pytest.raises(UserError, match=r"lacks layer2\.1\.bn2\.running_var$"):
+        weights.load(tensors)
+
+
 @pytest.mark.parametrize(
     "name",
     ["conv1.weight", "bn1.running_var", "layer2.1.conv3.weight", "layer4.0.downsample.1.bias"],

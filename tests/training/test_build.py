@@ -81,8 +81,8 @@ def test_kinds_of_networks_are_checked_against_their_tables():
         build.check_choices(found)
     found = config()
     found.extra_encoder.kind = "vae"  # a network, but no encoder
-    message = r"config\.extra_encoder\.kind must be one of 'none', 'convnext', 'resnet', 'dinov2'; "
-    with pytest.raises(UserError, match=message + "found 'vae'"):
+    message = r"config\.extra_encoder\.kind must be one of 'none', 'convnext', .*; found 'vae'"
+    with pytest.raises(UserError, match=message):
         build.check_models(found, GREY)
     oblong = SimpleNamespace(image_shape=(8, 6, 1), num_classes=3)
     with pytest.raises(UserError, match="makes square images; found 8x6"):

@@ -272,8 +272,7 @@ def test_what_encoders_keep_falls_with_rematerialisation(small, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("statistics", ["batch", "previous"])
-def test_a_run_trains_in_the_features_of_pixel_encoders_alone(small, tmp_path, statistics):
+def test_a_run_trains_in_the_features_of_pixel_encoders_alone(small, tmp_path):
     rng = np.random.default_rng(0)
     for number in range(36):
         folder = tmp_path / "images" / "abc"[number % 3]
@@ -292,8 +291,7 @@ def test_a_run_trains_in_the_features_of_pixel_encoders_alone(small, tmp_path, s
     found.features.total = "mean"
     found.features.raw_weight = 0.25
     found.train.num_steps, found.train.microbatches = 8, 3
-    found.train.shared_statistics = statistics
-    assert run.run(resolve(found), workdir=tmp_path / "run")
+    assert run.run(resolve(found), workdir=tmp_path / "run") == 0
     lines = list(read_metrics(tmp_path / "run", stage="generator"))
     assert lines[-1]["step"] == 8 and all(np.isfinite(line["loss"]) for line in lines)
     for feature in ("dinov2/final/joint", "simclr/stage1/joint", "input/rms", "raw"):
