@@ -27,12 +27,12 @@ _NAMES_SHOWN = 40
 _RECIPE = (
     "model.kind", "model.patch_size", "model.width", "model.depth", "model.num_heads",
     "model.unet.multipliers", "model.unet.blocks_per_level", "model.unet.attention_sides",
-    "model.unet.dropout", "model.init_from", "drift.field", "drift.combine", "drift.temperatures", "guidance.minimum",
-    "guidance.maximum", "guidance.power", "train.num_steps", "train.labels_per_step",
-    "train.generated_per_label", "train.positives_per_label", "train.unconditional_per_label",
-    "optim.learning_rate", "optim.schedule", "optim.weight_decay", "encoder.width",
-    "encoder.blocks", "encoder.train.num_steps", "encoder.kind", "extra_encoder.kind",
-    "pixel_encoders.kinds", "seed",
+    "model.unet.dropout", "model.init_from", "drift.field", "drift.combine", "drift.temperatures",
+    "guidance.minimum", "guidance.maximum", "guidance.power", "train.num_steps",
+    "train.labels_per_step", "train.generated_per_label", "train.positives_per_label",
+    "train.unconditional_per_label", "optim.learning_rate", "optim.schedule", "optim.weight_decay",
+    "encoder.width", "encoder.blocks", "encoder.train.num_steps", "encoder.kind",
+    "extra_encoder.kind", "pixel_encoders.kinds", "seed",
 )  # fmt: skip
 # Fields of the recipe that one kind of generator alone reads.
 _OF_KIND = {"model.depth": "dit"} | {x: "unet" for x in _RECIPE if x.startswith("model.unet.")}

@@ -183,6 +183,12 @@ class _Graph:
     def _concatenate(self, equation: Any, *xs: Any) -> str:
         return self.node("Concat", xs, axis=int(equation.params["dimension"]))
 
+    def _pad(self, equation: Any, x: Any, value: Any) -> str:
+        before, after, between = zip(*equation.params["padding_config"], strict=True)
+        if any(between):
+            raise UnsupportedError("padding between entries has no ONNX operator here")
+        return self.node("Pad", [x, np.asarray(before + after, np.int64), value])
+
     def _split(self, equation: Any, x: Any) -> list[str]:
         sizes, axis = equation.params["sizes"], equation.params["axis"]
         pairs = zip(np.cumsum(sizes), sizes, strict=True)
@@ -209,20 +215,27 @@ class _Graph:
         return self.node("Einsum", [x, y], equation="{},{}->{}".format(*parts))
 
     def _gather(self, equation: Any, x: Any, indices: Any, *_: Any) -> str:
-        """A part whose place is known, or rows of the first axes; indices must be in range."""
+        """A part whose place is known, or entries along some axes; indices must be in range."""
         numbers, (given, of) = equation.params["dimension_numbers"], equation.invars[:2]
         axes, sizes = numbers.start_index_map, list(equation.params["slice_sizes"])
         batch, rank = len(of.aval.shape) - 1, len(equation.outvars[0].aval.shape)
-        whole = all(n == sizes[i] for i, n in enumerate(given.aval.shape) if i not in axes)
+        others = [i for i in range(len(sizes)) if i not in axes]
+        whole = all(given.aval.shape[i] == sizes[i] for i in others)
         if whole and not batch and not isinstance(indices, str):
             starts = np.asarray(indices, np.int64)
             ends = starts + [sizes[i] for i in axes]
             return self._reshape(equation, self.node("Slice", [x, starts, ends, np.int64(axes)]))
-        rows = numbers.collapsed_slice_dims == axes == tuple(range(len(axes)))
-        if whole and rows and numbers.offset_dims == tuple(range(batch, rank)):
+        if whole and numbers.collapsed_slice_dims == axes and not numbers.operand_batching_dims:
             places = self.node("Cast", [indices], to=self.dtype(np.int64))
-            return self.node("GatherND", [x, places])
+            found = self.node("GatherND", [self._transposed(x, [*axes, *others]), places])
+            # The axes of the indices come first there, those of x that remain after them.
+            first, last = iter(range(batch)), iter(range(batch, rank))
+            order = [next(last if i in numbers.offset_dims else first) for i in range(rank)]
+            return self._transposed(found, order)
         raise UnsupportedError(f"gather with {numbers} has no ONNX operator here")
+
+    def _transposed(self, x: Any, axes: Sequence[int]) -> Any:
+        return x if list(axes) == sorted(axes) else self.node("Transpose", [x], perm=list(axes))
 
     def _conv_general_dilated(self, equation: Any, x: Any, kernel: Any) -> str:
         params = equation.params

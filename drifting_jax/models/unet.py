@@ -201,12 +201,7 @@ class UNet(nn.Module):
           ValueError: shapes do not fit the fields, or the fields one another.
         """
         sides = self._sides()
-        expected = (labels.shape[0], self.image_size, self.image_size, self.in_channels)
-        if noise.shape != expected:
-            raise ValueError(
-                f"noise must have shape {expected} (labels, image_size, in_channels), "
-                f"found {noise.shape}"
-            )
+        x = self._patches(noise, len(labels))  # [b, side, side, ps * ps * in_channels]
         condition = self._condition(labels, styles, cfg_scale)
         keys_of_blocks = _keys_of_blocks(dropout_keys)
 
@@ -219,7 +214,6 @@ class UNet(nn.Module):
                 x = self._attention(f"{half}{level}_attention{number}")(x)
             return x
 
-        x = layers.patchify(noise.astype(self.dtype), self.patch_size)
         x = _conv(self._width(0), 3, dtype=self.dtype, name="input_conv")(x)
         skips, last = [x], len(sides) - 1
         for level in range(last + 1):
@@ -227,7 +221,7 @@ class UNet(nn.Module):
                 x = block(x, "down", level, number)
                 skips.append(x)  # [b, side, side, width of the level]
             if level < last:
-                x = Downsampling(self.dtype, name=f"down{level}_downsample")(x)
+                x = self._resampling(Downsampling, f"down{level}_downsample")(x)
                 skips.append(x)
         x = residual(x, "middle_block0", last)
         x = self._attention("middle_attention")(x)
@@ -236,11 +230,21 @@ class UNet(nn.Module):
             for number in range(self.blocks_per_level + 1):
                 x = block(x, "up", level, number, skips.pop())
             if level:
-                x = Upsampling(self.dtype, name=f"up{level}_upsample")(x)
+                x = self._resampling(Upsampling, f"up{level}_upsample")(x)
         x = nn.silu(layers.GroupNorm(self.groups, self.dtype, name="output_norm")(x))
         features = self.patch_size**2 * self.out_channels
         x = _conv(features, 3, dtype=self.dtype, kernel_init=_ZEROS, name="output_conv")(x)
         return layers.unpatchify(x, self.patch_size).astype(jnp.float32)
+
+    @nn.nowrap
+    def _patches(self, noise: jax.Array, batch: int) -> jax.Array:
+        expected = (batch, self.image_size, self.image_size, self.in_channels)
+        if noise.shape != expected:
+            raise ValueError(
+                f"noise must have shape {expected} (labels, image_size, in_channels), "
+                f"found {noise.shape}"
+            )
+        return layers.patchify(noise.astype(self.dtype), self.patch_size)
 
     @nn.nowrap
     def _condition(self, *inputs: jax.Array) -> jax.Array | None:
@@ -269,6 +273,10 @@ class UNet(nn.Module):
         return block(self.num_heads, self.groups, self.dtype, dtype, name=name)
 
     @nn.nowrap
+    def _resampling(self, block: type[nn.Module], name: str) -> nn.Module:
+        return rematerialisation.with_policy(block, self.remat)(self.dtype, name=name)
+
+    @nn.nowrap
     def _width(self, level: int) -> int:
         return self.width * self.multipliers[level]
 
@@ -280,7 +288,7 @@ class UNet(nn.Module):
                 f"patch_size must divide image_size {self.image_size}, found {self.patch_size}"
             )
         side, halvings = self.image_size // self.patch_size, len(self.multipliers) - 1
-        if halvings < 0 or side % 2**halvings:
+        if halvings < 0 or side < 1 or side % 2**halvings:
             raise ValueError(
                 f"image_size / patch_size must divide by 2 for each level after the first; found "
                 f"{side} and {halvings + 1} levels: change the multipliers or the patch size"

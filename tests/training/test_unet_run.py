@@ -31,7 +31,6 @@ TINY = {
     "encoder__train__num_steps": 12,
     "encoder__train__classifier_steps": 4,
     "optim__warmup_steps": 2,
-    "train__microbatches": 2,
     "eval__every": 0,
 }
 
