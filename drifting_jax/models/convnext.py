@@ -111,16 +111,16 @@ class ConvNeXtV2(nn.Module):
       widths: channels of each stage.
       patch_size: side of the stem's patches; each later stage halves the sides of the map.
       image_size: side to which images are resized.
-      resize: how they are resized, as in `pixels.imagenet_input`.
       dtype: compute dtype; parameters and norm statistics are always float32.
+      resize: how images are resized, as in `pixels.imagenet_input`.
     """
 
     depths: tuple[int, ...] = (3, 3, 27, 3)
     widths: tuple[int, ...] = (128, 256, 512, 1024)
     patch_size: int = 4
     image_size: int = 224
-    resize: str = "linear"
     dtype: DTypeLike = jnp.float32
+    resize: str = "linear"
 
     def setup(self):
         if not self.depths or len(self.depths) != len(self.widths):

@@ -168,8 +168,8 @@ class DINOv2(nn.Module):
       final_feature: whether `feature_maps` gives the patch tokens after the final norm.
       image_size: side to which `feature_maps` resizes images; None leaves them as they are.
       resize: how images are resized, as in `pixels.imagenet_input`.
-      remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
       dtype: compute dtype; parameters, positions, norm statistics and softmax are always float32.
+      remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
     """
 
     width: int = 1024
@@ -184,8 +184,8 @@ class DINOv2(nn.Module):
     final_feature: bool = True
     image_size: int | None = None
     resize: str = "bicubic"
-    remat: str = "none"
     dtype: DTypeLike = jnp.float32
+    remat: str = "none"
 
     def setup(self):
         self._check_fields()

@@ -108,10 +108,10 @@ class ResNet(nn.Module):
       every_k_block: `feature_maps` also gives the output of every k-th block; 0 for none.
       image_size: side to which `feature_maps` resizes images; None leaves them as they are.
       resize: how images are resized, as in `pixels.imagenet_input`.
+      dtype: compute dtype; parameters and norms are always float32.
       normalize: whether `feature_maps` takes off ImageNet's mean and divides by its std. SimCLR's
         networks were trained on pixels in [0, 1].
       remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
-      dtype: compute dtype; parameters and norms are always float32.
     """
 
     width: int = 64
@@ -120,9 +120,9 @@ class ResNet(nn.Module):
     every_k_block: int = 2
     image_size: int | None = None
     resize: str = "bicubic"
+    dtype: DTypeLike = jnp.float32
     normalize: bool = True
     remat: str = "none"
-    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         if not self.blocks or min(self.blocks) < 1:

@@ -153,7 +153,8 @@ def expected_networks(config: ConfigDict) -> tuple[dict[str, nn.Module], VAE | N
     for choice in pixel_encoders.choices(config):
         is_here = choice.path and Path(choice.path).exists()
         module = choice.encoder.load(choice.path).model if is_here else choice.encoder.published()
-        pixel_encoders.check_shown(config, choice, module, {"params": param_shapes(module)})
+        if is_here or config.pixel_encoders.image_size:  # published sizes take the usual images
+            pixel_encoders.check_shown(config, choice, module, {"params": param_shapes(module)})
         modules[choice.name] = module
     return as_frozen(config, modules, VAE() if config.data.latent else None)
 

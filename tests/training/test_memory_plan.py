@@ -56,6 +56,23 @@ def test_the_memory_of_a_gpu_gives_the_plan(monkeypatch, name, held, microbatche
 
 
 @pytest.mark.parametrize(
+    ("least", "expected"),
+    [
+        (65, (16, "yes")),  # MiB; no more than ten times the maps of a sample and its row
+        (130, (32, "yes")),
+        (400, (64, "host")),  # 64 samples take 25 GiB: 26 more for the maps are too much
+    ],
+)
+def test_what_encoders_of_pixels_keep_counts(monkeypatch, least, expected):
+    found = load("imagenet_latent", "ablation")
+    mesh = build.make_mesh(found, devices=jax.devices()[:1])
+    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS["h100"])
+    maps = int(2.91 * 2**20)
+    plan = memory_plan(found, mesh, held=5 * 2**30, maps=maps, least=least * 2**20)
+    assert (plan.microbatches, plan.keep_maps) == expected
+
+
+@pytest.mark.parametrize(
     ("held", "expected"), [(0, "none"), (25, "none"), (35, "dots"), (45, "block"), (60, "block")]
 )
 def test_blocks_keep_what_fits(monkeypatch, held, expected):

@@ -65,20 +65,17 @@ def shapes(found, spec=COLOUR):
     return {name: x.shape[1:] for name, x in features.items()}
 
 
-def weights(found):
-    return pixel_encoders.feature_weights(found, shapes(found))
-
-
 def test_one_feature_of_all_statistics_of_dinov2():
     """256 locations, and means and stds: global, over 8x8 and over 4x4 squares."""
     found = config(extra_encoder__kind="dinov2_b", features__total="mean")
-    statistics = 256 + 2 + 2 * 64 + 2 * 16
-    assert shapes(found) == {
+    statistics, of_config = 256 + 2 + 2 * 64 + 2 * 16, shapes(found)
+    assert of_config == {
         "dinov2_b/final/joint": (statistics, 768),
         "input/rms": (1, 3),
         "raw": (1, 32 * 32 * 3),
     }
-    np.testing.assert_allclose(list(weights(found).values()), 1 / 3)
+    weights = pixel_encoders.feature_weights(found, of_config)
+    np.testing.assert_allclose(list(weights.values()), 1 / 3)
 
 
 def test_encoders_of_a_list_have_names_and_weights(small):
@@ -100,14 +97,15 @@ def test_encoders_of_a_list_have_names_and_weights(small):
         ("resnet_2", 0.25),
     ]
     expected = {"raw": 0.5, "resnet": 1.0, "simclr": 3.0, "resnet_2": 0.25}
-    by_name = weights(found)
+    names = list(shapes(found))
+    by_name = pixel_encoders.feature_weights(found, names)
     assert by_name == {name: expected.get(name.partition("/")[0], 2.0) for name in by_name}
     # Of each ResNet the locations, mean and std of the stem and of two stages.
     own = len(by_name) - 3 * 9 - 1
     assert own > 3
     for total in ("mean", "mean_of_encoders"):
         found.features.total = total
-        normalised = weights(found)
+        normalised = pixel_encoders.feature_weights(found, names)
         assert sum(normalised.values()) == pytest.approx(1)
         shares = {name: sum(x for n, x in normalised.items() if n.startswith(f"{name}/"))
                   for name in ("simclr", "resnet_2")}  # fmt: skip
