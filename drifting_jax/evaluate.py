@@ -6,13 +6,16 @@
     … --images=samples.npz --reference=ref.npz
     … --workdir=runs/digits --sweep --seeds=0,1,2
     … --workdir=runs/images_small --nearest
+    … --workdir=runs/cifar10 --protocol=train_split
 
 Runs of small images (digits, MNIST, CIFAR) are compared with their test split, with a small
 classifier and without any downloaded weights. Everything else is measured with the usual metrics:
 FID, sFID, Inception Score, KID, precision, recall, density, coverage, and the Fréchet distance of
 DINOv2 features. The same command continues after a stop. `--sweep` compares every average of a run
-of small images at every α. `--nearest` shows samples of a run on a folder of images beside their
-nearest training images, in features of the run's own encoder, without any downloaded weights.
+of small images at every α. `--protocol=train_split` measures a run of small images with the usual
+metrics against its training split, as FIDs of CIFAR-10 are published. `--nearest` shows samples of
+a run on a folder of images beside their nearest training images, in features of the run's own
+encoder, without any downloaded weights.
 """
 
 import sys
@@ -25,6 +28,7 @@ from absl import flags
 from drifting_jax.commands.command_line import exit_status, run_program
 from drifting_jax.commands.evaluate_flags import (
     NEAREST,
+    PROTOCOL,
     REFERENCE,
     SMALL,
     check_flags,
@@ -41,7 +45,7 @@ from drifting_jax.config import load_config
 from drifting_jax.data.sources import SMALL_SOURCES
 from drifting_jax.distributed import processes
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation import image_evaluation, small_runs, sweep
+from drifting_jax.evaluation import image_evaluation, small_runs, sweep, train_split
 from drifting_jax.steps.generator import Generator
 from drifting_jax.surroundings import check_devices
 from drifting_jax.training.nearest_images import show_nearest
@@ -70,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
                 _make_reference(values, stops)
             elif values.nearest:
                 _show_nearest(values)
+            elif _is_small(values) and values.protocol:
+                _measure_by_protocol(values, stops)
             elif _is_small(values):
                 _measure_small(values, stops)
             else:
@@ -110,6 +116,27 @@ def _measure_images(values: Any, stops: StopAgreement) -> None:
         notes=notes,
         generator=generator,
         training_images=values.training_images,
+    )
+    if table is not None:
+        print(f"{table}\n\nreport: {out / image_evaluation.REPORT_FILE}")
+
+
+def _measure_by_protocol(values: Any, stops: StopAgreement) -> None:
+    """A run of small images against its training split."""
+    check_flags(values, PROTOCOL)
+    generator = chosen_run(values)
+    out = Path(values.out or Path(values.workdir) / "evaluation")
+    without, notes = setup_of(values, out, stopped=stops)
+    assert generator.config is not None  # that of its run
+    setup = train_split.with_train_split(without, generator.config.data)
+    if setup is None:
+        return
+    table = image_evaluation.evaluate_images(
+        setup,
+        train_split.recorded(sample_sets_of(values, generator)),
+        title=values.workdir,
+        notes=notes,
+        generator=generator,
     )
     if table is not None:
         print(f"{table}\n\nreport: {out / image_evaluation.REPORT_FILE}")

@@ -12,6 +12,7 @@ from drifting_jax.evaluation.features.image_set import ImageSet
 from drifting_jax.evaluation.features.image_sets import describe_images, open_images
 from drifting_jax.evaluation.image_evaluation import prepare_setup
 from drifting_jax.evaluation.metrics.catalogue import IMAGES, metrics_for
+from drifting_jax.evaluation.protocol import PROTOCOLS
 from drifting_jax.evaluation.setup import (
     EvaluationSetup,
     SampleSet,
@@ -23,24 +24,28 @@ from drifting_jax.steps.generator import Generator
 # What is measured, and so which flags have a meaning: one of these flags, or one of these words.
 SOURCES = ("workdir", "weights", "images")
 SMALL, REFERENCE, NEAREST = "a run of small images", "reference", "--nearest"
+PROTOCOL = "a run of small images with --protocol"
 _METRICS = metrics_for(IMAGES)
 # {flag: what it goes with}; other flags go with everything.
 _GOES_WITH = {
-    "workdir": ("workdir", SMALL, NEAREST),
+    "workdir": ("workdir", SMALL, PROTOCOL, NEAREST),
     "weights": ("weights",),
     "images": ("images", REFERENCE),
-    **dict.fromkeys(("step", "ema_decay", "ema_sigma"), ("workdir", SMALL)),
-    **dict.fromkeys(("cfg_scales", "seeds"), ("workdir", "weights", SMALL)),
-    **dict.fromkeys(("num_samples", "vae"), ("workdir", "weights")),
+    **dict.fromkeys(("step", "ema_decay", "ema_sigma"), ("workdir", SMALL, PROTOCOL)),
+    **dict.fromkeys(("cfg_scales", "seeds"), ("workdir", "weights", SMALL, PROTOCOL)),
+    "num_samples": ("workdir", "weights", PROTOCOL),
+    "vae": ("workdir", "weights"),
     "training_images": ("workdir", "weights", NEAREST),
     **dict.fromkeys(("split", "image_size"), ("images", REFERENCE)),
-    **dict.fromkeys(("reference", "k"), SOURCES),
+    "reference": SOURCES,
+    "k": (*SOURCES, PROTOCOL),
     **dict.fromkeys(
         ("figures", "inception", "dinov2", "max_excluded", "keep_features", "out", "batch_size"),
-        (*SOURCES, REFERENCE),
+        (*SOURCES, REFERENCE, PROTOCOL),
     ),
     "keep": (REFERENCE,),
     "sweep": (SMALL,),
+    "protocol": (SMALL, PROTOCOL),
     "nearest": (NEAREST,),
 }
 
@@ -60,6 +65,12 @@ def define_flags() -> None:
     flags.DEFINE_list("seeds", [], "Seeds of the noise: 0,1,2; default: the config's, or 0.")
     flags.DEFINE_bool("sweep", False, "Compare every average of a run of small images, at every α.")
     flags.DEFINE_bool("nearest", False, "Only show nearest training images of a run on a folder.")
+    flags.DEFINE_enum(
+        "protocol",
+        "",
+        ("", *PROTOCOLS),
+        "Of a run of small images: FID and others against the training split, as published.",
+    )
     flags.DEFINE_integer("num_samples", 50000, "Samples of each alpha and seed.", lower_bound=2)
     flags.DEFINE_string("reference", "", "Statistics of real images, an .npz file.")
     flags.DEFINE_list("figures", [], f"Metrics, of {', '.join(_METRICS)}; default: all possible.")
@@ -82,14 +93,15 @@ def check_flags(values: Any, mode: str) -> None:
 
     Args:
       values: absl's flags.
-      mode: one of `SOURCES`, `SMALL`, `REFERENCE` or `NEAREST`.
+      mode: one of `SOURCES`, `SMALL`, `PROTOCOL`, `REFERENCE` or `NEAREST`.
 
     Raises:
       UserError: a flag has no meaning for what is measured.
     """
     for name, modes in _GOES_WITH.items():
         if values[name].present and mode not in modes:
-            listed = " and ".join(map(_words_of, modes))
+            told = [x for x in modes if x != PROTOCOL or SMALL not in modes]
+            listed = " and ".join(map(_words_of, told))
             raise UserError(f"--{name} goes with {listed}, not with {_words_of(mode)}")
 
 

@@ -113,8 +113,9 @@ def _check_relations(values: Mapping[str, Any]) -> None:
         ("encoder.train.mask_ratio_min", "encoder.train.mask_ratio_max"),
         ("encoder.train.classifier_steps", "encoder.train.num_steps"),
         ("train.nearest_positives", "train.positives_per_label"),
+        ("optim.end_learning_rate", "optim.learning_rate"),
     ]
-    if not values.get("queue.allow_repeats", True):
+    if not values.get("queue.allow_repeats", True) and values["queue.kind"] == "class":
         ordered += [
             ("train.positives_per_label", "queue.per_class"),
             ("train.unconditional_per_label", "queue.unconditional"),
@@ -128,6 +129,7 @@ def _check_relations(values: Mapping[str, Any]) -> None:
     _check_schedules(values)
     if values["task"] != "toy":
         check_encoders(values)
+    _check_dataset_queue(values)
     for divisor, multiple in (
         ("model.num_heads", "model.width"),
         ("encoder.groups", "encoder.width"),
@@ -147,6 +149,28 @@ def _check_relations(values: Mapping[str, Any]) -> None:
     if decay not in decays:
         raise UserError(
             f"config.eval.ema_decay must be one of config.train.ema_decays {decays}; found {decay}"
+        )
+
+
+def _check_dataset_queue(values: Mapping[str, Any]) -> None:
+    """Checks what does not go with the whole data set on the devices."""
+    if values.get("queue.kind") != "dataset":
+        return
+    if values["train.nearest_positives"]:
+        raise UserError(
+            "config.train.nearest_positives needs features of the samples, which "
+            "config.queue.kind='dataset' does not keep: use 'class', or 0; found "
+            f"{values['train.nearest_positives']}"
+        )
+    if values["data.latent"]:
+        raise UserError(
+            "config.queue.kind='dataset' keeps one version of each sample, and latents are drawn "
+            "anew at each pass over the data: use config.queue.kind='class'"
+        )
+    if values["data.crop"] != "center":
+        raise UserError(
+            "config.queue.kind='dataset' keeps one crop of each image: config.data.crop must be "
+            f"'center'; found {values['data.crop']!r}"
         )
 
 

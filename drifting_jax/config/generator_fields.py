@@ -41,6 +41,7 @@ _IMAGE_DATA = section(
         is_path=True,
         on_resume="may change",
     ),
+    labels=Field(True, "train with the labels of the data; False = all images are of one class"),
     num_workers=NUM_WORKERS,
     flip=Field(False, "flip half of the images horizontally, at random"),
     crop=Field("center", "how the generator's images are cropped", choices=_CROPS),
@@ -250,6 +251,13 @@ _GUIDANCE = section(
 _QUEUE = section(
     "queue",
     "The real samples that the devices hold (A.8).",
+    kind=Field(
+        "class",
+        "the newest samples of each class (class), or the whole data set on every device, drawn"
+        " without replacement (dataset); with dataset the other fields, but for allow_repeats, have"
+        " no effect",
+        choices=("class", "dataset"),
+    ),
     per_class=Field(64, "newest samples kept of each class"),
     unconditional=Field(512, "newest samples kept of all classes together"),
     push_per_step=Field(64, "real samples added per step"),
@@ -288,7 +296,8 @@ _TRAIN = section(
     ),
     microbatches=Field(
         1,
-        "parts of the rows, computed in turn: less memory, more work; 0 = as many as needed",
+        "parts of the rows, or where it does not divide them of the samples of every row, computed"
+        " in turn: less memory, more work; 0 = as many as needed",
         minimum=0,
         on_resume="may change",
     ),

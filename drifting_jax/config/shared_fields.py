@@ -92,6 +92,9 @@ OPTIM = section(
     schedule=Field(
         "constant", "rate after the warm-up; cosine falls to about zero", choices=SCHEDULES
     ),
+    end_learning_rate=Field(
+        0.0, "last rate of a cosine; 0 = a millionth of learning_rate", minimum=0
+    ),
     warmup_steps=Field(200, "steps over which the rate rises linearly", minimum=0),
     weight_decay=Field(0.01, "AdamW: decay of every parameter", minimum=0),
     b1=Field(0.9, "AdamW: decay of the mean of the gradients", minimum=0, below=1),

@@ -25,6 +25,7 @@ from drifting_jax.data.records import Records, open_earlier_records, open_record
 from drifting_jax.data.shards import LATENTS, ShardRecords
 from drifting_jax.data.tfds import NotPreparedError, TfdsSource
 from drifting_jax.data.transforms import Augmentation
+from drifting_jax.data.unlabelled import UnlabelledSource
 from drifting_jax.errors import UserError
 
 VAE_FACTOR, VAE_CHANNELS = 8, 4  # of the Stable Diffusion VAE
@@ -90,15 +91,22 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """What networks need to know of a source. Nothing is read for it."""
+    """What networks and steps need to know of a source. Nothing is read for it.
+
+    Attributes:
+      image_shape: of one sample.
+      num_classes: labels are 0..num_classes-1.
+      count: records of the training split; 0 if unknown. Networks do not depend on it.
+    """
 
     image_shape: tuple[int, ...]
     num_classes: int
+    count: int = dataclasses.field(default=0, compare=False)
 
 
 def spec_of(source: Source) -> DataSpec:
-    """Returns what networks need to know of a source."""
-    return DataSpec(source.image_shape, source.num_classes)
+    """Returns what networks and steps need to know of a source."""
+    return DataSpec(source.image_shape, source.num_classes, len(source))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +117,7 @@ class SourceKind:
       open: (config.data, "train" or "test") -> the source.
       image_shape: of its samples; None for colour images of side config.data.image_size.
       num_classes: how many classes it has; None if its folder says so.
+      count: records of its training split; None if its folder says so.
       is_small: whether a split fits into memory; runs on such data are measured by a classifier
         that is trained on the spot.
     """
@@ -116,6 +125,7 @@ class SourceKind:
     open: Callable[[Any, str], Source]
     image_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None
+    count: int | None = None
     is_small: bool = False
 
 
@@ -186,11 +196,13 @@ def _of_records(records: Records, data: Any) -> Source:
 
 # config.data.source takes these names; drifting_jax/config repeats them.
 SOURCES = {
-    "digits": SourceKind(_open_digits, (8, 8, 1), num_classes=10, is_small=True),
-    "mnist": SourceKind(_open_small, (28, 28, 1), num_classes=10, is_small=True),
-    "fashion_mnist": SourceKind(_open_small, (28, 28, 1), num_classes=10, is_small=True),
-    "cifar10": SourceKind(_open_small, (32, 32, 3), num_classes=10, is_small=True),
-    "cifar100": SourceKind(_open_small, (32, 32, 3), num_classes=100, is_small=True),
+    "digits": SourceKind(_open_digits, (8, 8, 1), num_classes=10, count=1347, is_small=True),
+    "mnist": SourceKind(_open_small, (28, 28, 1), num_classes=10, count=60000, is_small=True),
+    "fashion_mnist": SourceKind(
+        _open_small, (28, 28, 1), num_classes=10, count=60000, is_small=True
+    ),
+    "cifar10": SourceKind(_open_small, (32, 32, 3), num_classes=10, count=50000, is_small=True),
+    "cifar100": SourceKind(_open_small, (32, 32, 3), num_classes=100, count=50000, is_small=True),
     "imagenet": SourceKind(_open_imagenet, num_classes=NUM_CLASSES),
     "images": SourceKind(_open_images),
 }
@@ -198,11 +210,11 @@ SMALL_SOURCES = tuple(name for name, kind in SOURCES.items() if kind.is_small)
 
 
 def data_spec(data: Any) -> DataSpec:
-    """Shape and classes of the samples that a config's `data` section names.
+    """Shape, classes and number of the samples that a config's `data` section names.
 
     Args:
-      data: the section, with fields `source`, `image_size`, `latent` and `path`. The folder is
-        opened only if the number of classes is not known without it.
+      data: the section, with fields `source`, `image_size`, `latent`, `path` and perhaps `labels`.
+        The folder is opened only if the number of classes is not known without it.
 
     Raises:
       UserError: latents of images whose side the VAE does not divide, or no such folder.
@@ -217,25 +229,35 @@ def data_spec(data: Any) -> DataSpec:
                 f"{data.source} has {'x'.join(map(str, shape))}"
             )
         shape = (shape[0] // VAE_FACTOR, shape[1] // VAE_FACTOR, VAE_CHANNELS)
-    num_classes = kind.num_classes
+    num_classes, count = kind.num_classes, kind.count
     if num_classes is None:
-        num_classes = len(open_records(Path(data.path), "train").class_names)
-    return DataSpec(shape, num_classes)
+        records = open_records(Path(data.path), "train")
+        num_classes, count = len(records.class_names), len(records)
+    return DataSpec(shape, num_classes if _has_labels(data) else 1, count or 0)
 
 
-def make_source(data: Any, split: str) -> Source:
+def make_source(data: Any, split: str, *, labels: bool | None = None) -> Source:
     """The source that a config's `data` section names.
 
     Args:
       data: the section, with fields `source` (a name in SOURCES) and `path` (the folder of a data
         set; for MNIST and CIFAR that of their files or of tensorflow-datasets, empty for the
         default of the latter), and for images in folders `image_size`, `latent` and `decoder`.
+        Where it has a field `labels` that is false, all images are of one class.
       split: "train" or "test".
+      labels: the same in place of the field; None for the field.
 
     Raises:
       UserError: the source is unknown, or cannot be opened.
     """
-    return _kind(data.source).open(data, split)
+    found = _kind(data.source).open(data, split)
+    keeps = _has_labels(data) if labels is None else labels
+    return found if keeps or found.num_classes == 1 else UnlabelledSource(found)
+
+
+def _has_labels(data: Any) -> bool:
+    """Whether a config's `data` section keeps the labels; sections of toys have no such field."""
+    return getattr(data, "labels", True)
 
 
 def make_earlier_source(data: Any) -> Source | None:

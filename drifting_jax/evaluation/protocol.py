@@ -10,6 +10,13 @@ from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.image_set import ImageSet
 from drifting_jax.evaluation.setup import EvaluationSetup, SampleSet
 
+TRAIN_SPLIT = "train_split"
+# Protocols with a name, which each line of figures.jsonl has, and what they are.
+PROTOCOLS = {
+    TRAIN_SPLIT: "compared with the whole training split, without flips, by the Inception network "
+    "and the resize of torch-fidelity",
+}
+
 
 def protocol_of_features(extractors: Sequence[Extractor], images: ImageSet) -> dict[str, str]:
     """How features are made. All processes must call it if the images are generated."""
@@ -34,11 +41,15 @@ def protocol_of(setup: EvaluationSetup, sample_sets: Sequence[SampleSet]) -> dic
         seeds = sorted({each.seed for each in sample_sets if each.seed is not None})
         found |= {
             "images": f"{count} samples for each alpha and seed, one network evaluation each",
-            "labels": f"balanced: {count / classes:g} of each of {classes} classes",
+            "labels": f"balanced: {count / classes:g} of each of {classes} classes"
+            if classes > 1
+            else "none",
             "seeds": ", ".join(map(str, seeds)),
             "generator": f"step {first.facts['step']}, average of {_average(first.facts)}, "
             f"weights {first.facts['weights']}",
         }
+    if name := first.facts.get("protocol"):
+        found["protocol"] = f"{name}: {PROTOCOLS[name]}"
     if setup.reference is not None:
         for name, words in setup.reference.protocol.items():
             if found.get(name) != words:

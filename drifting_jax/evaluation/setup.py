@@ -88,7 +88,7 @@ class SampleSet:
       alpha: guidance scale; None for images that were given.
       seed: of the noise; None for images that were given.
       facts: further fields of its lines in figures.jsonl: "step", "ema_decay" (or
-        "ema_sigma" and "fit_error"), "weights".
+        "ema_sigma" and "fit_error"), "weights", and "protocol" if it has a name.
     """
 
     images: ImageSet

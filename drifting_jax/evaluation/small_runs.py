@@ -80,6 +80,7 @@ def evaluate_run(
                 test=reference.test,
                 classifier=reference.classifier,
                 k=config.eval.k,
+                labelled=reference.labelled,
             )
             words = f"alpha {scale:g}" + f", seed {seed}" * (len(seeds) > 1)
             report(f"{words}: {baseline_table(found, num_samples=len(images))}")
@@ -138,7 +139,8 @@ def _write_page(
         neighbors=_neighbors(reference, grids[0][::_GRID_COLUMNS]),
         notes=[],
     )
-    write_page(path, page, curve=_CURVE if len(scales) > 1 else None)
+    has_curve = len(scales) > 1 and reference.labelled
+    write_page(path, page, curve=_CURVE if has_curve else None)
 
 
 def protocol_of_run(run: Generator, seeds: Sequence[int]) -> dict[str, str]:
@@ -147,7 +149,7 @@ def protocol_of_run(run: Generator, seeds: Sequence[int]) -> dict[str, str]:
     count = config.eval.samples_per_class
     return {
         "samples": f"{count * classes} for each alpha and seed, one network evaluation each",
-        "labels": f"balanced: {count} of each of {classes} classes",
+        "labels": f"balanced: {count} of each of {classes} classes" if classes > 1 else "none",
         "seeds": ", ".join(map(str, seeds)),
         "generator": f"step {run.step}, average of {run.average}",
         "compared with": "the test split, which nothing was trained on",

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from drifting_jax.distributed import class_rows
 from drifting_jax.method import guidance
 from drifting_jax.method.fields.table import field_named, weighing_negatives
-from drifting_jax.steps import nearest, sample_queue
+from drifting_jax.steps import dataset_queue, nearest, sample_queue
+from drifting_jax.steps.dataset_queue import Chosen, Dataset
 from drifting_jax.steps.generator_settings import GeneratorStepConfig
 from drifting_jax.steps.rings import Nearest
 from drifting_jax.steps.sample_queue import SampleQueue
@@ -75,13 +76,14 @@ def draw_fresh_keys(key: jax.Array, s: GeneratorStepConfig) -> jax.Array:
 def draw_rows(
     key: jax.Array,
     step: jax.Array,
-    queue: SampleQueue,
+    queue: SampleQueue | Dataset,
     s: GeneratorStepConfig,
     stale: Mapping[str, jax.Array] | None = None,
 ) -> Rows:
     """Draws all class rows of a step: [microbatches, c / microbatches, ...].
 
-    `stale` are the features {name: [c, g, t, d]} that join them as negatives.
+    `queue` is one that `real_samples.open_queue` has opened; `stale` are the features {name:
+    [c, g, t, d]} that join the rows as negatives.
     """
     label_key, cfg_key, positive_key, unconditional_key, input_key = jax.random.split(key, 5)
     cfg_scale = guidance.sample_cfg_scale(
@@ -106,26 +108,44 @@ def draw_rows(
         input_keys=jax.random.split(input_key, (s.labels, s.generated)),
         fresh_keys=fresh_keys,
     )
-    microbatches = in_microbatches(rows, s)
-    near = _nearest(key, step, s)
+    chosen: dict[str, Chosen] | None = None
+    if isinstance(queue, Dataset):
+        drawn_of_row = {"positives": s.positives, "unconditional": s.unconditional}
+        chosen = dataset_queue.choose_rows(queue, rows.label, **drawn_of_row)
+    keys, near = (positive_key, unconditional_key), _nearest(key, step, s)
 
-    def with_real_samples(rows: Rows) -> Rows:
-        positive = sample_queue.draw(
-            queue, positive_key, rows.label, s.positives, rows=rows.number, nearest=near
-        )
-        if not s.unconditional:
-            return dataclasses.replace(rows, positive=positive)
-        unconditional = sample_queue.draw_unconditional(
-            queue, unconditional_key, rows.number, s.unconditional
-        )
-        return dataclasses.replace(rows, positive=positive, unconditional=unconditional)
+    def with_real_samples(piece: tuple[Rows, dict[str, Chosen] | None]) -> Rows:
+        rows, chosen = piece
+        if isinstance(queue, Dataset):
+            assert chosen is not None
+            found = {group: dataset_queue.take(queue, x) for group, x in chosen.items()}
+        else:
+            found = _of_rings(queue, rows, keys, s, near)
+        of_any = found.get("unconditional")
+        return dataclasses.replace(rows, positive=found["positive"], unconditional=of_any)
 
     if s.microbatches == 1:
-        drawn = with_real_samples(first_microbatch(microbatches))
-        drawn = jax.tree.map(lambda x: x[None], drawn)
+        drawn = jax.tree.map(lambda x: x[None], with_real_samples((rows, chosen)))
     else:
-        drawn = jax.lax.map(with_real_samples, microbatches)
+        drawn = jax.lax.map(with_real_samples, in_microbatches((rows, chosen), s))
     return dataclasses.replace(drawn, stale=in_microbatches(stale, s))
+
+
+def _of_rings(
+    queue: SampleQueue,
+    rows: Rows,
+    keys: tuple[jax.Array, jax.Array],
+    s: GeneratorStepConfig,
+    near: Nearest | None,
+) -> dict[str, jax.Array]:
+    """Draws the real samples of some rows from rings, by the keys of positives and of others."""
+    positive = sample_queue.draw(
+        queue, keys[0], rows.label, s.positives, rows=rows.number, nearest=near
+    )
+    if not s.unconditional:
+        return {"positive": positive}
+    of_any = sample_queue.draw_unconditional(queue, keys[1], rows.number, s.unconditional)
+    return {"positive": positive, "unconditional": of_any}
 
 
 def _nearest(key: jax.Array, step: jax.Array, s: GeneratorStepConfig) -> Nearest | None:

@@ -20,6 +20,8 @@ class GeneratorStepConfig:
       ema_widths: one power-function average of the parameters for each.
       microbatches: parts of the class rows that are computed one after another, which takes less
         memory and more work. The numbers do not depend on it, with `shared_statistics` "batch".
+      parts_of_rows: parts of the samples of every row that are encoded one after another, beside
+        whole rows (`microbatches` 1); the numbers do not depend on it.
       keep_maps: whether the encoders' maps of all microbatches are kept from the first pass over
         them to the last: "yes", on the devices; "host", in pinned memory of their host; "no", each
         pass computes them again.
@@ -43,6 +45,7 @@ class GeneratorStepConfig:
     cfg_probability_of_one: float
     ema_decays: tuple[float, ...]
     microbatches: int = 1
+    parts_of_rows: int = 1
     keep_maps: str = "yes"
     shared_statistics: str = "batch"
     nearest: int = 0

@@ -14,17 +14,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from drifting_jax.distributed import class_rows, meshes, transfer
+from drifting_jax.distributed import class_rows, transfer
 from drifting_jax.method import feature_losses
 from drifting_jax.method.encoders import FeatureFunction
 from drifting_jax.method.feature_losses import FeatureSets, loss_and_cotangents, loss_by_previous
 from drifting_jax.method.statistics import DriftingStatistics
-from drifting_jax.models import generators
-from drifting_jax.models.calls import apply
-from drifting_jax.steps import nearest
+from drifting_jax.steps import nearest, parts_of_rows
 from drifting_jax.steps.culprit import drift_culprit
+from drifting_jax.steps.generator_networks import Networks
 from drifting_jax.steps.generator_rows import (
     Moment,
     Rows,
@@ -33,10 +31,9 @@ from drifting_jax.steps.generator_rows import (
     first_microbatch,
     in_microbatches,
     moment_of,
-    real_samples,
 )
 from drifting_jax.steps.generator_settings import GeneratorStepConfig
-from drifting_jax.steps.sample_queue import SampleQueue
+from drifting_jax.steps.real_samples import Opened, Queue, close_queue, open_queue
 from drifting_jax.steps.state import TrainState, apply_gradients
 
 PyTree = Any
@@ -67,7 +64,7 @@ class GeneratorMetrics:
 
 def generator_step(
     state: TrainState,
-    queue: SampleQueue,
+    queue: Queue,
     frozen: PyTree,
     batch: Mapping[str, jax.Array],
     key: jax.Array,
@@ -79,14 +76,15 @@ def generator_step(
     previous: Mapping[str, DriftingStatistics] | None = None,
     nearness: nearest.Nearness | None = None,
     stale: Mapping[str, jax.Array] | None = None,
-) -> tuple[TrainState, SampleQueue, GeneratorMetrics]:
-    """Pushes new real samples, draws rows, generates, drifts in feature space, and updates.
+) -> tuple[TrainState, Queue, GeneratorMetrics]:
+    """Takes new real samples, draws rows, generates, drifts in feature space, and updates.
 
     Args:
       state, queue: donated by the caller's jit.
       frozen: variables of the frozen networks, the first argument of `feature_function`. They are
         an argument and never a constant of the program.
-      batch: new real samples {"image": [b, h, w, c], "label": [b]} for the queue.
+      batch: new real samples {"image": [b, h, w, c], "label": [b]} for the rings of the queue; for
+        a `DatasetQueue` all samples.
       key: the root key of this stage; the step folds in its own number.
       model: the generator.
       feature_function: (frozen, images [b, h, w, c]) -> {name: [b, t, d]}.
@@ -101,10 +99,10 @@ def generator_step(
       step changes neither parameters nor averages, and the state counts it.
     """
     s = settings
-    queue = nearest.push(queue, frozen, batch, nearness)
+    opened = open_queue(queue, frozen, batch, key, nearness)
     key = jax.random.fold_in(key, state.step)
-    microbatches = draw_rows(key, state.step, queue, s, stale)
-    networks = _Networks(model, feature_function, frozen, queue.mesh)
+    microbatches = draw_rows(key, state.step, opened, s, stale)
+    networks = Networks(model, feature_function, frozen, opened.mesh)
     ((loss, statistics), gradients), generated = _loss_and_gradients(
         state.params, microbatches, networks, s, moment_of(key, state.step, s), previous
     )
@@ -120,12 +118,12 @@ def generator_step(
         finite=jnp.isfinite(loss) & jnp.isfinite(norm),
         culprit=drift_culprit(statistics),
     )
-    return state, queue, metrics
+    return state, close_queue(opened, microbatches.label.reshape(-1), s), metrics
 
 
 def first_statistics(
     state: TrainState,
-    queue: SampleQueue,
+    queue: Opened,
     frozen: PyTree,
     key: jax.Array,
     *,
@@ -137,12 +135,12 @@ def first_statistics(
     """Returns the statistics of the rows that the next step would draw if it pushed nothing.
 
     A run with `shared_statistics` "previous" starts with them. The arguments are those of
-    `generator_step`.
+    `generator_step`, and `queue` has been opened.
     """
     s = dataclasses.replace(settings, keep_maps="no")
     key = jax.random.fold_in(key, state.step)
     microbatches = draw_rows(key, state.step, queue, s, stale)
-    networks = _Networks(model, feature_function, frozen, queue.mesh)
+    networks = Networks(model, feature_function, frozen, queue.mesh)
     moment = moment_of(key, state.step, s)
     found, _ = _shared_statistics(state.params, microbatches, networks, s, moment)
     return {name: x.without_reach for name, x in found.items()}
@@ -150,7 +148,7 @@ def first_statistics(
 
 def first_negatives(
     state: TrainState,
-    queue: SampleQueue,
+    queue: Opened,
     frozen: PyTree,
     key: jax.Array,
     *,
@@ -160,12 +158,13 @@ def first_negatives(
 ) -> dict[str, jax.Array]:
     """Returns {feature: [c, g, t, d]} of a fresh batch of samples for the rows of the next step.
 
-    A run with stale negatives starts with them. The arguments are those of `generator_step`.
+    A run with stale negatives starts with them. The arguments are those of `generator_step`, and
+    `queue` has been opened.
     """
     s = settings
     key = jax.random.fold_in(key, state.step)
     microbatches = draw_rows(key, state.step, queue, s)
-    networks = _Networks(model, feature_function, frozen, queue.mesh)
+    networks = Networks(model, feature_function, frozen, queue.mesh)
 
     def features(piece: tuple[Rows, jax.Array]) -> dict[str, jax.Array]:
         rows, keys = piece
@@ -174,65 +173,6 @@ def first_negatives(
 
     keys = in_microbatches(draw_fresh_keys(key, s), s)
     return _of_all_rows(jax.lax.map(features, (microbatches, keys)))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Networks:
-    """The networks of a step, on groups of samples of class rows [c, n, ...]."""
-
-    model: nn.Module
-    feature_function: FeatureFunction
-    frozen: PyTree
-    mesh: Mesh
-
-    def generate(self, params: PyTree, rows: Rows, keys: jax.Array) -> jax.Array:
-        """Returns [c, g, h, w, channels] samples of keys [c, g] of rows, split over the mesh."""
-        # Gathered for use: split weights would split the activations, over channels.
-        params = jax.lax.with_sharding_constraint(params, meshes.replicated(self.mesh))
-        c, g = keys.shape
-        sharding = meshes.row_sharding(self.mesh, c, g)
-
-        def for_each_sample(per_row: jax.Array) -> jax.Array:
-            return class_rows.merge(jnp.broadcast_to(per_row[:, None], (c, g)), sharding)
-
-        def draw(key: jax.Array) -> tuple[jax.Array, ...]:
-            found = generators.draw_inputs(key, self.model)
-            return *found, *generators.dropout_inputs(key, self.model)
-
-        drawn = jax.vmap(jax.vmap(draw))(keys)
-        noise, styles, *dropout = (class_rows.merge(x, sharding) for x in drawn)
-        generated = apply(
-            self.model,
-            params,
-            noise,
-            for_each_sample(rows.label),
-            styles,
-            for_each_sample(rows.cfg_scale),
-            *dropout,
-        )
-        generated = class_rows.keep_split(generated, sharding)
-        return class_rows.split(generated, sharding, c, g)
-
-    def maps(self, groups: Mapping[str, jax.Array]) -> dict[str, PyTree]:
-        """Returns {group: maps [c, n, ...]} of groups of images, in one call of the encoders."""
-        of_images = functools.partial(self.feature_function.maps, self.frozen)
-        return class_rows.of_rows(of_images, self.mesh, groups)
-
-    def maps_of_all(self, params: PyTree, rows: Rows) -> dict[str, PyTree]:
-        """Returns the maps of the generated and the real samples of some rows."""
-        generated = self.generate(params, rows, rows.input_keys)
-        return self.maps({"generated": generated} | self.other_samples(params, rows))
-
-    def other_samples(self, params: PyTree, rows: Rows) -> dict[str, jax.Array]:
-        """Returns the samples of some rows that no gradient reaches: real ones, and fresh ones."""
-        found = real_samples(rows)
-        if rows.fresh_keys is not None:
-            found["fresh"] = self.generate(params, rows, rows.fresh_keys)
-        return found
-
-    def features(self, maps: Mapping[str, PyTree]) -> dict[str, dict[str, jax.Array]]:
-        """Returns {group: {name: [c, n, t, d]}} of the maps of groups (3.4)."""
-        return {group: jax.vmap(self.feature_function.features)(x) for group, x in maps.items()}
 
 
 def _sets(features: _ByGroup, rows: Rows, s: GeneratorStepConfig, moment: Moment) -> FeatureSets:
@@ -254,7 +194,7 @@ def _sets(features: _ByGroup, rows: Rows, s: GeneratorStepConfig, moment: Moment
 def _loss_and_gradients(
     params: PyTree,
     microbatches: Rows,
-    networks: _Networks,
+    networks: Networks,
     s: GeneratorStepConfig,
     moment: Moment,
     previous: Mapping[str, DriftingStatistics] | None = None,
@@ -280,6 +220,20 @@ def _loss_and_gradients(
         kept = generated if s.is_stale else None
         return ((loss, found), pull_back(cotangents)[0]), kept
 
+    if s.parts_of_rows > 1:
+
+        def of_features(features: _ByGroup):
+            sets = _sets(features, rows, s, moment)
+            if s.shared_statistics == "previous" and previous is not None:
+                loss, cotangents, measured = loss_by_previous(sets, s.drift, previous)
+                return loss, cotangents, {n: x.statistics(y) for n, (x, y) in measured.items()}
+            return loss_and_cotangents(sets, s.drift)
+
+        rows = first_microbatch(microbatches)
+        found, kept = parts_of_rows.loss_and_gradients(
+            of_features, params, rows, networks, s.parts_of_rows
+        )
+        return found, kept if s.is_stale else None
     if s.shared_statistics == "previous":
         by_previous = functools.partial(of_piece, statistics=previous, function=loss_by_previous)
         total, kept = class_rows.sum_and_stack(by_previous, microbatches)
@@ -308,7 +262,7 @@ def _loss_and_gradients(
 def _shared_statistics(
     params: PyTree,
     microbatches: Rows,
-    networks: _Networks,
+    networks: Networks,
     s: GeneratorStepConfig,
     moment: Moment,
 ) -> tuple[dict[str, DriftingStatistics], dict[str, PyTree] | None]:

@@ -7,7 +7,12 @@ _COSINE_END = 1e-6  # share of the peak
 
 
 def learning_rate_schedule(
-    learning_rate: float, *, warmup_steps: int, num_steps: int = 0, schedule: str = "constant"
+    learning_rate: float,
+    *,
+    warmup_steps: int,
+    num_steps: int = 0,
+    schedule: str = "constant",
+    end: float = 0.0,
 ) -> optax.Schedule:
     """Returns a linear warm-up from 1e-6, then a constant rate or a cosine.
 
@@ -15,7 +20,8 @@ def learning_rate_schedule(
       learning_rate: the peak, reached at step `warmup_steps`.
       warmup_steps: steps of the warm-up; 0 for none.
       num_steps: steps of the whole run; only the cosine uses it.
-      schedule: "constant", or "cosine" to 1e-6 of the peak at `num_steps`.
+      schedule: "constant", or "cosine" to `end` at `num_steps`.
+      end: the last rate of a cosine; 0 for 1e-6 of the peak.
 
     Raises:
       ValueError: another schedule, or a cosine that ends before the warm-up does.
@@ -28,7 +34,8 @@ def learning_rate_schedule(
                 f"a cosine schedule needs num_steps above warmup_steps; found {num_steps} and "
                 f"{warmup_steps}"
             )
-        after = optax.cosine_decay_schedule(learning_rate, num_steps - warmup_steps, _COSINE_END)
+        share = end / learning_rate if end else _COSINE_END
+        after = optax.cosine_decay_schedule(learning_rate, num_steps - warmup_steps, share)
     else:
         raise ValueError(f"schedule must be constant or cosine; found {schedule!r}")
     if not warmup_steps:

@@ -23,12 +23,10 @@ from drifting_jax.models import generators, layers
 from drifting_jax.models.calls import init_params
 from drifting_jax.models.resnet_mae import ResNetMAE, draw_mask
 from drifting_jax.models.vae import VAE
-from drifting_jax.steps import sample_queue
 from drifting_jax.steps.encoder_step import EncoderStepConfig
 from drifting_jax.steps.generator_settings import GeneratorStepConfig
 from drifting_jax.steps.nearest import Nearness
 from drifting_jax.steps.optim import learning_rate_schedule, make_optimizer
-from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.steps.toy_step import ToyStepConfig
 from drifting_jax.training import pixel_encoders
 from drifting_jax.training.memory_plan import MemoryPlan
@@ -258,7 +256,8 @@ def generator_step_config(
         cfg_power=g.power,
         cfg_probability_of_one=g.probability_of_one,
         ema_decays=tuple(t.ema_decays),
-        microbatches=plan.microbatches,
+        microbatches=plan.microbatches if plan.parts_of_rows == 1 else 1,
+        parts_of_rows=plan.parts_of_rows,
         keep_maps=plan.keep_maps,
         shared_statistics=t.shared_statistics,
         nearest=t.nearest_positives,
@@ -301,6 +300,7 @@ def generator_schedule(config: ConfigDict) -> optax.Schedule:
         warmup_steps=o.warmup_steps,
         num_steps=config.train.num_steps,
         schedule=o.schedule,
+        end=o.end_learning_rate,
     )
 
 
@@ -337,20 +337,4 @@ def encoder_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         b2=t.b2,
         weight_decay=t.weight_decay,
         clip_norm=t.clip_norm,
-    )
-
-
-def make_queue(
-    config: ConfigDict, spec: DataSpec, mesh: Mesh, *, make=sample_queue.init
-) -> SampleQueue:
-    """Returns the empty queue of a run, or its shapes with make=`sample_queue.template`."""
-    last_stage = config.encoder.width * 2 ** (len(config.encoder.blocks) - 1)  # its channels
-    return make(
-        spec.num_classes,
-        per_class=config.queue.per_class,
-        unconditional=config.queue.unconditional,
-        shape=spec.image_shape,
-        dtype=jnp.float16 if config.data.latent else jnp.uint8,
-        mesh=mesh,
-        features=last_stage if config.train.nearest_positives else 0,
     )

@@ -19,6 +19,7 @@ from drifting_jax.steps.state import ema_name
 from drifting_jax.training import (
     build,
     data_identity,
+    dataset,
     encoder,
     filling,
     frozen,
@@ -37,7 +38,7 @@ from drifting_jax.weights.networks import Network
 from drifting_jax.workdir.image_files import image_grid
 from drifting_jax.workdir.layout import generator_checkpoints
 
-_PICTURES_PER_CLASS = 10
+_PICTURES_PER_CLASS = 10  # of a single class as many as of ten
 _CLASSES_IN_PICTURES = 10
 _LEAST_GRID_PIXELS = 400
 
@@ -58,6 +59,8 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     encoder.print_data(source, context)
     build.check_models(config, spec_of(source))
     filling.check_source(config, source, workdir)
+    if config.queue.kind == "dataset":
+        dataset.check_fits(spec_of(source), mesh)
     if config.data.source in SMALL_SOURCES:  # the evaluation at the end needs it
         on_main_process(_require_test_split, config)
     pretrained = frozen.load_pretrained(config, spec_of(source))
@@ -73,7 +76,12 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     variables, extras, decoder, vae = frozen.place_networks(config, params, pretrained, mesh)
     del params  # its decoder would stay on the devices
     program = programs.generator_program(config, spec_of(source), mesh, extras=extras, vae=decoder)
-    push = filling.make_push(variables, build.make_nearness(config, spec_of(source)))
+    fill, samples = None, None
+    if config.queue.kind == "dataset":
+        samples = _load(config, source, mesh, workdir, context)
+    else:
+        push = filling.make_push(variables, build.make_nearness(config, spec_of(source)))
+        fill = functools.partial(_fill, config, source, workdir, context, push)
     trained = stage.train(
         Stage(
             program=program,
@@ -87,7 +95,8 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
                 *snapshot_hooks(config, workdir=workdir, writes=context.is_main_process),
             ],
             names=(monitoring.STAGE,),
-            fill=functools.partial(_fill, config, source, workdir, context, push),
+            fill=fill,
+            dataset=samples,
             params=start,
         ),
         config,
@@ -110,13 +119,22 @@ def _require_test_split(config: ConfigDict) -> None:
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Makes sure that the rows of a step and the images of a batch split over the mesh."""
     memory_plan(config, mesh)
-    if config.queue.push_per_step % jax.process_count():
+    pushes = config.queue.kind == "class"
+    if pushes and config.queue.push_per_step % jax.process_count():
         raise UserError(
             f"config.queue.push_per_step must be a multiple of the {jax.process_count()} "
             f"processes; found {config.queue.push_per_step}"
         )
     if config.encoder.kind != "none" and not config.encoder.path:  # it is trained here
         encoder.check_batch(config, mesh)
+
+
+def _load(
+    config: ConfigDict, source: Source, mesh: Mesh, workdir: Path, context: RunContext
+) -> dataset.Batch:
+    """Reads the whole data set, after the checks that filling a queue would do."""
+    filling.check_after_encoder(config, source, workdir)
+    return dataset.load(source, mesh, is_main_process=context.is_main_process)
 
 
 def _fill(
@@ -191,7 +209,8 @@ def _hooks(
 def _write_grid(config: ConfigDict, generator: Generator, context: RunContext) -> None:
     """Writes samples of noise, styles and labels that stay the same throughout the run."""
     classes = range(min(len(generator.class_names), _CLASSES_IN_PICTURES))
-    labels, indices = sampling.class_major(classes, _PICTURES_PER_CLASS)
+    per_class = _PICTURES_PER_CLASS * (_CLASSES_IN_PICTURES if len(classes) == 1 else 1)
+    labels, indices = sampling.class_major(classes, per_class)
     images = sampling.sample_all(
         generator.sampler,
         generator.params,

@@ -5,6 +5,7 @@ restarts find the same one. No number of a run depends on it.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -33,7 +34,9 @@ class MemoryPlan:
     """What a step computes at once and what it keeps.
 
     Attributes:
-      microbatches: parts of the class rows that are computed one after another.
+      microbatches: parts of the class rows, or of the samples of all rows, that are computed one
+        after another.
+      parts_of_rows: the same number if they are parts of the samples of all rows; 1 if of the rows.
       keep_maps: whether the maps of all samples are kept from the first pass over the microbatches
         to the last: "yes", "host", or "no"; see `GeneratorStepConfig`.
       remat: what the blocks of networks keep whose config says "auto".
@@ -42,6 +45,7 @@ class MemoryPlan:
     microbatches: int
     keep_maps: str
     remat: str = "none"
+    parts_of_rows: int = 1
 
 
 def memory_plan(
@@ -86,14 +90,17 @@ def memory_plan(
         return "host" if targets.gpu_of(device) and kept <= _KEPT_ON_HOST else "no"
 
     def planned(count: int, keep_maps: str) -> MemoryPlan:
-        if t.keep_maps == "auto" and not _splits(config, mesh, count):
+        parts_of_rows = count if t.labels_per_step % count else 1
+        if parts_of_rows > 1:
+            keep_maps = "yes"  # the loss needs the features of all samples at once
+        elif t.keep_maps == "auto" and not _splits(config, mesh, count):
             keep_maps = "no"
         at_once = generated / count
         room = free - needed * at_once
         if count > 1 and keep_maps == "yes":
             room -= kept
         remat = "none" if not _usable(device) else _policy(activations, room / at_once)
-        return MemoryPlan(count, keep_maps, remat)
+        return MemoryPlan(count, keep_maps, remat, parts_of_rows)
 
     if t.microbatches:
         count = _checked(config, mesh)
@@ -142,13 +149,14 @@ def _checked(config: ConfigDict, mesh: Mesh) -> int:
     """The configured number of microbatches, which the rows and the mesh must allow."""
     t = config.train
     rows, wanted = t.labels_per_step, t.microbatches
-    if rows % wanted:
+    if rows % wanted and wanted not in _parts_of_rows(config):
+        counts = " and ".join(map(str, _per_label(config)))
         raise UserError(
-            "config.train.microbatches must divide config.train.labels_per_step; found "
-            f"{wanted} and {rows}"
+            f"config.train.microbatches must divide the samples of each label ({counts}) or "
+            f"config.train.labels_per_step; found {wanted} and {rows}"
         )
     try:
-        meshes.row_sharding(mesh, rows // wanted, t.generated_per_label)
+        meshes.row_sharding(mesh, *_at_once(config, wanted))
     except ValueError as error:
         parts = f" (the rows of each of {wanted} microbatches)" if wanted > 1 else ""
         raise UserError(f"config.train does not fit the devices{parts}: {error}") from None
@@ -157,11 +165,12 @@ def _checked(config: ConfigDict, mesh: Mesh) -> int:
 
 def _counts(config: ConfigDict, mesh: Mesh) -> list[int]:
     """All numbers of microbatches that the rows and the mesh allow, smallest first."""
-    t = config.train
-    rows, fitting = t.labels_per_step, []
-    for count in (n for n in range(1, rows + 1) if rows % n == 0):
+    rows = config.train.labels_per_step
+    fitting: list[int] = []
+    of_rows = [n for n in range(1, rows + 1) if rows % n == 0]
+    for count in of_rows + [n for n in _parts_of_rows(config) if n > rows]:
         try:
-            meshes.row_sharding(mesh, rows // count, t.generated_per_label)
+            meshes.row_sharding(mesh, *_at_once(config, count))
         except ValueError as error:
             refused = error
         else:
@@ -169,3 +178,25 @@ def _counts(config: ConfigDict, mesh: Mesh) -> list[int]:
     if not fitting:
         raise UserError(f"config.train does not fit the devices: {refused}")
     return fitting
+
+
+def _per_label(config: ConfigDict) -> list[int]:
+    t = config.train
+    counts = (t.generated_per_label, t.positives_per_label, t.unconditional_per_label)
+    return [count for count in counts if count]
+
+
+def _parts_of_rows(config: ConfigDict) -> list[int]:
+    """Numbers of parts, above 1, into which the samples of every row can be split, rising."""
+    if config.train.shared_statistics == "microbatch":
+        return []  # a part of a row has no statistics of its own
+    most = math.gcd(*_per_label(config))
+    return [n for n in range(2, most + 1) if most % n == 0]
+
+
+def _at_once(config: ConfigDict, microbatches: int) -> tuple[int, int]:
+    """Class rows and generated samples of each that a microbatch has."""
+    t = config.train
+    if t.labels_per_step % microbatches == 0:
+        return t.labels_per_step // microbatches, t.generated_per_label
+    return t.labels_per_step, t.generated_per_label // microbatches

@@ -77,6 +77,7 @@ def _small_monitor(config: ConfigDict) -> Monitor:
             test=reference.test,
             classifier=reference.classifier,
             k=config.eval.k,
+            labelled=reference.labelled,
         )
         return {record.metric: record.value for record in records}
 

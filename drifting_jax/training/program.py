@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.method.statistics import DriftingStatistics
-from drifting_jax.steps.sample_queue import SampleQueue
+from drifting_jax.steps.real_samples import Queue
 from drifting_jax.steps.state import TrainState
 
 PyTree = Any
@@ -22,14 +22,14 @@ class Carry:
 
     Attributes:
       state: of the trained network.
-      queue: of a generator, the real samples.
+      queue: of a generator, the real samples, or where it stands in the data set.
       statistics: of a generator with `train.shared_statistics` "previous", those of the last step.
       negatives: of a generator with `drift.negatives` "stale", features [c, g, t, d] of the samples
         of the last step.
     """
 
     state: TrainState
-    queue: SampleQueue | None = None
+    queue: Queue | None = None
     statistics: dict[str, DriftingStatistics] | None = None
     negatives: dict[str, jax.Array] | None = None
 
@@ -73,7 +73,7 @@ class Program:
       name: "encoder", "generator" or "toy", as in metrics.jsonl.
       mesh: the devices.
       init: () -> `TrainState`, traceable; that of a generator may be given its parameters.
-      make_queue: makes the empty queue; None for a program without one.
+      make_queue: makes the queue before the first step; None for a program without one.
       carry: tree of `jax.ShapeDtypeStruct` with shardings.
       frozen: likewise, of the frozen networks' variables; empty without any.
       batch: likewise, of a batch.
@@ -81,7 +81,8 @@ class Program:
       to_scalars: fetched metrics -> scalars of a line of metrics.jsonl.
       culprit_name: number in `TrainState.culprit` -> words.
       checkpoint_items: (carry, batches taken) -> the trees of a checkpoint.
-      prepare: (carry, frozen) -> carry, called once before the first step; None for nothing.
+      prepare: (carry, frozen, batch) -> carry, called once before the first step, with the data
+        set if that is the batch of every step, else None; None for nothing.
       num_steps: steps of the whole training.
       images_per_step: what `images_per_second` counts.
       microbatches: parts of a batch that are computed one after another.
@@ -92,7 +93,7 @@ class Program:
     name: str
     mesh: Mesh
     init: Callable[..., TrainState]
-    make_queue: Callable[[], SampleQueue] | None
+    make_queue: Callable[[], Queue] | None
     carry: Carry
     frozen: PyTree
     batch: Mapping[str, jax.ShapeDtypeStruct]
@@ -105,7 +106,7 @@ class Program:
     microbatches: int = 1
     keep_maps: str = "no"
     remat: str = "none"
-    prepare: Callable[[Carry, PyTree], Carry] | None = None
+    prepare: Callable[..., Carry] | None = None
 
     def lower(self) -> jax.stages.Lowered:
         """Returns the step, lowered for its mesh: nothing is computed and no array is made."""

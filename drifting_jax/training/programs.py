@@ -6,7 +6,7 @@ is what a step changes, and its step is (carry, frozen, batch) -> (carry, report
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -23,15 +23,17 @@ from drifting_jax.distributed import class_rows, meshes
 from drifting_jax.method.fields.table import drift_names
 from drifting_jax.models.mlp import MLP
 from drifting_jax.models.vae import VAE
-from drifting_jax.steps import sample_queue
+from drifting_jax.steps import dataset_queue
 from drifting_jax.steps.culprit import culprit_name
+from drifting_jax.steps.dataset_queue import DatasetQueue
 from drifting_jax.steps.encoder_step import encoder_step
 from drifting_jax.steps.generator_step import first_negatives, first_statistics, generator_step
 from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
-from drifting_jax.training import activations, build, frozen, initial_states, scalars
+from drifting_jax.training import activations, build, dataset, frozen, initial_states, scalars
 from drifting_jax.training.memory_plan import MemoryPlan, memory_plan
 from drifting_jax.training.program import Carry, Program, jit_step, report_of
+from drifting_jax.training.queues import make_queue
 
 PyTree = Any
 
@@ -61,7 +63,7 @@ def generator_program(
     on_host = config.optim.moments_on_host
     carry = Carry(
         initial_states.state_template(config, mesh, init, moments_on_host=on_host),
-        build.make_queue(config, spec, mesh, make=sample_queue.template),
+        make_queue(config, spec, mesh, shapes=True),
     )
     networks: dict[str, Any] = {"extras": extras, "vae": vae}
     of_sample = jax.eval_shape(
@@ -71,7 +73,13 @@ def generator_program(
     )
     if config.drift.negatives == "stale":
         carry = dataclasses.replace(carry, negatives=_negatives(config, mesh, of_sample))
-    config, plan = _planned(config, spec, carry, variables, mesh, networks)
+    batch = _images(config, spec, mesh, config.queue.push_per_step)
+    held: tuple[PyTree, ...] = (carry, variables)
+    if config.queue.kind == "dataset":  # the data set is the batch of every step
+        dataset.check_fits(spec, mesh, held=meshes.bytes_per_device(held))
+        batch = dataset.template(spec, mesh)
+        held = (*held, batch)
+    config, plan = _planned(config, spec, held, mesh, networks)
     feature_function, features = build.make_feature_function(config, spec, **networks), [*of_sample]
     settings = build.generator_step_config(config, plan, features)
     schedule, drifts = build.generator_schedule(config), drift_names(settings.drift)
@@ -88,18 +96,18 @@ def generator_program(
         **given,
     )
     if settings.shared_statistics == "previous":
-        measure = functools.partial(first_statistics, **given)
-        shapes = jax.eval_shape(measure, carry.state, carry.queue, variables, stale=carry.negatives)
+        measure = functools.partial(_first_statistics, given)
+        shapes = jax.eval_shape(measure, carry, variables, batch)
         carry = dataclasses.replace(carry, statistics=_template(config, mesh, shapes))
     passes = 3 if plan.microbatches > 1 and settings.shares_statistics else 1
     return Program(
         name="generator",
         mesh=mesh,
         init=init,
-        make_queue=functools.partial(build.make_queue, config, spec, mesh),
+        make_queue=functools.partial(make_queue, config, spec, mesh),
         carry=carry,
         frozen=variables,
-        batch=_images(config, spec, mesh, config.queue.push_per_step),
+        batch=batch,
         step=jit_step(_of_generator(step), carry, mesh),
         to_scalars=lambda metrics: scalars.of_generator(
             metrics,
@@ -212,17 +220,20 @@ def _images(
 def _planned(
     config: ConfigDict,
     spec: DataSpec,
-    carry: Carry,
-    variables: PyTree,
+    held: Sequence[PyTree],
     mesh: Mesh,
     networks: Mapping[str, Any],
 ) -> tuple[ConfigDict, MemoryPlan]:
-    """Returns the config with the rematerialisation of a plan for the memory, and the plan."""
+    """Returns the config with the rematerialisation of a plan for the memory, and the plan.
+
+    `held` are the carry, the frozen networks' variables, and what else a device holds throughout.
+    """
+    carry, variables = held[:2]
     kept = activations.kept_activations(config, spec, carry.state.params, variables, **networks)
     maps = activations.map_bytes(config, spec, variables, **networks)
     least = activations.least_of_pixels(config, spec, variables, **networks)
-    held = meshes.bytes_per_device((carry, variables))
-    plan = memory_plan(config, mesh, held=held, maps=maps, least=least, activations=kept)
+    bytes_held = meshes.bytes_per_device(held)
+    plan = memory_plan(config, mesh, held=bytes_held, maps=maps, least=least, activations=kept)
     return activations.with_remat(config, plan.remat), plan
 
 
@@ -238,9 +249,26 @@ def _negatives(
     }
 
 
+def _opened(given: Mapping[str, Any], carry: Carry, batch: Mapping[str, jax.Array] | None):
+    """The queue of a carry as a step draws from it, without new samples."""
+    if isinstance(carry.queue, DatasetQueue):
+        assert batch is not None  # it holds the samples
+        return dataset_queue.opened(carry.queue, batch, given["key"])
+    return carry.queue
+
+
+def _first_statistics(given: Mapping[str, Any], carry: Carry, variables: PyTree, batch: PyTree):
+    queue = _opened(given, carry, batch)
+    return first_statistics(carry.state, queue, variables, stale=carry.negatives, **given)
+
+
+def _first_negatives(given: Mapping[str, Any], carry: Carry, variables: PyTree, batch: PyTree):
+    return first_negatives(carry.state, _opened(given, carry, batch), variables, **given)
+
+
 def _preparing(
     template: Carry, given: Mapping[str, Any], mesh: Mesh
-) -> Callable[[Carry, PyTree], Carry] | None:
+) -> Callable[..., Carry] | None:
     """Returns what gives a carry its negatives and statistics before the first step, if it has any.
 
     Args:
@@ -251,18 +279,18 @@ def _preparing(
     if template.negatives is None and template.statistics is None:
         return None
     shardings = jax.tree.map(lambda x: x.sharding, template.negatives)
-    draw = jax.jit(functools.partial(first_negatives, **given), out_shardings=shardings)
+    draw = jax.jit(functools.partial(_first_negatives, given), out_shardings=shardings)
     measure = jax.jit(
-        functools.partial(first_statistics, **given), out_shardings=meshes.replicated(mesh)
+        functools.partial(_first_statistics, given), out_shardings=meshes.replicated(mesh)
     )
 
-    def prepare(carry: Carry, variables: PyTree) -> Carry:
+    def prepare(
+        carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array] | None = None
+    ) -> Carry:
         if template.negatives is not None:
-            negatives = draw(carry.state, carry.queue, variables)
-            carry = dataclasses.replace(carry, negatives=negatives)
+            carry = dataclasses.replace(carry, negatives=draw(carry, variables, batch))
         if template.statistics is not None:
-            found = measure(carry.state, carry.queue, variables, stale=carry.negatives)
-            carry = dataclasses.replace(carry, statistics=found)
+            carry = dataclasses.replace(carry, statistics=measure(carry, variables, batch))
         return carry
 
     return prepare

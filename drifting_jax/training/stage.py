@@ -13,6 +13,7 @@ from drifting_jax.data.sources import Source
 from drifting_jax.distributed import meshes
 from drifting_jax.steps.sample_queue import SampleQueue
 from drifting_jax.training import loop
+from drifting_jax.training.dataset import Batch, EveryStep
 from drifting_jax.training.device_batches import (
     GlobalBatches,
     first_batch_picture,
@@ -54,7 +55,8 @@ class Stage:
       hooks: called before the stage's own stop and save: pictures, measurements.
       names: stages of metrics.jsonl that its hooks write, cut back to the checkpoint on a resume.
       fill: fills the queue before the first step: (queue, batches) -> queue and the number of
-        batches taken, or None if it was stopped. None for a program without a queue.
+        batches taken, or None if it was stopped. None for a program without rings to fill.
+      dataset: the batch of every step, in place of batches of `batch_size` records.
       begin: called with the carry before the first step.
       params: on the host, that the training begins with; None for random ones.
     """
@@ -68,6 +70,7 @@ class Stage:
     hooks: Sequence[Hook] = ()
     names: tuple[str, ...] = ()
     fill: Fill | None = None
+    dataset: Batch | None = None
     begin: Callable[[Carry], None] | None = None
     params: PyTree | None = None
 
@@ -99,29 +102,39 @@ def train(
         if start >= program.num_steps:
             return carry
         _announce(program, context, start)
-        with make_batches(
-            config,
-            source,
-            program.mesh,
-            batch_size=stage.batch_size,
-            start=taken,
-            crop=stage.crop,
-            log=workdir if program.name != "toy" else None,
-            stage=program.name,
-        ) as batches:
+        with _batches(stage, config, source, workdir, taken) as batches:
             if stage.fill is not None and not start:
-                assert carry.queue is not None  # the program of a stage with `fill` has one
+                # The program of a stage with `fill` has rings, and batches for them.
+                assert isinstance(carry.queue, SampleQueue) and isinstance(batches, GlobalBatches)
                 filled = stage.fill(carry.queue, batches)
                 if filled is None:
                     return None
                 queue, taken = filled
                 carry = dataclasses.replace(carry, queue=queue)
             if program.prepare is not None and not start:
-                carry = program.prepare(carry, stage.frozen)
+                carry = program.prepare(carry, stage.frozen, stage.dataset)
             if stage.begin is not None and not start:
                 stage.begin(carry)
             position = start, taken
             return run_loop(stage, config, carry, position, batches, checkpoints, context)
+
+
+def _batches(
+    stage: Stage, config: ConfigDict, source: Source, workdir: Path, taken: int
+) -> GlobalBatches | EveryStep:
+    """Returns the batches of a stage after those that were taken."""
+    if stage.dataset is not None:
+        return EveryStep(stage.dataset)
+    return make_batches(
+        config,
+        source,
+        stage.program.mesh,
+        batch_size=stage.batch_size,
+        start=taken,
+        crop=stage.crop,
+        log=workdir if stage.program.name != "toy" else None,
+        stage=stage.program.name,
+    )
 
 
 def start_or_resume(
@@ -173,7 +186,7 @@ def run_loop(
     config: ConfigDict,
     carry: Carry,
     position: tuple[int, int],
-    batches: GlobalBatches,
+    batches: GlobalBatches | EveryStep,
     checkpoints: Checkpoints,
     context: RunContext,
 ) -> Carry | None:

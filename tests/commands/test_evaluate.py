@@ -145,6 +145,10 @@ def test_fd_dinov2_is_left_out_without_its_weights(command, tmp_path, monkeypatc
         (("--weights=w", "--cfg_scales=1,one"), "must be numbers with commas"),
         (("--weights=w", "--seeds=1,1"), "must be different numbers"),
         (("--weights=w", "--image_size=8"), "--image_size goes with --images and reference, not"),
+        (
+            ("--images=samples.npz", "--protocol=train_split"),
+            "--protocol goes with a run of small images, not with --images",
+        ),
         (("--images=samples.npz", "--max_excluded=2"), "a share from 0 to 1"),
         (("--images=samples.npz", "--reference=no.npz"), r"no.npz is no \.npz file"),
         (("reference", "--images=data"), "reference: expected --images=FOLDER and --out=FILE.npz"),

@@ -2,17 +2,22 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from small_files import write_idx
 from tfds_files import CIFAR10, write_tfds
 
 from drifting_jax.config import file_beside, resolve
+from drifting_jax.data.sources import data_spec
 from drifting_jax.errors import UserError
 from drifting_jax.training import build, dry_run, run
+from drifting_jax.training.memory_plan import memory_plan
+from drifting_jax.weights.shapes import param_shapes
 from drifting_jax.workdir.metrics import read_metrics
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -65,7 +70,7 @@ def test_every_config_resolves_and_gives_its_command(path):
     {
         "imagenet_latent": ("B", "L", "ablation"),
         "imagenet_pixel": ("B", "L"),
-        "cifar10": ("10", "100"),
+        "cifar10": ("10", "100", "unconditional", "conditional", "small"),
         "fashion_mnist": ("dit", "unet"),
         "images": ("64", "small"),
         "mae_latent": ("256", "640"),
@@ -87,6 +92,22 @@ def test_every_variant_resolves(name, variants):
 )
 def test_the_networks_fit_the_images(name, shape):
     build.check_models(resolve(load(name)), SimpleNamespace(image_shape=shape, num_classes=10))
+
+
+@pytest.mark.parametrize(
+    ("variant", "parameters"),
+    [("unconditional", 32_856_707), ("conditional", 39_426_947), ("small", 8_228_163)],
+)
+def test_the_variants_with_a_unet(variant, parameters):
+    """The first has the size of the network of the run that it follows: 32.9 million."""
+    config = resolve(file_beside(CONFIGS / "any.py", "cifar10.py").get_config(variant))
+    spec = data_spec(config.data)
+    assert (spec.count, spec.num_classes) == (50000, 10 if variant == "conditional" else 1)
+    network = param_shapes(build.make_generator(config, spec))
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(network)) == parameters
+    plan = memory_plan(config, build.make_mesh(config, devices=jax.devices()[:1]))
+    assert plan.microbatches == (8 if variant == "small" else 10)
+    assert plan.parts_of_rows == (1 if variant == "conditional" else plan.microbatches)
 
 
 @pytest.mark.slow

@@ -120,3 +120,9 @@ def test_mistakes_are_named(real):
         measure_small_images(images, labels, train=real["train"], test=real["train"])
     with pytest.raises(UserError, match="a label for each of 450"):
         measure_small_images(images, labels[:7], **real)
+
+
+def test_samples_without_labels_have_no_accuracy(real, classifier):
+    samples = real["test"][0], np.zeros(len(real["test"][0]), int)
+    found = measured(*samples, **real, classifier=classifier, labelled=False)
+    assert "accuracy" not in found and found["fd_classifier"].value == pytest.approx(0, abs=1e-9)

@@ -34,6 +34,14 @@ def test_a_constant_rate_needs_no_end():
     assert np.float32(schedule(0)) == np.float32(schedule(10**6)) == np.float32(3e-4)
 
 
+def test_a_cosine_may_end_at_a_rate():
+    schedule = optim.learning_rate_schedule(
+        5e-5, warmup_steps=10, num_steps=110, schedule="cosine", end=1e-5
+    )
+    found = [float(schedule(step)) for step in (10, 60, 110, 200)]
+    np.testing.assert_allclose(found, [5e-5, 3e-5, 1e-5, 1e-5], rtol=1e-5)
+
+
 def test_schedule_errors():
     with pytest.raises(ValueError, match="constant or cosine; found 'linear'"):
         optim.learning_rate_schedule(1e-3, warmup_steps=0, schedule="linear")

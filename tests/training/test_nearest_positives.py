@@ -12,7 +12,7 @@ from drifting_jax.data.sources import make_source
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.steps import sample_queue
 from drifting_jax.steps.rings import Nearest
-from drifting_jax.training import build, filling, frozen, initial_states, programs
+from drifting_jax.training import build, filling, frozen, initial_states, programs, queues
 from drifting_jax.training.program import carry_of
 from drifting_jax.workdir.checkpoint import Checkpoints
 
@@ -115,7 +115,7 @@ def test_the_queue_of_a_checkpoint_has_features_only_where_they_are_used(nearest
     config = config.copy_and_resolve_references()
     config.train.nearest_positives = nearest
     mesh = meshes.make_mesh(1, 1)
-    queue = build.make_queue(config, source, mesh, make=sample_queue.template)
+    queue = queues.make_queue(config, source, mesh, shapes=True)
     paths = jax.tree_util.tree_leaves_with_path(queue)
     parts = ("images", "next_slot", "filled")
     rings = {f".{ring}.{part}" for ring in ("by_class", "unconditional") for part in parts}
@@ -131,7 +131,7 @@ def test_a_queue_moves_to_another_mesh_with_its_features(tmp_path):
     drawn = []
     for sizes in ((1, 1), (4, 2)):
         mesh = meshes.make_mesh(*sizes)
-        template = build.make_queue(config, source, mesh, make=sample_queue.template)
+        template = queues.make_queue(config, source, mesh, shapes=True)
         with Checkpoints(tmp_path, keep=1, read_only=True) as checkpoints:
             _, items = checkpoints.restore_latest({"queue": template}, padded=("queue",))
         near = Nearest(jax.random.key(2), jnp.int32(3))

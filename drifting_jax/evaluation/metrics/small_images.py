@@ -24,15 +24,26 @@ _NEIGHBOR_LIMIT = 5000
 
 
 class SmallImageReference(NamedTuple):
-    """What samples are compared with: images and labels of both splits, and the classifier."""
+    """What samples are compared with: images and labels of both splits, and the classifier.
+
+    `labelled` says whether the labels of the samples are those of the images.
+    """
 
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
     classifier: Classifier
+    labelled: bool = True
 
 
 def make_small_reference(data: Any, *, num_classes: int, key: jax.Array) -> SmallImageReference:
     """Reads both splits of a config's `data` section and trains the classifier, in seconds.
+
+    The classifier always learns the labels of the images.
+
+    Args:
+      data: the section.
+      num_classes: of the run, 1 for one without labels.
+      key: of the classifier.
 
     Raises:
       UserError: the images are not among `SMALL_SOURCES`.
@@ -41,10 +52,10 @@ def make_small_reference(data: Any, *, num_classes: int, key: jax.Array) -> Smal
         raise UserError(
             f"a small classifier knows {', '.join(SMALL_SOURCES)}; these images are {data.source}"
         )
-    train, test = (as_arrays(make_source(data, split)) for split in ("train", "test"))
-    return SmallImageReference(
-        train, test, train_classifier(*train, num_classes=num_classes, key=key)
-    )
+    source, unseen = (make_source(data, split, labels=True) for split in ("train", "test"))
+    train, classes = as_arrays(source), source.num_classes
+    classifier = train_classifier(*train, num_classes=classes, key=key)
+    return SmallImageReference(train, as_arrays(unseen), classifier, num_classes == classes)
 
 
 def distances_to_test(
@@ -84,6 +95,7 @@ def measure_small_images(
     test: tuple[np.ndarray, np.ndarray],
     classifier: Classifier | None = None,
     k: int = 5,
+    labelled: bool = True,
 ) -> list[MetricRecord]:
     """Records of the samples against the test images, with baselines of the training images.
 
@@ -101,6 +113,7 @@ def measure_small_images(
       test: the same of images that it never saw.
       classifier: trained on `train` alone; without it its two metrics are left out.
       k: neighbours that make a ball in precision and recall.
+      labelled: whether `labels` are those of the data; otherwise `accuracy` is left out.
 
     Raises:
       UserError: samples that are not uint8 images shaped like the data, too few of them, labels
@@ -115,7 +128,8 @@ def measure_small_images(
         _copying_record(fake, real, unseen),
     ]
     if classifier is not None:
-        records += _classifier_records(classifier, images, labels, train, test)
+        found = _classifier_records(classifier, images, labels, train, test)
+        records += [record for record in found if labelled or record.metric != "accuracy"]
     for record in records:
         if not np.isfinite(record.value):
             raise UserError(
