@@ -98,6 +98,7 @@ def test_a_failure_of_the_compiler_is_one_line_with_a_flag(monkeypatch):
 def test_the_report():
     told = dry_run.dry_run(config())
     assert "generator: " in told and "encoder: " in told and "TFLOP" in told
+    assert told.endswith("no plan: neither the memory nor the speed of a cpu is known")
     assert "toy: " in dry_run.dry_run(resolve(base_config("toy")))
     with pytest.raises(UserError, match=r"batch_size must be a multiple of 8 devices"):
         changes = {"mesh__data": 8, "train__generated_per_label": 8}
