@@ -42,6 +42,9 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what a step needs; run not
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "", "With --dry_run: a GPU or a TPU slice to compile for: h100, h100:8, v5e:8x8."
 )
+_PRICE = flags.DEFINE_float(
+    "price_per_hour", None, "With --dry_run: price of one device for an hour, in any currency."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -56,8 +59,10 @@ def main(argv: Sequence[str]) -> int:
         config = resolve(_CONFIG.value)
         if _TOPOLOGY.value and not _DRY_RUN.value:
             raise UserError("--topology goes with --dry_run")
+        if _PRICE.value is not None and not _DRY_RUN.value:
+            raise UserError("--price_per_hour goes with --dry_run")
         if _TOPOLOGY.value:  # its devices are not those of these processes
-            print(dry_run.dry_run(config, topology=_TOPOLOGY.value))
+            print(dry_run.dry_run(config, topology=_TOPOLOGY.value, price_per_hour=_PRICE.value))
             return 0
         processes.initialize(
             coordinator_address=_COORDINATOR.value,
@@ -67,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         )
         check_devices()
         if _DRY_RUN.value:
-            report = dry_run.dry_run(config)
+            report = dry_run.dry_run(config, price_per_hour=_PRICE.value)
             if jax.process_index() == 0:
                 print(report)
             return 0

@@ -28,6 +28,7 @@ GENERATED_PART = re.compile(r"<!-- site: (?!end)(.*?) -->.*?<!-- site: end -->",
 NAVIGATION = {
     "First steps": {
         "quick_start": "Getting started",
+        "recipes": "Recipes",
         "toy": "The toy",
         "demo": "The demo",
         "data": "Your data",

@@ -1,6 +1,7 @@
-"""Devices to compile for: TPU slices and GPUs by name, their memory and their peaks.
+"""Devices to compile for: TPU slices and GPUs by name, their memory, their peaks, their power.
 
-Numbers of GPUs are the makers' public ones: dense products without sparsity.
+Numbers of GPUs are the makers' public ones: dense products without sparsity. `watts` is the most
+that a card draws with its maker's settings (board power, or thermal design power).
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _TPU_PEAKS = {
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
 }  # fmt: skip
+# Watts of a chip at most: "Measured min/mean/max power 90/170/192 W", Google Cloud's page "TPU v4".
+# Google has published none for v5e, v5p and v6e.
+_TPU_WATTS = {"TPU v4": 192.0}
 _DEFAULT_FRACTION = 0.75  # of a GPU's memory, which JAX takes
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
@@ -46,6 +50,7 @@ class Gpu:
       memory, bandwidth, cache: bytes, bytes a second, and bytes of the level-2 cache.
       shared, threads: bytes of shared memory, and threads, of a multiprocessor.
       bf16, tf32, f32: peak operations a second of products in this type; float16's is bf16's.
+      watts: board power, at most.
     """
 
     kind: str
@@ -61,6 +66,7 @@ class Gpu:
     bf16: float
     tf32: float
     f32: float
+    watts: float
 
     def description(self) -> str:
         """The text of XLA's `GpuTargetConfigProto`. It accepts a missing field without a word."""
@@ -109,11 +115,16 @@ GPUS = {
         bf16=989e12,
         tf32=494.7e12,
         f32=66.9e12,
+        watts=700,  # NVIDIA H100 datasheet, SXM: TDP up to 700 W
     ),
 }
 GPUS |= {
     "h200": dataclasses.replace(
-        GPUS["h100"], kind="NVIDIA H200", memory=151397597184, bandwidth=4.8e12
+        GPUS["h100"],
+        kind="NVIDIA H200",
+        memory=151397597184,
+        bandwidth=4.8e12,
+        watts=700,  # NVIDIA H200 datasheet, SXM: TDP up to 700 W
     ),
     "b200": dataclasses.replace(
         GPUS["h100"],
@@ -127,6 +138,7 @@ GPUS |= {
         bf16=2250e12,
         tf32=1125e12,
         f32=74.4e12,
+        watts=1000,  # NVIDIA Blackwell datasheet, HGX B200: TDP up to 1,000 W
     ),
     "a100": Gpu(
         kind="NVIDIA A100-SXM4-40GB",
@@ -142,6 +154,7 @@ GPUS |= {
         bf16=312e12,
         tf32=156e12,
         f32=19.5e12,
+        watts=400,  # NVIDIA A100 datasheet, SXM of 40 and of 80 GB: TDP 400 W
     ),
     "rtx4090": Gpu(
         kind="NVIDIA GeForce RTX 4090",
@@ -157,6 +170,7 @@ GPUS |= {
         bf16=165.2e12,
         tf32=82.6e12,
         f32=82.6e12,
+        watts=450,  # NVIDIA's page of the GeForce RTX 4090: total graphics power
     ),
     "t4": Gpu(
         kind="Tesla T4",
@@ -172,6 +186,7 @@ GPUS |= {
         bf16=8.1e12,  # it has no units for bfloat16
         tf32=8.1e12,
         f32=8.1e12,
+        watts=70,  # NVIDIA T4 datasheet: 70 W, its maximum
     ),
 }
 GPUS |= {
@@ -189,6 +204,7 @@ GPUS |= {
         bf16=121e12,
         tf32=60e12,
         f32=30.3e12,
+        watts=72,  # NVIDIA L4 datasheet: TDP 72 W
     ),
     "rtx3090": dataclasses.replace(
         GPUS["rtx4090"],
@@ -202,6 +218,7 @@ GPUS |= {
         bf16=71e12,
         tf32=35.6e12,
         f32=35.6e12,
+        watts=350,  # NVIDIA's page of the GeForce RTX 3090: graphics card power
     ),
     "rtx5090": dataclasses.replace(
         GPUS["rtx4090"],
@@ -215,6 +232,7 @@ GPUS |= {
         bf16=209.5e12,
         tf32=104.8e12,
         f32=104.8e12,
+        watts=575,  # NVIDIA's page of the GeForce RTX 5090: total graphics power
     ),
 }
 
@@ -228,6 +246,12 @@ def peak_flops(device: jax.Device) -> float | None:
     """Peak operations a second of a device's products in bfloat16; None for an unknown kind."""
     gpu = gpu_of(device)
     return gpu.bf16 if gpu else _TPU_PEAKS.get(device.device_kind)
+
+
+def board_power(device: jax.Device) -> float | None:
+    """Watts that a device of this kind draws at most; None if its maker does not say."""
+    gpu = gpu_of(device)
+    return gpu.watts if gpu else _TPU_WATTS.get(device.device_kind)
 
 
 def is_present(device: jax.Device) -> bool:

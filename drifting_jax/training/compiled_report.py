@@ -1,5 +1,6 @@
 """What a compiled step needs: memory, operations, kernels, collectives, and the time of a step."""
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,41 +21,91 @@ _REMEDIES = {
     "'scf.": "--xla_disable_hlo_passes=triton-softmax-rewriter",
     "output tile sizes": "--xla_gpu_enable_triton_gemm=false",
 }
+# What a TPU's compiler says of a program that is too large.
+_USED = re.compile(r"Used ([\d.]+)([KMG])\w* of [\d.]+\w+ hbm")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def compiled_lines(found: Program, mesh: Mesh) -> list[str]:
-    """Returns the lines on a step that is compiled for the devices of a mesh.
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """What the compiler says of a step, for each device.
+
+    Attributes:
+      device: one of the devices.
+      capacity: bytes that a program may use on it; 0 if unknown.
+      held, temporary: bytes of arguments and results, and of what lies beside them meanwhile.
+      peak: bytes in all; 0 if the compiler refused the program without a number.
+      seconds: estimate of a step's time; None for a kind of device that has no estimate.
+      lines: of the report, between the peak and the verdict.
+      refusal: what the compiler said of a program that is too large for it; otherwise empty.
+    """
+
+    device: jax.Device
+    capacity: int
+    held: int = 0
+    temporary: int = 0
+    peak: int = 0
+    seconds: float | None = None
+    lines: tuple[str, ...] = ()
+    refusal: str = ""
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the step fits its device; None if the memory of that is not known."""
+        if self.refusal:
+            return False
+        return self.peak <= self.capacity if self.capacity else None
+
+
+def compile_step(found: Program, mesh: Mesh) -> CompiledStep:
+    """Compiles a step for the devices of a mesh, and reads what that needs.
 
     Raises:
       UserError: the compiler fails, for another reason than too little memory.
     """
     device = _own_device(mesh)
-    kind, capacity = device.device_kind, targets.memory_of(device)
+    capacity = targets.memory_of(device)
     try:
         compiled = compile_for(device, found.lower())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            used = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm", str(error))
+            used = _USED.search(str(error))
             reason = used[0] if used else str(error).partition("\n")[0]
-            return [f"compiled for {kind}: does NOT fit ({reason})"]
-        raise UserError(_failure(kind, str(error))) from None
+            peak = int(float(used[1]) * _UNITS[used[2]]) if used else 0
+            return CompiledStep(device, capacity, peak=peak, refusal=reason)
+        raise UserError(_failure(device.device_kind, str(error))) from None
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None  # CPUs, GPUs and TPUs give both
     module = hlo.parse(text)
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = held + memory.temp_size_in_bytes
+    seconds, lines = _time(compiled, module, device)
+    return CompiledStep(
+        device=device,
+        capacity=capacity,
+        held=held,
+        temporary=memory.temp_size_in_bytes,
+        peak=held + memory.temp_size_in_bytes,
+        seconds=seconds,
+        lines=(*lines, f"  collectives: {_listed(collectives(module, mesh.size))}"),
+    )
+
+
+def compiled_lines(step: CompiledStep) -> list[str]:
+    """Returns the lines of the report on a compiled step."""
+    device, kind, capacity = step.device, step.device.device_kind, step.capacity
+    if step.refusal:
+        return [f"compiled for {kind}: does NOT fit ({step.refusal})"]
     note = " (by its compiler; others may need less in bfloat16)" if kind == "cpu" else ""
     lines = [
         f"compiled for {kind}, a device{note}:",
-        _line("arguments and results", gigabytes(held)),
-        _line("temporary", gigabytes(memory.temp_size_in_bytes)),
-        _line("peak", gigabytes(total)),
-        *_time_lines(compiled, module, device),
-        f"  collectives: {_listed(collectives(module, mesh.size))}",
+        _line("arguments and results", gigabytes(step.held)),
+        _line("temporary", gigabytes(step.temporary)),
+        _line("peak", gigabytes(step.peak)),
+        *step.lines,
     ]
     if capacity:
-        verdict = "fits" if total <= capacity else "does NOT fit"
-        lines.append(f"  {verdict}: {total / 2**30:.2f} of {capacity / 2**30:.1f} GiB")
+        verdict = "fits" if step.fits else "does NOT fit"
+        lines.append(f"  {verdict}: {step.peak / 2**30:.2f} of {capacity / 2**30:.1f} GiB")
     if capacity and device.platform == "gpu":
         share = "JAX takes three quarters of a GPU's memory unless "
         lines[-1] += f" ({share}{targets.FRACTION} says otherwise)"
@@ -97,28 +148,30 @@ def _line(name: str, value: str) -> str:
     return f"  {name:<24}{value}"
 
 
-def _time_lines(compiled: jax.stages.Compiled, module: hlo.Module, device: jax.Device) -> list[str]:
-    """Returns the lines on operations and time, loops with all their passes where that is known."""
+def _time(
+    compiled: jax.stages.Compiled, module: hlo.Module, device: jax.Device
+) -> tuple[float | None, list[str]]:
+    """Returns the estimate of a step's seconds, and the lines on its operations and time."""
     costs: Any = compiled.cost_analysis() or {}
     gpu = targets.gpu_of(device)
     if gpu is not None:
         found = roofline(module, gpu)
-        return [
+        return found.plausible, [
             _line("floating-point work", f"{found.flops / 1e12:10.3f} TFLOP (products alone)"),
             _line("memory traffic", f"{found.num_bytes / 1e9:10.3f} GB"),
             _line("kernels", f"{found.kernels:10,}"),
-            _line("roofline estimate", f"{_time(found.bound)} a step at the limits of the device"),
-            _line("", f"{_time(found.plausible)} with usual kernels and 3 µs for each launch"),
+            _line("roofline estimate", f"{_in_words(found.bound)} a step at the device's limits"),
+            _line("", f"{_in_words(found.plausible)} with usual kernels and 3 µs for each launch"),
         ]
     flops = costs.get("flops", 0.0)
     lines = [_line("floating-point work", f"{flops / 1e12:10.3f} TFLOP (loops counted once)")]
-    if "optimal_seconds" in costs:
-        seconds = tpu_seconds(module, costs["optimal_seconds"])
-        lines.append(_line("compiler's estimate", f"{_time(seconds)} a step"))
-    return lines
+    if "optimal_seconds" not in costs:
+        return None, lines
+    seconds = tpu_seconds(module, costs["optimal_seconds"])
+    return seconds, [*lines, _line("compiler's estimate", f"{_in_words(seconds)} a step")]
 
 
-def _time(seconds: float) -> str:
+def _in_words(seconds: float) -> str:
     return f"{seconds * 1e3:10.3f} ms" if seconds < 1 else f"{seconds:10.3f} s "
 
 

@@ -1,10 +1,11 @@
-"""Reports what a run needs, without running it: parameters, bytes and FLOPs of a step.
+"""Reports what a run needs, without running it: bytes and FLOPs of a step, and a plan of the run.
 
 `python main.py --config=… --dry_run` compiles the step for the devices at hand. With
 `--topology=v5e:8x8` or `--topology=h100` it compiles the real program for that TPU slice or GPU, on
 any CPU (pip install "drifting_jax[tpu]" or "drifting_jax[gpu-compile]").
 """
 
+import functools
 import math
 import sys
 from typing import Any
@@ -20,8 +21,10 @@ from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.training import activations, build, encoder, frozen, generator, programs, toy
-from drifting_jax.training.compiled_report import compiled_lines, gigabytes
+from drifting_jax.training.compiled_report import compile_step, compiled_lines, gigabytes
+from drifting_jax.training.planning import plan_lines
 from drifting_jax.training.program import Program
+from drifting_jax.training.run_costs import check_price
 
 PyTree = Any
 
@@ -32,21 +35,41 @@ _MAPS = {
 }
 
 
-def dry_run(config: ConfigDict, *, topology: str = "") -> str:
-    """Returns a report on the step of a config.
+def dry_run(config: ConfigDict, *, topology: str = "", price_per_hour: float | None = None) -> str:
+    """Returns a report on the step of a config, and a plan of the whole run.
 
     Args:
       config: resolved.
       topology: what to compile for, such as "v5e:8x8", "h100" or "h100:8"; empty for the devices
         at hand.
+      price_per_hour: of one device, in any currency; None to leave the price out.
 
     Raises:
-      UserError: the config does not fit the devices, or the topology cannot be compiled for.
+      UserError: the config does not fit the devices, the topology cannot be compiled for, or the
+        price is none.
     """
+    check_price(price_per_hour)
     devices = devices_of(topology) if topology else None
     print("tracing the step; a large network takes a minute", file=sys.stderr, flush=True)
     mesh = build.make_mesh(config, devices=devices)
     found = program(config, mesh)
+    lines = _known_lines(config, found)
+    kind = mesh.devices.flat[0].device_kind
+    print(f"compiling for {topology or kind}, up to some minutes", file=sys.stderr, flush=True)
+    step = compile_step(found, mesh)
+    plan = plan_lines(
+        config,
+        found,
+        step,
+        assemble=functools.partial(program, mesh=mesh),
+        price_per_hour=price_per_hour,
+    )
+    return "\n".join([*lines, *compiled_lines(step), *plan])
+
+
+def _known_lines(config: ConfigDict, found: Program) -> list[str]:
+    """Returns the lines on what is known of a step before it is compiled."""
+    mesh = found.mesh
     lines = [f"{name}: {count:,} parameters" for name, count in parameter_counts(found).items()]
     kind = mesh.devices.flat[0].device_kind
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -68,8 +91,7 @@ def dry_run(config: ConfigDict, *, topology: str = "") -> str:
     if config.task != "toy":
         of_generator = f"generator {config.model.remat}, " if config.task == "generator" else ""
         lines.append(f"  rematerialisation: {of_generator}encoder {config.encoder.remat}")
-    print(f"compiling for {topology or kind}, up to some minutes", file=sys.stderr, flush=True)
-    return "\n".join([*lines, *compiled_lines(found, mesh)])
+    return lines
 
 
 def program(config: ConfigDict, mesh: Mesh) -> Program:

@@ -26,7 +26,7 @@ _OVER_MAPS = 10
 _USABLE_OF_GPU = 0.75 * 0.9  # what JAX takes by default, less a tenth for workspaces
 _USABLE_OF_TPU = 0.85
 _KEPT_ELSEWHERE = 4 * 2**30  # bytes of maps that are kept on a device of unknown memory
-_KEPT_ON_HOST = 32 * 2**30  # bytes of maps that a GPU's host keeps for it
+KEPT_ON_HOST = 32 * 2**30  # bytes of maps that a GPU's host keeps for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def memory_plan(
     t, device = config.train, mesh.devices.flat[0]
     generated = t.labels_per_step * t.generated_per_label / mesh.size
     # Bytes of maps for a generated sample, with its share of the others of its row.
-    for_each = maps * _samples_of_row(config) / t.generated_per_label
+    for_each = maps * samples_of_row(config) / t.generated_per_label
     free, kept = _usable(device) - held, for_each * generated
     needed = max(_OVER_MAPS * for_each, least)  # at once, for a generated sample
 
@@ -87,7 +87,7 @@ def memory_plan(
             return "yes" if kept <= _KEPT_ELSEWHERE else "no"
         if kept + needed * at_once <= free:
             return "yes"
-        return "host" if targets.gpu_of(device) and kept <= _KEPT_ON_HOST else "no"
+        return "host" if targets.gpu_of(device) and kept <= KEPT_ON_HOST else "no"
 
     def planned(count: int, keep_maps: str) -> MemoryPlan:
         parts_of_rows = count if t.labels_per_step % count else 1
@@ -106,7 +106,7 @@ def memory_plan(
         count = _checked(config, mesh)
         return planned(count, place(generated / count))
     at_once, keep_maps = _SAMPLES_AT_ONCE, place(_SAMPLES_AT_ONCE)
-    fitting = _counts(config, mesh)
+    fitting = possible_microbatches(config, mesh)
     if targets.gpu_of(device) and maps:
         if fitting[0] == 1 and needed * generated <= free:
             return planned(1, keep_maps)  # one microbatch keeps nothing
@@ -127,7 +127,7 @@ def _usable(device: jax.Device) -> float:
     return memory * (_USABLE_OF_GPU if targets.gpu_of(device) else _USABLE_OF_TPU)
 
 
-def _samples_of_row(config: ConfigDict) -> int:
+def samples_of_row(config: ConfigDict) -> int:
     """Generated samples of a class row, a second batch of them if the field takes one, and real."""
     t, drift = config.train, config.drift
     negatives = negatives_of(DriftOptions(field=drift.field, negatives=drift.negatives))
@@ -139,7 +139,7 @@ def _splits(config: ConfigDict, mesh: Mesh, count: int) -> bool:
     """Whether all samples of a microbatch split over the devices; otherwise each holds all maps."""
     rows = config.train.labels_per_step // count
     try:
-        meshes.row_sharding(mesh, rows, _samples_of_row(config))
+        meshes.row_sharding(mesh, rows, samples_of_row(config))
     except ValueError:
         return False
     return True
@@ -163,7 +163,7 @@ def _checked(config: ConfigDict, mesh: Mesh) -> int:
     return wanted
 
 
-def _counts(config: ConfigDict, mesh: Mesh) -> list[int]:
+def possible_microbatches(config: ConfigDict, mesh: Mesh) -> list[int]:
     """All numbers of microbatches that the rows and the mesh allow, smallest first."""
     rows = config.train.labels_per_step
     fitting: list[int] = []

@@ -66,6 +66,12 @@ def test_mistakes_are_one_line_and_status_two(tmp_path):
             "--config.mesh.data=8", "--config.train.generated_per_label=3",
         ),
         "flags alone; found 'stray'": ("main.py", f"--config={CONFIG}", "stray"),
+        "--price_per_hour goes with --dry_run": (
+            "main.py", f"--config={CONFIG}", "--price_per_hour=2",
+        ),
+        "must be a number above 0, such as 2.5; found -1": (
+            "main.py", f"--config={CONFIG}", "--dry_run", "--price_per_hour=-1",
+        ),
         f"{nowhere} holds no run": sampling,
         "expected one of --workdir and --weights": ("-m", "drifting_jax.sample"),
         "flag --per_class=0": (*sampling, "--per_class=0"),

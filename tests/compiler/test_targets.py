@@ -64,3 +64,10 @@ def test_the_memory_is_the_share_that_jax_takes(monkeypatch):
 def test_a_wrong_number_of_gpus(name):
     with pytest.raises(UserError, match=r"a number of GPUs after the colon, such as h100:8"):
         targets.devices_of(name)
+
+
+def test_the_power_of_a_device():
+    assert targets.board_power(absent(targets.GPUS["rtx4090"].kind)) == 450
+    assert targets.board_power(absent("TPU v4")) == 192
+    for unknown in ("TPU v5 lite", "a GPU of tomorrow", "cpu"):
+        assert targets.board_power(absent(unknown)) is None

@@ -11,16 +11,17 @@ import tiny_config
 
 from drifting_jax.compiler import targets
 from drifting_jax.config import base_config, file_beside, resolve
-from drifting_jax.data.sources import data_spec
+from drifting_jax.data.sources import DataSpec, data_spec
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
-from drifting_jax.training import build, compiled_report, dry_run, loop, run
+from drifting_jax.training import build, compiled_report, dry_run, loop, programs, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def load(name, variant):
-    return file_beside(CONFIGS / "any.py", f"{name}.py").get_config(variant)
+    found = file_beside(CONFIGS / "any.py", f"{name}.py").get_config
+    return found(variant) if variant else found()
 
 
 def config(**changes):
@@ -82,21 +83,22 @@ def test_a_failure_of_the_compiler_is_one_line_with_a_flag(monkeypatch):
     monkeypatch.setattr(targets, "memory_of", lambda _: 0)
     message = "UNKNOWN: 'scf.if' op along control flow edge\n%138 = ..."
     with pytest.raises(UserError, match=r"failed: UNKNOWN: .*hlo_passes=triton-softmax-rewriter$"):
-        compiled_report.compiled_lines(program, gpu)
+        compiled_report.compile_step(program, gpu)
     message = "INTERNAL: Couldn't find output tile sizes"
     with pytest.raises(UserError, match=r"try XLA_FLAGS=--xla_gpu_enable_triton_gemm=false$"):
-        compiled_report.compiled_lines(program, gpu)
+        compiled_report.compile_step(program, gpu)
     message = "INTERNAL: no ptxas"
     with pytest.raises(UserError, match=r"^the compiler for a GPU failed: INTERNAL: no ptxas$"):
-        compiled_report.compiled_lines(program, gpu)
+        compiled_report.compile_step(program, gpu)
     message = "RESOURCE_EXHAUSTED: Out of memory"
-    (line,) = compiled_report.compiled_lines(program, gpu)
+    (line,) = compiled_report.compiled_lines(compiled_report.compile_step(program, gpu))
     assert "does NOT fit (RESOURCE_EXHAUSTED: Out of memory)" in line
 
 
 def test_the_report():
     told = dry_run.dry_run(config())
     assert "generator: " in told and "encoder: " in told and "TFLOP" in told
+    assert told.endswith("no plan: neither the memory nor the speed of a cpu is known")
     assert "toy: " in dry_run.dry_run(resolve(base_config("toy")))
     with pytest.raises(UserError, match=r"batch_size must be a multiple of 8 devices"):
         changes = {"mesh__data": 8, "train__generated_per_label": 8}
@@ -137,6 +139,8 @@ def test_the_dry_run_lowers_the_very_program_that_training_runs(tmp_path, monkey
         ("imagenet_latent", "ablation", {"generator": 133, "encoder": 340}),
         ("imagenet_latent", "B", {"generator": 133, "encoder": 2127}),
         ("imagenet_latent", "L", {"generator": 463, "encoder": 2127}),
+        ("imagenet512_latent", "B", {"generator": 133, "encoder": 2127}),
+        ("imagenet512_latent", "L", {"generator": 463, "encoder": 2127}),
         ("imagenet_pixel", "B", {"generator": 134, "encoder": 2127, "convnext": 88}),
         ("imagenet_pixel", "L", {"generator": 464, "encoder": 2127, "convnext": 88}),
         ("mae_latent", "256", {"encoder": 431}),
@@ -153,7 +157,30 @@ def test_networks_of_the_paper(name, variant, millions):
         assert abs(counted[key] - expected) <= 3, (key, counted)
     whole = sum(4 * x.size for x in jax.tree.leaves(program.carry.state))
     assert meshes.bytes_per_device(program.carry.state) < 0.2 * whole
-    assert data_spec(found.data).image_shape in ((32, 32, 4), (256, 256, 3))
+    assert data_spec(found.data).image_shape in ((32, 32, 4), (64, 64, 4), (256, 256, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "shape", "millions", "tokens"),
+    [
+        ("imagenet64_latent", "", (8, 8, 4), {"generator": 25.8, "encoder": 340.2}, 64),
+        ("imagenet_latent", "one_gpu", (32, 32, 4), {"generator": 33.9, "encoder": 340.2}, 256),
+        ("images", "128", (128, 128, 3), {"generator": 40.5, "encoder": 17.2}, 256),
+    ],
+)
+def test_networks_for_one_gpu(name, variant, shape, millions, tokens):
+    found = resolve(load(name, variant))
+    spec = DataSpec(shape, 10) if name == "images" else data_spec(found.data)
+    assert spec.image_shape == shape
+    assert (shape[0] // found.model.patch_size) ** 2 == tokens
+    mesh = meshes.make_mesh(1, devices=jax.devices()[:1])
+    program = programs.generator_program(found, spec, mesh)
+    for key, count in dry_run.parameter_counts(program).items():
+        assert count / 1e6 == pytest.approx(millions[key], abs=0.06)
+    # Parameters, two moments and the averages, in float32.
+    copies = 3 + len(found.train.ema_decays)
+    state = 4 * copies * dry_run.parameter_counts(program)["generator"]
+    assert 0 <= meshes.bytes_per_device(program.carry.state) - state < 100
 
 
 def test_unknown_variants_are_named():

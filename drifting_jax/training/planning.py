@@ -1,0 +1,166 @@
+"""The plan that ends a dry run: whether all stages fit, what makes them fit, hours, energy, price.
+
+Every number is an estimate from compiled programs. No step is run for it.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+
+from jax.sharding import Mesh
+
+from drifting_jax.compiler import targets
+from drifting_jax.config import ConfigDict
+from drifting_jax.config.stored import with_values
+from drifting_jax.training.compiled_report import CompiledStep, compile_step
+from drifting_jax.training.program import Program
+from drifting_jax.training.remedies import Remedy, Values, as_flags, larger_fraction, remedy, room
+from drifting_jax.training.run_costs import StageTime, duration, run_cost
+
+Assemble = Callable[[ConfigDict], Program]
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """What is planned for a stage of a run.
+
+    Attributes:
+      name: "encoder", "generator" or "toy".
+      steps: of the stage.
+      step: as the config has it, compiled.
+      remedy: what makes it fit; None if it fits, or if nothing is known that does.
+    """
+
+    name: str
+    steps: int
+    step: CompiledStep
+    remedy: Remedy | None
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimate of a step's time, with the remedy where that was compiled."""
+        changed = self.remedy.compiled if self.remedy else None
+        return (changed.seconds if changed else None) or self.step.seconds
+
+
+def plan_lines(
+    config: ConfigDict,
+    found: Program,
+    step: CompiledStep,
+    *,
+    assemble: Assemble,
+    price_per_hour: float | None = None,
+) -> list[str]:
+    """Returns the plan of a whole run as lines.
+
+    It compiles the training of the encoder too, if the run has one, and what might make a step fit
+    that does not.
+
+    Args:
+      config: of the run.
+      found: the step of its task.
+      step: the same, compiled.
+      assemble: config -> its step, for the same devices.
+      price_per_hour: of one device; None to leave the price out.
+    """
+    kind, mesh = step.device.device_kind, found.mesh
+    if step.fits is None and step.seconds is None:
+        return [f"no plan: neither the memory nor the speed of a {kind} is known"]
+    stages = []
+    if config.task == "generator" and not config.encoder.path:  # the run trains it first
+        alone = with_values(config, {"task": "encoder"})
+        encoder = assemble(alone)
+        _say("compiling the step of the encoder, which the run trains first")
+        stages.append(_stage(alone, encoder, compile_step(encoder, mesh), assemble))
+    stages.append(_stage(config, found, step, assemble))
+    return [
+        f"plan for {mesh.size} x {kind}, from compiled programs; no step was run:",
+        *(line for stage in stages for line in _verdict(stage)),
+        *_cost_lines(stages, mesh, price_per_hour),
+    ]
+
+
+def _stage(config: ConfigDict, found: Program, step: CompiledStep, assemble: Assemble) -> StagePlan:
+    """Plans one stage; of a step that does not fit, it compiles some changes."""
+
+    def compile_with(values: Values) -> CompiledStep:
+        _say(f"compiling the {found.name}'s step again, with {as_flags(values)}")
+        return compile_step(assemble(with_values(config, values)), found.mesh)
+
+    wanted = None
+    if step.fits is False:
+        wanted = remedy(config, found, step, compile_with=compile_with)
+    elif step.capacity and step.peak > room(step):
+        wanted = larger_fraction(step)
+    return StagePlan(found.name, found.num_steps, step, wanted)
+
+
+def _verdict(stage: StagePlan) -> list[str]:
+    """Returns the lines that say whether a stage fits, and what to do."""
+    step, change = stage.step, stage.remedy
+    if step.fits is None:
+        return [_line(stage.name, "the memory of this kind of device is not known")]
+    needed = f"{step.peak / 2**30:.2f}" if step.peak else "more than its"
+    told = f"{needed} of {step.capacity / 2**30:.1f} GiB"
+    if step.fits:
+        lines = [_line(stage.name, f"fits: {told}")]
+        if step.peak > room(step):
+            lines[0] += "; a tenth should be free for what the compiler does not know"
+        return lines + ([_line("", f"to have it: {change.words}")] if change else [])
+    if change is None:
+        return [
+            _line(stage.name, f"does NOT fit: {told}, and no change that was tried makes it fit;"),
+            _line("", "take a larger device, or split the state over several (config.mesh.fsdp)"),
+        ]
+    how = "compiled" if change.compiled else "by the sizes of what moves"
+    fits = f"{change.peak / 2**30:.2f} GiB ({how})"
+    if change.fraction:
+        fits = f"the GPU's {targets.nominal_memory(step.device) / 2**30:.1f} GiB"
+    method = ", though as another method: its numbers change" if change.is_other_method else ""
+    return [
+        _line(stage.name, f"does NOT fit: {told}; this makes it fit{method}, in {fits}:"),
+        _line("", change.words),
+    ]
+
+
+def _cost_lines(stages: Sequence[StagePlan], mesh: Mesh, price_per_hour: float | None) -> list[str]:
+    """Returns the lines on time, energy and price of the whole run."""
+    device = stages[-1].step.device
+    times = [StageTime(x.name, x.steps, x.seconds) for x in stages if x.seconds is not None]
+    if len(times) < len(stages):
+        return [_line("time", f"there is no estimate for a {device.device_kind}")]
+    watts = targets.board_power(device)
+    cost = run_cost(times, devices=mesh.size, watts=watts, price_per_hour=price_per_hour)
+    unchanged = {x.name for x in stages if x.remedy and x.remedy.values and not x.remedy.compiled}
+    lines = [
+        _line(
+            f"time of the {x.name}",
+            f"about {duration(x.total)}: {x.steps:,} steps of {duration(x.seconds)}"
+            + " without the change" * (x.name in unchanged),
+        )
+        for x in times
+    ]
+    if len(times) > 1:
+        lines.append(_line("time of the run", f"about {duration(cost.hours * 3600)}"))
+    if cost.kilowatt_hours is None:
+        lines.append(_line("energy", "the power of this kind of device is not known"))
+    else:
+        bound = f"at most {_number(cost.kilowatt_hours)} kWh in that time: board power, {watts:g} W"
+        lines.append(_line("energy", f"{bound} each, without the host"))
+    if cost.price is not None:
+        each = f"at {price_per_hour:g} an hour for each device"
+        lines.append(_line("price", f"about {cost.price:,.2f} {each}"))
+    lines.append(_line("not included", "reading data, pictures, checkpoints, evaluation"))
+    return lines
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value >= 10 else f"{value:.3f}"
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name:<24}{text}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
