@@ -106,7 +106,7 @@ def train(
             batch_size=stage.batch_size,
             start=taken,
             crop=stage.crop,
-            log=workdir if program.name != "toy" else None,
+            log=workdir,
             stage=program.name,
         ) as batches:
             if stage.fill is not None and not start:
