@@ -26,16 +26,27 @@ _DATA = section(
     observation_horizon=Field(2, "observations that a policy sees, the last one of the moment"),
     prediction_horizon=Field(16, "actions that it predicts, from its first observation on"),
     action_horizon=Field(8, "actions that are carried out, from its last observation on"),
+    held_out_episodes=Field(
+        0, "the last episodes, which are measured and not trained on", minimum=0
+    ),
     num_workers=NUM_WORKERS,
 )
 
 _MODEL = section(
     "model",
     "The network that maps noise and observations to a chunk of actions.",
-    kind=Field("mlp", "the network", choices=("mlp",)),
-    width=Field(256, "channels of each layer"),
+    kind=Field(
+        "mlp",
+        "an MLP of whole chunks, or a transformer with a token for each action",
+        choices=("mlp", "transformer"),
+    ),
+    width=Field(256, "channels of each layer or token"),
     depth=Field(2, "blocks"),
     mlp_ratio=Field(2.0, "width of a block's feed-forward network over width"),
+    num_heads=Field(4, "heads of a transformer's attention; must divide the width"),
+    num_context_tokens=Field(
+        4, "tokens of a transformer that are made of the condition", minimum=0
+    ),
 )
 
 _CONDITION = section(
@@ -79,6 +90,7 @@ _TRAIN = section(
     **STEPS.with_defaults(num_steps=2000).fields,
     conditions=Field(128, "rows of a step: observations, each with its target"),
     generated=Field(16, "generated samples of a row"),
+    sample_every=Field(500, "steps between two pictures", on_resume="may change"),
 )
 
 _EVAL = section(

@@ -37,6 +37,30 @@ class Demonstrations:
         """Digits that tell these demonstrations from others."""
         return digest_values(self.observations, self.actions, self.episode_ends)
 
+    def split(self, held_out: int) -> "tuple[Demonstrations, Demonstrations | None]":
+        """Returns all episodes but the last `held_out`, and these; None for none.
+
+        Raises:
+          UserError: no episode is left.
+        """
+        if not held_out:
+            return self, None
+        count = len(self.episode_ends)
+        if held_out >= count:
+            raise UserError(
+                f"config.data.held_out_episodes must be below the {count} episodes; "
+                f"found {held_out}"
+            )
+        at = int(self.episode_ends[-held_out - 1])
+        return (
+            Demonstrations(
+                self.observations[:at], self.actions[:at], self.episode_ends[:-held_out]
+            ),
+            Demonstrations(
+                self.observations[at:], self.actions[at:], self.episode_ends[-held_out:] - at
+            ),
+        )
+
 
 def read_demonstrations(path: str, *, format: str = "auto") -> Demonstrations:
     """Reads and checks demonstrations.

@@ -21,12 +21,13 @@ from drifting_jax.policy.networks import make_network
 from drifting_jax.policy.program import PolicySizes, horizons_of, policy_program
 from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
-from drifting_jax.steps.state import ema_name
+from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.layout import generator_checkpoints
 
 PyTree = Any
+BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +89,14 @@ class Policy:
         chosen = np.arange(n) if indices is None else np.asarray(indices)
         if chosen.shape != (n,):
             raise ValueError(f"indices must be [{n}]; found {list(chosen.shape)}")
+        sampler = make_policy_sampler(self.model, self.horizons)
         parts = [np.zeros((0, self.horizons.prediction, self.sizes.action), np.float32)]
         for start in range(0, n, self.batch_size):
             part = slice(start, start + self.batch_size)
             missing = self.batch_size - len(chosen[part])
             rows = np.pad(observations[part], ((0, missing), (0, 0), (0, 0)))
             numbers = np.pad(chosen[part].astype(np.uint32), (0, missing))
-            found = self._sampler(self.params, self.scalings, rows, numbers, np.uint32(seed))
+            found = sampler(self.params, self.scalings, rows, numbers, np.uint32(seed))
             parts.append(np.asarray(found)[: len(chosen[part])])
         actions = np.concatenate(parts)
         if not np.isfinite(actions).all():
@@ -109,11 +111,8 @@ class Policy:
         """Returns the actions to carry out [n, action horizon, d_a]: a part of `predict`."""
         return self.predict(observations, seed=seed, indices=indices)[:, self.horizons.executed]
 
-    @functools.cached_property
-    def _sampler(self) -> Callable[..., jax.Array]:
-        return make_policy_sampler(self.model, self.horizons)
 
-
+@functools.lru_cache  # all policies of a network share one, which is compiled once
 def make_policy_sampler(model: nn.Module, horizons: Horizons) -> Callable[..., jax.Array]:
     """Returns the jitted function of one evaluation.
 
@@ -140,7 +139,7 @@ def load_policy(
     *,
     ema_decay: float | None = None,
     step: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
 ) -> Policy:
     """Reads a policy from the workdir of its run; the demonstrations need not be there.
 
@@ -170,15 +169,29 @@ def load_policy(
     mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])
     template = {"state": policy_program(config, sizes, mesh).carry.state}
     at, trees = _restored(generator_checkpoints(workdir), template, step)
-    average = trees["state"].ema[ema_name(decay)]
+    return policy_of(
+        config, scalings, trees["state"], step=at, ema_decay=decay, batch_size=batch_size
+    )
+
+
+def policy_of(
+    config: ConfigDict,
+    scalings: Scalings,
+    state: TrainState,
+    *,
+    step: int,
+    ema_decay: float,
+    batch_size: int = BATCH_SIZE,
+) -> Policy:
+    """Returns the policy of a moving average of a training state; see `Policy`."""
     return Policy(
         horizons=horizons_of(config),
         scalings=scalings,
-        params=transfer.fetch(average["network"]),
+        params=transfer.fetch(state.ema[ema_name(ema_decay)]["network"]),
         model=make_network(config),
         batch_size=batch_size,
-        step=at,
-        ema_decay=decay,
+        step=step,
+        ema_decay=ema_decay,
         config=config,
     )
 

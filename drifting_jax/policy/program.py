@@ -37,6 +37,13 @@ def horizons_of(config: ConfigDict) -> Horizons:
     return Horizons(d.observation_horizon, d.prediction_horizon, d.action_horizon)
 
 
+def drift_labels(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names of the drifts in metrics: their temperatures, or "learned"."""
+    if config.single_target.learned_temperature:
+        return ("learned",)
+    return drift_names(build.drift_options(config))
+
+
 def check_config(config: ConfigDict, mesh: Mesh) -> None:
     """Checks that a step splits over the mesh, and that its options go together.
 
@@ -67,7 +74,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
 def policy_program(config: ConfigDict, sizes: PolicySizes, mesh: Mesh) -> Program:
     """Assembles a policy's step."""
     settings, schedule = _step_config(config), build.generator_schedule(config)
-    drifts = ("learned",) if settings.learns_temperature else drift_names(settings.drift)
+    drifts = drift_labels(config)
     step = functools.partial(
         policy_step,
         key=stream_key(config, "policy_steps"),

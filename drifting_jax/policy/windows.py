@@ -7,6 +7,7 @@ import numpy as np
 from drifting_jax.data.in_memory import DecodedSource
 from drifting_jax.errors import UserError
 from drifting_jax.policy.demonstrations import Demonstrations
+from drifting_jax.policy.neighbours import nearest_conditions
 from drifting_jax.policy.scaling import Scalings
 
 
@@ -58,16 +59,30 @@ def window_rows(
 class WindowSource(DecodedSource):
     """The windows of demonstrations as records, scaled to [-1, 1].
 
-    A record is {"observation": [h, d_o] float32, "action": [1, H, d_a] float32, "label": 0}.
+    A record is {"observation": [h, d_o] float32, "action": [p, H, d_a] float32, "label": 0}. Its
+    actions are those of the window itself and then of its `neighbours`, p - 1 windows of the
+    nearest observations. If there are any, "distance" [p] float32 says how far these are.
+
+    Attributes:
+      rows: [n, H] steps of each window.
+      actions: [T, d_a] scaled actions of all steps.
 
     Raises:
-      UserError: the horizons do not fit, or every episode is too short for a window.
+      UserError: the horizons do not fit, every episode is too short for a window, or there are not
+        so many windows.
     """
 
     image_dtype = np.dtype(np.float32)
     num_classes, class_names = 1, ["demonstrations"]
 
-    def __init__(self, demonstrations: Demonstrations, horizons: Horizons, scalings: Scalings):
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        horizons: Horizons,
+        scalings: Scalings,
+        *,
+        neighbours: int = 0,
+    ):
         horizons.check()
         self.rows = window_rows(
             demonstrations.episode_starts, demonstrations.episode_ends, horizons
@@ -81,9 +96,13 @@ class WindowSource(DecodedSource):
             )
         self.horizons, self.fingerprint = horizons, demonstrations.fingerprint
         self._observations = scalings.observation.scaled(demonstrations.observations)
-        self._actions = scalings.action.scaled(demonstrations.actions)
-        self.image_shape = (horizons.prediction, self._actions.shape[1])
+        self.actions = scalings.action.scaled(demonstrations.actions)
+        self.image_shape = (horizons.prediction, self.actions.shape[1])
         self.observation_shape = (horizons.observation, self._observations.shape[1])
+        self._nearest, self._distance = np.arange(len(self.rows))[:, None], None
+        if neighbours:
+            conditions = self.observation(np.arange(len(self))).reshape(len(self), -1)
+            self._nearest, self._distance = nearest_conditions(conditions, neighbours)
 
     @property
     def labels(self) -> np.ndarray:
@@ -94,15 +113,25 @@ class WindowSource(DecodedSource):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
+        record = {
             "observation": self.observation(index),
-            "action": self._actions[self.rows[index]][None],
+            "action": self.actions[self.rows[self._nearest[index]]],
             "label": np.int32(0),
         }
+        return record if self._distance is None else record | {"distance": self._distance[index]}
 
     def observation(self, index: Any) -> np.ndarray:
         """[..., h, d_o] scaled observations of a window, or of several."""
         return self._observations[self.rows[index, ..., : self.horizons.observation]]
+
+    def action(self, index: Any) -> np.ndarray:
+        """[..., H, d_a] scaled actions of a window, or of several."""
+        return self.actions[self.rows[index]]
+
+    def spread(self, count: int) -> np.ndarray:
+        """Returns the numbers of windows that are spread evenly, at most `count`."""
+        count = min(count, len(self))
+        return ((np.arange(count) + 0.5) * len(self) / count).astype(np.int64)
 
     def name(self, index: int) -> str:
         """What a window is called in messages."""
