@@ -19,9 +19,18 @@ _DATA = section(
     path=Field("", "file or folder of the demonstrations", is_path=True, on_resume="may change"),
     format=Field(
         "auto",
-        "how they are stored; auto = by the name of the file",
-        choices=("auto", "npz"),
+        "how they are stored; auto = by the name of the file or folder",
+        choices=("auto", "npz", "robomimic", "zarr", "lerobot"),
         on_resume="may change",
+    ),
+    observation_keys=Field(
+        (),
+        "names of the arrays that are put side by side as observations; empty = the usual ones",
+        may_be_empty=True,
+        on_resume="may change",
+    ),
+    action_key=Field(
+        "", "name of the array of actions; empty = the usual one", on_resume="may change"
     ),
     observation_horizon=Field(2, "observations that a policy sees, the last one of the moment"),
     prediction_horizon=Field(16, "actions that it predicts, from its first observation on"),

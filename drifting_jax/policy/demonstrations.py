@@ -1,7 +1,6 @@
 """Demonstrations: observations and actions of episodes, read from files and checked."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ import numpy as np
 
 from drifting_jax.digests import digest_values
 from drifting_jax.errors import UserError, first_line
-
-_NPZ_KEYS = ("observations", "actions", "episode_ends")
+from drifting_jax.policy.readers import READERS, Keys, format_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +60,18 @@ class Demonstrations:
         )
 
 
-def read_demonstrations(path: str, *, format: str = "auto") -> Demonstrations:
+def read_demonstrations(
+    path: str,
+    *,
+    format: str = "auto",
+    keys: Keys = Keys(),  # noqa: B008 (a tuple)
+) -> Demonstrations:
     """Reads and checks demonstrations.
 
     Args:
       path: of the file or folder, config.data.path.
-      format: a key of `FORMATS`, or "auto" for what the name of the file says.
+      format: a key of `readers.READERS`, or "auto" for what its name says.
+      keys: which arrays are the observations and the actions.
 
     Raises:
       UserError: there is no such file, or it does not hold demonstrations.
@@ -78,9 +82,9 @@ def read_demonstrations(path: str, *, format: str = "auto") -> Demonstrations:
         )
     if not Path(path).exists():
         raise UserError(f"config.data.path={path} does not exist")
-    name = _format_of(path) if format == "auto" else format
+    name = format_of(Path(path)) if format == "auto" else format
     try:
-        found = FORMATS[name](Path(path))
+        found = READERS[name](Path(path), keys)
     except UserError:
         raise
     except Exception as error:  # readers let errors of many types out
@@ -126,32 +130,3 @@ def checked(observations: Any, actions: Any, episode_ends: Any, *, origin: str) 
             f"{lengths['actions']}; found {ends[0]} to {ends[-1]} for {len(ends)} episodes"
         )
     return Demonstrations(**steps, episode_ends=ends)
-
-
-def _format_of(path: str) -> str:
-    """The format of a file by its name."""
-    name = Path(path).name.lower()
-    for ending, format in _ENDINGS.items():
-        if name.endswith(ending):
-            return format
-    raise UserError(
-        f"config.data.path must end in {', '.join(_ENDINGS)}; found {path}: rename it, or say what "
-        f"it is with --config.data.format={'|'.join(FORMATS)}"
-    )
-
-
-def _read_npz(path: Path) -> tuple[Any, Any, Any]:
-    """An .npz file of ours: see `Demonstrations` for its arrays."""
-    with np.load(path) as arrays:
-        missing = [name for name in _NPZ_KEYS if name not in arrays]
-        if missing:
-            raise UserError(
-                f"{path} must hold the arrays {', '.join(_NPZ_KEYS)}; found "
-                f"{', '.join(arrays) or 'none'}"
-            )
-        observations, actions, ends = (arrays[name] for name in _NPZ_KEYS)
-    return observations, actions, ends
-
-
-FORMATS: dict[str, Callable[[Path], tuple[Any, Any, Any]]] = {"npz": _read_npz}
-_ENDINGS = {".npz": "npz"}

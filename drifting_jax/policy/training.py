@@ -21,6 +21,7 @@ from drifting_jax.policy.program import (
     horizons_of,
     policy_program,
 )
+from drifting_jax.policy.readers import Keys
 from drifting_jax.policy.scaling import Scalings, scaling_of
 from drifting_jax.policy.windows import WindowSource
 from drifting_jax.training import build, stage
@@ -104,7 +105,8 @@ def read_data(config: ConfigDict) -> PolicyData:
       UserError: they cannot be read, or hold no window.
     """
     d, horizons = config.data, horizons_of(config)
-    every = read_demonstrations(d.path, format=d.format)
+    keys = Keys(tuple(d.observation_keys), d.action_key)
+    every = read_demonstrations(d.path, format=d.format, keys=keys)
     kept, others = every.split(d.held_out_episodes)
     scalings = Scalings(scaling_of(kept.observations), scaling_of(kept.actions))
     windows = WindowSource(kept, horizons, scalings, neighbours=config.single_target.neighbours)
