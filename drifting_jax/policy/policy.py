@@ -61,6 +61,11 @@ class Policy:
         found = (len(scaling.centre) for scaling in self.scalings)
         return PolicySizes(*found)
 
+    @property
+    def observation_shape(self) -> tuple[int, int]:
+        """(h, d_o) of what it sees of one environment."""
+        return self.horizons.observation, self.sizes.observation
+
     def predict(
         self, observations: np.ndarray, *, seed: int, indices: np.ndarray | None = None
     ) -> np.ndarray:
@@ -79,7 +84,7 @@ class Policy:
           UserError: the actions are not finite.
         """
         observations = np.asarray(observations, np.float32)
-        expected = (self.horizons.observation, self.sizes.observation)
+        expected = self.observation_shape
         if observations.ndim != 3 or observations.shape[1:] != expected:
             raise ValueError(
                 f"observations must be [n, {expected[0]}, {expected[1]}]; found "
@@ -131,6 +136,15 @@ def make_policy_sampler(model: nn.Module, horizons: Horizons) -> Callable[..., j
         return scalings.action.unscaled(jnp.clip(actions, -1, 1))
 
     return sampler
+
+
+def is_policy(workdir: str | Path) -> bool:
+    """Whether a folder is the workdir of a policy's run.
+
+    Raises:
+      UserError: it holds no run.
+    """
+    return load_config(Path(expanded(str(workdir)))).task == "policy"
 
 
 @settled_jax()

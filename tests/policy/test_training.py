@@ -1,13 +1,17 @@
 """Whole runs of a policy, tiny: what they leave, how they go on, and what they refuse."""
 
+import ast
 import json
+import runpy
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from drifting_jax import export
 from drifting_jax.config import base_config, resolve
 from drifting_jax.errors import UserError
 from drifting_jax.policy.policy import load_policy
@@ -222,6 +226,26 @@ def test_a_step_of_other_networks_and_fields(demos, fields):
     assert int(carry.state.skipped) == 0
     scalars = made.to_scalars(jax.device_get(report.metrics))
     assert np.isfinite(list(scalars.values())).all() and "temperature" not in scalars
+
+
+def test_an_exported_policy_acts_as_the_policy_does(workdir, tmp_path, monkeypatch):
+    values = dict.fromkeys(("weights", "vae"), "") | dict.fromkeys(
+        ("ema_decay", "ema_sigma", "step")
+    )
+    values |= {"workdir": str(workdir), "out": str(tmp_path / "out")}
+    monkeypatch.setattr(export, "flags", SimpleNamespace(FLAGS=SimpleNamespace(**values)))
+    export.main([])
+    module = runpy.run_path(str(tmp_path / "out" / "policy.py"))
+    assert not [n for n in ast.walk(ast.parse((tmp_path / "out/policy.py").read_text()))
+                if isinstance(n, ast.ImportFrom) and "drifting" in n.module]  # fmt: skip
+    exported, policy = module["Policy"](tmp_path / "out"), load_policy(workdir)
+    seen, indices = observations_of(policy, 70), np.arange(70) + 7
+    for seed in (0, 2**32 - 1):
+        found = exported.act(seen, seed=seed, indices=indices)
+        np.testing.assert_array_equal(found, policy.act(seen, seed=seed, indices=indices))
+    assert exported.config["step"] == 4
+    with pytest.raises(UserError, match="must be a new folder"):
+        export.main([])
 
 
 def test_a_dry_run_reads_the_sizes_of_the_demonstrations(demos):
