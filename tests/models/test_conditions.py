@@ -20,11 +20,11 @@ def test_any_array_becomes_a_vector_of_unit_size(shape):
     np.testing.assert_allclose(alone, found[2:3], rtol=1e-5)
     x = np.asarray(arrays).reshape(4, -1)
     for i in range(2):
-        layer = params[f"layer_{i}"]
+        layer = jax.tree.map(np.asarray, params[f"layer_{i}"])
         x = x / (1 + np.exp(-x)) if i else x
         x = x @ layer["kernel"] + layer["bias"]
     x = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(found, x * params["norm"]["scale"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, x * np.asarray(params["norm"]["scale"]), rtol=1e-4, atol=1e-5)
 
 
 def test_tokens_of_a_condition_differ_by_their_embedding():
@@ -33,7 +33,9 @@ def test_tokens_of_a_condition_differ_by_their_embedding():
     params = init_params(model, jax.random.key(1), condition)
     found = apply(model, params, condition)
     assert found.shape == (3, 4, 8)
-    projection = params["projection"]
-    of_condition = condition @ projection["kernel"] + projection["bias"]
-    wanted = np.asarray(of_condition)[:, None] + np.asarray(params["embedding"])[None]
+    params = jax.tree.map(np.asarray, params)
+    of_condition = (
+        np.asarray(condition) @ params["projection"]["kernel"] + params["projection"]["bias"]
+    )
+    wanted = of_condition[:, None] + params["embedding"][None]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
