@@ -108,10 +108,6 @@ def policy_step(
         jax.random.normal(k, (c, s.generated, horizon, size))
         for k in (key, jax.random.fold_in(key, _FRESH))
     )
-    positive = _flat(batch["action"])
-    weight = None
-    if positive.shape[1] > 1:
-        weight = neighbour_weights(batch["distance"], s.neighbour_width)
 
     def chunks(params: PyTree, noise: jax.Array) -> jax.Array:
         return _flat(apply(model, params["network"], noise, batch["observation"]))
@@ -119,27 +115,12 @@ def policy_step(
     fresh = chunks(state.params, other_noise) if negatives_of(s.drift) == "fresh" else None
 
     def loss_function(params: PyTree):
-        temperature = temperature_of(params) if s.learns_temperature else None
         moment = Moment(
-            temperature=temperature,
+            temperature=temperature_of(params) if s.learns_temperature else None,
             progress=state.step / s.num_steps if s.drift.annealed else None,
             key=jax.random.fold_in(key, _FIELD) if field_named(s.drift.field).draws else None,
         )
-        generated = chunks(params, noise)
-        loss, statistics = single_target_loss(
-            generated,
-            positive,
-            fresh,
-            positive_weight=weight,
-            options=s.drift,
-            per_row=s.per_row,
-            moment=moment,
-        )
-        total = loss
-        if temperature is not None:
-            total += temperature_loss(generated, positive[:, :1], temperature, options=s.drift)
-        score = energy_score(generated[:, :, 0], positive[:, 0, 0])
-        return total, (loss, statistics, jnp.mean(score), temperature)
+        return _losses(chunks(params, noise), fresh, batch, moment, s)
 
     (_, found), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
     loss, statistics, score, temperature = found
@@ -154,6 +135,34 @@ def policy_step(
         culprit=drift_culprit({"actions": statistics}),
     )
     return state, metrics
+
+
+def _losses(
+    generated: jax.Array,
+    fresh: jax.Array | None,
+    batch: Mapping[str, jax.Array],
+    moment: Moment,
+    settings: PolicyStepConfig,
+) -> tuple[jax.Array, tuple[jax.Array, DriftingStatistics, jax.Array, jax.Array | None]]:
+    """The sum of all losses [], and what the metrics have of them."""
+    s, positive, weight = settings, _flat(batch["action"]), None
+    if positive.shape[1] > 1:
+        weight = neighbour_weights(batch["distance"], s.neighbour_width)
+    loss, statistics = single_target_loss(
+        generated,
+        positive,
+        fresh,
+        positive_weight=weight,
+        options=s.drift,
+        per_row=s.per_row,
+        moment=moment,
+    )
+    total = loss
+    if moment.temperature is not None:
+        own = positive[:, :1]
+        total += temperature_loss(generated, own, moment.temperature, options=s.drift)
+    score = energy_score(generated[:, :, 0], positive[:, 0, 0])
+    return total, (loss, statistics, jnp.mean(score), moment.temperature)
 
 
 def energy_score(samples: jax.Array, target: jax.Array) -> jax.Array:
