@@ -101,12 +101,13 @@ def checked(observations: Any, actions: Any, episode_ends: Any, *, origin: str) 
     steps = {}
     for name, values in (("observations", observations), ("actions", actions)):
         array = np.asarray(values)
-        if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.number):
+        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "iuf":
             raise UserError(
                 f"{name} of {origin} must be numbers [steps, dimensions], not empty; found "
                 f"{list(array.shape)} {array.dtype}"
             )
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is told below
+            array = array.astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if len(bad):
             raise UserError(f"{name} of {origin} must be finite; step {bad[0]} is not")

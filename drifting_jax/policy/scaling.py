@@ -70,11 +70,13 @@ class Scalings(NamedTuple):
                 Scaling(*(np.asarray(record[name][part], np.float32) for part in _PARTS))
                 for name in cls._fields
             ]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(f"{origin} does not hold the scaling of a policy") from None
         for scaling in found:
             same = scaling.centre.shape == scaling.half_range.shape
-            if scaling.centre.ndim != 1 or not same or not np.all(scaling.half_range > 0):
+            finite = all(np.isfinite(part).all() for part in (scaling.centre, scaling.half_range))
+            fits = same and finite and scaling.centre.ndim == 1
+            if not fits or not np.all(scaling.half_range > 0):
                 raise UserError(f"{origin} does not hold the scaling of a policy")
         return cls(*found)
 

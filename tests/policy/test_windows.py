@@ -98,6 +98,7 @@ def test_json_keeps_a_scaling_exactly():
         {},
         {"observation": 1},
         good | {"action": {"centre": [1], "half_range": [0]}},
+        good | {"action": {"centre": [10**400], "half_range": [1]}},
     ):
         with pytest.raises(UserError, match=r"data\.json does not hold the scaling of a policy"):
             Scalings.from_record(bad, "data.json")
