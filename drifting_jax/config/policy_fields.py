@@ -108,7 +108,7 @@ _EVAL = section(
     conditions=Field(512, "observations that are measured", on_resume="may change"),
     samples=Field(32, "samples for each of them", minimum=2, on_resume="may change"),
     ema_decay=Field(
-        0.999,
+        0.99,
         "decay of the average that is measured; one of train.ema_decays",
         below=1,
         on_resume="may change",

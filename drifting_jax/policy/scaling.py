@@ -17,7 +17,8 @@ class Scaling:
 
     Attributes:
       centre: [d] float32, what becomes 0.
-      half_range: [d] float32, what becomes 1, from the centre on; 1 for a constant dimension.
+      half_range: [d] float32, what becomes 1, from the centre on; 0 for a constant dimension, whose
+        unit stays, and which `unscaled` sets to its constant.
     """
 
     centre: jax.Array | np.ndarray
@@ -26,10 +27,11 @@ class Scaling:
     def scaled(self, values: Any) -> Any:
         """[..., d] in the units of the environment -> the same in [-1, 1]."""
         shape = (1,) * (values.ndim - 1) + (-1,)
-        return (values - self.centre.reshape(shape)) / self.half_range.reshape(shape)
+        half = self.half_range.reshape(shape)
+        return (values - self.centre.reshape(shape)) / (half + (half == 0))
 
     def unscaled(self, values: Any) -> Any:
-        """The inverse of `scaled`."""
+        """The inverse of `scaled`, within the demonstrations."""
         shape = (1,) * (values.ndim - 1) + (-1,)
         return values * self.half_range.reshape(shape) + self.centre.reshape(shape)
 
@@ -41,7 +43,7 @@ def scaling_of(values: np.ndarray) -> Scaling:
     constant = 2 * half < _LEAST_RANGE
     return Scaling(
         centre=(low + half).astype(np.float32),
-        half_range=np.where(constant, 1, half).astype(np.float32),
+        half_range=np.where(constant, 0, half).astype(np.float32),
     )
 
 
@@ -76,7 +78,7 @@ class Scalings(NamedTuple):
             same = scaling.centre.shape == scaling.half_range.shape
             finite = all(np.isfinite(part).all() for part in (scaling.centre, scaling.half_range))
             fits = same and finite and scaling.centre.ndim == 1
-            if not fits or not np.all(scaling.half_range > 0):
+            if not fits or not np.all(scaling.half_range >= 0):
                 raise UserError(f"{origin} does not hold the scaling of a policy")
         return cls(*found)
 

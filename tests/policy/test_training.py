@@ -128,7 +128,7 @@ def test_a_run_goes_on_bit_for_bit(workdir, demos, tmp_path):
 
 def test_actions_depend_on_the_condition_the_seed_and_the_index_alone(workdir):
     policy = load_policy(workdir, batch_size=4)
-    assert (policy.step, policy.ema_decay, policy.sizes) == (4, 0.999, (3, 2))
+    assert (policy.step, policy.ema_decay, policy.sizes) == (4, 0.99, (3, 2))
     seen = observations_of(policy, 7)
     found = policy.predict(seen, seed=3)
     assert found.shape == (7, 4, 2) and found.dtype == np.float32
@@ -146,7 +146,10 @@ def test_actions_depend_on_the_condition_the_seed_and_the_index_alone(workdir):
 
 
 def test_an_older_checkpoint_and_another_average(workdir):
-    early, late = load_policy(workdir, step=2, ema_decay=0.99), load_policy(workdir, ema_decay=0.99)
+    early, late = (
+        load_policy(workdir, step=2, ema_decay=0.999),
+        load_policy(workdir, ema_decay=0.999),
+    )
     assert (early.step, late.step) == (2, 4)
     seen = observations_of(early)
     assert np.abs(early.predict(seen, seed=0) - late.predict(seen, seed=0)).max() > 0

@@ -81,6 +81,8 @@ def test_scaling_maps_the_range_to_one_and_centres_constants():
     found = scaling.scaled(values)
     np.testing.assert_allclose(found, [[-1, 0, -1], [1, 0, 1], [0, 0, 0]], atol=1e-6)
     np.testing.assert_allclose(scaling.unscaled(found), values, atol=1e-6)
+    assert np.all(scaling.unscaled(np.ones((2, 3), np.float32))[:, 1] == 5)
+    np.testing.assert_allclose(scaling.scaled(values + 0.5)[:, 1], 0.5)
     batch = np.stack([values, values + 1])
     np.testing.assert_allclose(scaling.scaled(batch)[0], found, atol=1e-6)
 
@@ -97,7 +99,7 @@ def test_json_keeps_a_scaling_exactly():
         None,
         {},
         {"observation": 1},
-        good | {"action": {"centre": [1], "half_range": [0]}},
+        good | {"action": {"centre": [1], "half_range": [-1]}},
         good | {"action": {"centre": [10**400], "half_range": [1]}},
     ):
         with pytest.raises(UserError, match=r"data\.json does not hold the scaling of a policy"):
