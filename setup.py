@@ -45,8 +45,8 @@ setup(
         "gpu-compile": [f"jax[cuda12-local]{JAX}", "nvidia-cuda-nvcc-cu12>=12.8,<13"],
         "opencv": ["opencv-python-headless>=5,<6"],  # a faster decoder of images
         "demonstrations": [  # files of robomimic, Diffusion Policy and LeRobot
-            "h5py>=3.11",
-            "zarr>=2.18,<4",
+            "h5py>=3.11,<4",
+            "zarr>=3.0.8,<4",
             "pyarrow>=17",
         ],
         "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
@@ -76,6 +76,9 @@ setup(
             "flatbuffers>=24",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "h5py>=3.11,<4",
+            "zarr>=3.0.8,<4",
+            "pyarrow>=17",
             "opencv-python-headless>=5,<6",
         ],
     },

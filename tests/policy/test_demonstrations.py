@@ -132,14 +132,15 @@ def test_a_file_of_robomimic(tmp_path):
         read_demonstrations(str(path))
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-def test_a_replay_buffer_of_diffusion_policy(tmp_path, zipped):
+@pytest.mark.parametrize(("zipped", "version"), [(False, 2), (True, 2), (False, 3)])
+def test_a_replay_buffer_of_diffusion_policy(tmp_path, zipped, version):
+    """Its own buffers are of version 2 of zarr's format."""
     zarr = pytest.importorskip("zarr")
     observations, actions = draw()
     path = tmp_path / ("demos.zarr.zip" if zipped else "demos.zarr")
     points = np.stack([observations, observations + 1], axis=2)  # [T, 3, 2]
     store = zarr.storage.ZipStore(str(path), mode="w") if zipped else str(path)
-    root = zarr.open_group(store, mode="w")
+    root = zarr.open_group(store, mode="w", zarr_format=version)
     arrays = {"data/state": observations, "data/action": actions, "data/keypoint": points}
     for name, array in {**arrays, "meta/episode_ends": ENDS}.items():
         group, _, leaf = name.partition("/")
