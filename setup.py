@@ -44,6 +44,11 @@ setup(
         # The CUDA compiler without CUDA's libraries: programs for GPUs, compiled on a CPU.
         "gpu-compile": [f"jax[cuda12-local]{JAX}", "nvidia-cuda-nvcc-cu12>=12.8,<13"],
         "opencv": ["opencv-python-headless>=5,<6"],  # a faster decoder of images
+        "demonstrations": [  # files of robomimic, Diffusion Policy and LeRobot
+            "h5py>=3.11,<4",
+            "zarr>=3.0.8,<4",
+            "pyarrow>=17",
+        ],
         "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
         "demo": ["gradio>=6.31,<7"],  # the page of drifting_jax/demo.py
         "docs": [  # docs_site/build_site.py
@@ -71,6 +76,9 @@ setup(
             "flatbuffers>=24",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "h5py>=3.11,<4",
+            "zarr>=3.0.8,<4",
+            "pyarrow>=17",
             "opencv-python-headless>=5,<6",
         ],
     },

@@ -32,6 +32,7 @@ NAVIGATION = {
         "toy": "The toy",
         "demo": "The demo",
         "data": "Your data",
+        "control": "Control",
         "reading_a_run": "Reading a run",
         "diagnose": "Before training",
     },

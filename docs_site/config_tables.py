@@ -131,6 +131,8 @@ def markdown() -> str:
         "",
     ]
     lines += [line for part in sections("toy") for line in section_lines(part, "Toy: ")]
+    lines += ["## Policy", ""]
+    lines += [line for part in sections("policy") for line in section_lines(part, "Policy: ")]
     return "\n".join(lines)
 
 

@@ -76,8 +76,8 @@ def _is_workdir(path: Path) -> bool:
 
 def _encoder_of(workdir: Path) -> Network:
     config = load_config(workdir)
-    if config.task == "toy":
-        raise UserError(f"{workdir} is a run of task 'toy', which has no encoder")
+    if "encoder" not in config:
+        raise UserError(f"{workdir} is a run of task {config.task!r}, which has no encoder")
     (spec, _), mesh = data_identity.read_data_spec(workdir, config), meshes.make_mesh()
     step, params = read_trained(config, spec, mesh, workdir)
     decay = config.encoder.train.ema_decay

@@ -85,8 +85,8 @@ def main(argv: Sequence[str]) -> None:
 def _config_of(values: Any) -> ConfigDict:
     """The config with the encoder that is diagnosed, and raw samples beside it."""
     config = resolve(values.config)
-    if config.task == "toy":
-        raise UserError("a toy has no encoder to diagnose; expected a config of images")
+    if "encoder" not in config:
+        raise UserError(f"a {config.task} has no encoder to diagnose; expected a config of images")
     config.encoder.path = values.encoder or config.encoder.path
     config.features.raw = True
     build.check_choices(config)

@@ -3,7 +3,8 @@
     python -m drifting_jax.export --workdir=runs/digits --out=sampler
     python sampler/sample.py --classes=3,7 --per_class=8 --out=samples.png
 
-Or of weights without a run: `--weights=FOLDER`. The folder samples with JAX alone, on a CPU, a GPU
+Or of weights without a run: `--weights=FOLDER`. The workdir of a policy becomes a folder that acts
+(`policy.py` in it). The folder samples with JAX alone, on a CPU, a GPU
 or a TPU; with the extra `onnx` it also holds the network as ONNX.
 """
 
@@ -20,6 +21,8 @@ from drifting_jax.commands.generator_choice import (
     define_source_flags,
 )
 from drifting_jax.errors import UserError
+from drifting_jax.policy.exporting import export_policy
+from drifting_jax.policy.policy import is_policy, load_policy
 
 
 def define_flags() -> None:
@@ -36,6 +39,13 @@ def main(_: Sequence[str]) -> None:
         raise UserError("expected --out, the folder that is written")
     if Path(values.out).exists():
         raise UserError(f"--out must be a new folder; {values.out} exists")
+    if values.workdir and is_policy(values.workdir):
+        if values.ema_sigma is not None or values.vae:
+            raise UserError("--ema_sigma and --vae are for generators of images")
+        policy = load_policy(values.workdir, ema_decay=values.ema_decay, step=values.step)
+        export_policy(policy, Path(values.out))
+        print(f"policy of step {policy.step}: {values.out}; {values.out}/policy.py says how to act")
+        return
     generator = chosen_generator(values)
     notes = export_generator(generator, Path(values.out))
     for note in notes:

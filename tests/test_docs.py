@@ -1,6 +1,7 @@
 """The documentation's links, file names, commands and config fields exist; its Python runs."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 
 import drifting_jax as dj
 from drifting_jax.config import ConfigDict, base_config, validate
+from drifting_jax.config.defaults import SECTIONS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # what users read
@@ -19,7 +21,7 @@ ALL = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SUFFIXES = ("gif", "json", "jsonl", "md", "npy", "npz", "png", "py", "safetensors")
 FIELD = re.compile(r"--config\.([\w.]+?)(?:=(.*))?")
-FIELDS = [base_config(task).to_dict() for task in ("generator", "encoder", "toy")]
+FIELDS = [base_config(task).to_dict() for task in SECTIONS]
 FOLDERS = (
     *("benchmarks", "configs", "docs", "docs_site", "drifting_jax", "launch", "notebooks", "tests"),
 )
@@ -31,7 +33,7 @@ OTHERS = {
 WRITTEN = {"sampler/sample.py": "drifting_jax/commands/exported_sample.py"}
 SETUP = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
 # What a block of Python needs that the tests do not have: a run, weights, or time.
-NEEDS_MORE = {"load_run", "load_generator", "load_network", "train"}
+NEEDS_MORE = {"load_run", "load_generator", "load_network", "load_policy", "train"}
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -306,6 +308,11 @@ def test_python_of_a_page_runs(page, code, capsys):
         if node.value.id == "dj"
     }
     assert used <= set(dj.__all__), page
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("drifting_jax."):
+            module, imported = importlib.import_module(node.module), {n.name for n in node.names}
+            assert all(hasattr(module, name) for name in imported), page
+            used |= imported
     assert used or "drifting_jax" not in code, page
     if used and not used & NEEDS_MORE:
         exec(compile(code, page, "exec"), {})

@@ -25,6 +25,7 @@ LAYERS = (
     {"steps", "workdir"},
     {"evaluation"},
     {"training"},
+    {"policy"},
     {"demonstration"},
     {"commands"},
     {"sample", "evaluate", "prepare", "convert", "export", "diagnose", "demo", "main"},

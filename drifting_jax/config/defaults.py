@@ -1,16 +1,22 @@
 """The fields of each task, and values that several config files share.
 
-To add a field, write one `Field` into `shared_fields.py`, `generator_fields.py` or `toy_fields.py`:
-its default, meaning, choices and bounds stand there together, and checks, resuming and the
-reference page are derived from them. Rules between two fields are in `checks.py`. A field that is
-removed goes into `REMOVED`.
+To add a field, write one `Field` into `shared_fields.py` or the file of its task, such as
+`toy_fields.py`: its default, meaning, choices and bounds stand there together, and checks, resuming
+and the reference page are derived from them. Rules between two fields are in `checks.py`. A field
+that is removed goes into `REMOVED`.
 """
 
 from drifting_jax.config.field import Section
 from drifting_jax.config.generator_fields import ENCODER, GENERATOR
+from drifting_jax.config.policy_fields import POLICY
 from drifting_jax.config.toy_fields import TOY
 
-SECTIONS: dict[str, tuple[Section, ...]] = {"generator": GENERATOR, "encoder": ENCODER, "toy": TOY}
+SECTIONS: dict[str, tuple[Section, ...]] = {
+    "generator": GENERATOR,
+    "encoder": ENCODER,
+    "toy": TOY,
+    "policy": POLICY,
+}
 
 # Fields that stored configs may have and no task has any more: {"section.field": why}.
 REMOVED: dict[str, str] = {}

@@ -40,14 +40,22 @@ def _scales(sets: Sets, distance_scale: jax.Array) -> tuple[jax.Array, jax.Array
     )
 
 
-def _of_each_set(
+def of_each_set(
     function: Callable[[ScaledSets, jax.Array], jax.Array],
     sets: Sets,
     distance: jax.Array,
     distance_scale: jax.Array,
     temperatures: jax.Array,
 ) -> jax.Array:
-    """Returns [c, t, n_τ, ...] of a function of one row and location and one temperature."""
+    """Returns [c, t, n_τ, ...] of a function of one row and location and one temperature.
+
+    Args:
+      function: (`ScaledSets` of one row and location, τ []) -> an array.
+      sets: samples and targets.
+      distance: [c, t, g, n] of `distances`.
+      distance_scale: [f] S.
+      temperatures: [n_τ].
+    """
 
     def one_set(
         samples: jax.Array,
@@ -81,6 +89,7 @@ def pair_weights(
     distance_scale: jax.Array,
     options: DriftOptions,
     progress: jax.Array | None = None,
+    temperatures: jax.Array | None = None,
 ) -> jax.Array:
     """Returns [c, t, n_τ, g, n] what each target weighs in the drift of each generated sample.
 
@@ -90,25 +99,33 @@ def pair_weights(
       distance_scale: [f] S, over the whole batch.
       options: the field and its temperatures.
       progress: [] the done share of the training, for annealed temperatures.
+      temperatures: [n_τ] in place of those of the options.
     """
     function = field_named(options.field).function
-    return _of_each_set(
+    return of_each_set(
         lambda scaled, temperature: function(scaled, temperature, options),
         sets,
         distance,
         distance_scale,
-        temperatures_at(options, progress, distance.dtype),
+        temperatures_at(options, progress, distance.dtype, temperatures),
     )
 
 
 def temperatures_at(
-    options: DriftOptions, progress: jax.Array | None, dtype: jnp.dtype
+    options: DriftOptions,
+    progress: jax.Array | None,
+    dtype: jnp.dtype,
+    given: jax.Array | None = None,
 ) -> jax.Array:
     """Returns [n_τ]: annealed ones fall geometrically from 1, over the first half (2603.09936).
+
+    Temperatures that are `given`, such as learned ones, take the place of those of the options.
 
     Raises:
       ValueError: they are annealed and the progress is not known.
     """
+    if given is not None:
+        return given.astype(dtype)
     temperatures = jnp.asarray(temperatures_of(options), dtype)
     if not options.annealed:
         return temperatures
@@ -123,6 +140,7 @@ def all_drifts(
     distance_scale: jax.Array,
     options: DriftOptions,
     progress: jax.Array | None = None,
+    temperatures: jax.Array | None = None,
 ) -> tuple[jax.Array, DriftMeans]:
     """Returns [c, t, k, g, d] the drifts that are normalised one by one, over S/√d (A.6).
 
@@ -131,7 +149,7 @@ def all_drifts(
     """
     field = field_named(options.field)
     if gives_pair_weights(options):
-        weights = pair_weights(sets, distance, distance_scale, options, progress)
+        weights = pair_weights(sets, distance, distance_scale, options, progress, temperatures)
         found = drifts(sets, weights, distance_scale)
         measured = reach(sets, weights, options) if options.measure_reach else ()
         return found, DriftMeans(drift_mean_square(sets, found), *measured)
@@ -141,12 +159,12 @@ def all_drifts(
             return lookahead(field.function, scaled, temperature, options)
         return field.function(scaled, temperature, options)[None]
 
-    found = _of_each_set(
+    found = of_each_set(
         moved,
         sets,
         distance,
         distance_scale,
-        temperatures_at(options, progress, distance.dtype),
+        temperatures_at(options, progress, distance.dtype, temperatures),
     )
     found = found.reshape(*found.shape[:2], -1, *found.shape[4:])
     return found, DriftMeans(drift_mean_square(sets, found))
@@ -204,6 +222,7 @@ def drifted(
     options: DriftOptions,
     statistics: DriftingStatistics | None = None,
     progress: jax.Array | None = None,
+    temperatures: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, DriftingStatistics]:
     """Drifts the generated samples of a batch, or of a microbatch.
 
@@ -212,6 +231,7 @@ def drifted(
       options: the field and its temperatures.
       statistics: of the whole batch; None if `sets` is the whole batch.
       progress: [] the done share of the training, for annealed temperatures.
+      temperatures: [n_τ] in place of those of the options; only for a whole batch.
 
     Returns:
       The loss [f], its gradient [c, g, t, d] with respect to the generated samples, and the
@@ -220,7 +240,8 @@ def drifted(
     distance = distances(sets)
     if statistics is None:
         sums = distance_sums(distance, sets)
-        moved, means = all_drifts(sets, distance, sums.distance_scale, options, progress)
+        scale = sums.distance_scale
+        moved, means = all_drifts(sets, distance, scale, options, progress, temperatures)
         statistics = sums.statistics(means)
         total = _normalised_sum(sets, moved, statistics)
     elif not gives_pair_weights(options):

@@ -152,7 +152,7 @@ def check_choices(config: ConfigDict) -> None:
     _check_choice("tracker", config.tracker, ("none", *TRACKERS))
     _check_choice("drift.field", config.drift.field, FIELDS)
     _check_drift(config)
-    if config.task != "toy":
+    if "encoder" in config:
         _check_choice("model.kind", config.model.kind, generators.GENERATORS)
         _check_choice("extra_encoder.kind", config.extra_encoder.kind, ("none", *ENCODERS))
         for kind in config.pixel_encoders.kinds:
@@ -224,14 +224,14 @@ def _check_drift(config: ConfigDict) -> None:
         check_options(options)
     except ValueError as error:
         raise UserError(f"config.drift: {error}") from None
-    if options.negatives == "stale" and config.task == "toy":
+    if options.negatives == "stale" and "queue" not in config:
         raise UserError(
-            "config.drift.negatives must not be 'stale' for a toy, which keeps no samples from step"
-            " to step; use 'fresh'"
+            f"config.drift.negatives must not be 'stale' for a {config.task}, which keeps no "
+            "samples from step to step; use 'fresh'"
         )
     generated = config.train.get("generated", config.train.get("generated_per_label"))
     if negatives_of(options) == "two_fold" and generated % 2:
-        name = "generated" if config.task == "toy" else "generated_per_label"
+        name = "generated" if "generated" in config.train else "generated_per_label"
         raise UserError(
             f"config.train.{name} must be even for negatives of the other half of the samples "
             f"(config.drift.negatives=two_fold); found {generated}"

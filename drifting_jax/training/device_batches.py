@@ -48,7 +48,7 @@ def make_batches(
     """
     d = config.data
     augmentation, unreadable = Augmentation(), None
-    if config.task != "toy":  # whose data section has no such fields
+    if "flip" in d:  # images
         augmentation = Augmentation(crop=crop, min_area=d.crop_min_area, flip=d.flip)
         unreadable = unreadable_records(log, d.max_unreadable, len(source))
     local = pipeline.batches(
@@ -78,7 +78,7 @@ def first_batch_picture(batch: Mapping[str, jax.Array], count: int) -> np.ndarra
       [n, h, w, c] uint8, n <= count: pixels as they are; of latents the first three channels, all
       scaled together so that their least value is 0 and their largest 255. None for points.
     """
-    if batch["image"].ndim != 4:
+    if "image" not in batch or batch["image"].ndim != 4:
         return None
     labels, images = (_own_rows(batch[name], count) for name in ("label", "image"))
     images = images[labels >= 0]

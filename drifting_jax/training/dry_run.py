@@ -25,6 +25,7 @@ from drifting_jax.training.compiled_report import compile_step, compiled_lines, 
 from drifting_jax.training.planning import plan_lines
 from drifting_jax.training.program import Program
 from drifting_jax.training.run_costs import check_price
+from drifting_jax.training.tasks import find_task
 
 PyTree = Any
 
@@ -76,7 +77,7 @@ def _known_lines(config: ConfigDict, found: Program) -> list[str]:
     lines.append(f"a step on {mesh.size} {kind} ({shape}), per device:")
     for name, tree in arguments(found).items():
         lines.append(f"  {name:<24}{gigabytes(meshes.bytes_per_device(tree))}")
-    if config.task != "toy":
+    if "encoder" in config:
         config = activations.with_remat(config, found.remat)
     keeps = found.keep_maps
     flops = count_flops(config, found.microbatches, keep_maps=keeps != "no") / mesh.size
@@ -88,7 +89,7 @@ def _known_lines(config: ConfigDict, found: Program) -> list[str]:
             lines[-1] += f", {flops / whole:.2f} times that of one"
         if config.train.shared_statistics == "batch" and config.task == "generator":
             lines[-1] += f" (maps: {_MAPS[keeps]})"
-    if config.task != "toy":
+    if "encoder" in config:
         of_generator = f"generator {config.model.remat}, " if config.task == "generator" else ""
         lines.append(f"  rematerialisation: {of_generator}encoder {config.encoder.remat}")
     return lines
@@ -101,6 +102,8 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
       UserError: the batch does not fit the mesh, or a network does not fit the data or the config.
     """
     build.check_choices(config)
+    if (task := find_task(config.task)) is not None:
+        return task.program(config, mesh)
     if config.task == "toy":
         toy.check_batch(config, mesh)
         return programs.toy_program(config, mesh)

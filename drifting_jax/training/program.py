@@ -70,7 +70,7 @@ class Program:
     """A training step, ready to be run or lowered.
 
     Attributes:
-      name: "encoder", "generator" or "toy", as in metrics.jsonl.
+      name: of the stage, such as "encoder" or "toy", as in metrics.jsonl.
       mesh: the devices.
       init: () -> `TrainState`, traceable; that of a generator may be given its parameters.
       make_queue: makes the queue before the first step; None for a program without one.

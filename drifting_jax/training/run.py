@@ -25,6 +25,7 @@ from drifting_jax.training import build, encoder, generator, toy
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.nearest_images import show_nearest
 from drifting_jax.training.restore import load_run
+from drifting_jax.training.tasks import find_task
 from drifting_jax.workdir import pictures
 from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.layout import list_contents
@@ -67,13 +68,20 @@ def run(config: ConfigDict, *, workdir: str | Path, given: Collection[str] = ())
         )
         _say(f"{workdir}: {jax.device_count()} {jax.devices()[0].platform} device(s)")
         started = time.monotonic()
-        tasks = {"toy": toy.train, "encoder": encoder.train, "generator": _run_generator}
-        if not tasks[config.task](config, workdir=workdir, context=context):
+        if not _train(config, workdir=workdir, context=context):
             _say(resume_message(workdir), file=sys.stderr)
             return interruption.exit_status
         minutes = (time.monotonic() - started) / 60
         _say(f"\ndone in {minutes:.1f} min\n{list_contents(workdir)}")
     return 0
+
+
+def _train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
+    """Runs the config's task; returns whether it came to the end."""
+    own = {"toy": toy.train, "encoder": encoder.train, "generator": _run_generator}
+    outside = find_task(config.task)
+    train = own[config.task] if outside is None else outside.train
+    return train(config, workdir=workdir, context=context)
 
 
 def _check_tracker(config: ConfigDict) -> None:

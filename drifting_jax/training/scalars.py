@@ -1,12 +1,25 @@
 """The scalars of a line of metrics.jsonl, from the metrics of a step."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from drifting_jax.method.statistics import DriftingStatistics
 from drifting_jax.steps.generator_step import GeneratorMetrics
-from drifting_jax.steps.toy_step import ToyMetrics
+
+
+class PointMetrics(Protocol):
+    """What steps on raw coordinates report, such as `steps.toy_step.ToyMetrics`."""
+
+    @property
+    def loss(self) -> Any: ...
+
+    @property
+    def gradient_norm(self) -> Any: ...
+
+    @property
+    def statistics(self) -> DriftingStatistics: ...
 
 
 def of_generator(
@@ -49,7 +62,9 @@ def of_encoder(metrics: Mapping[str, np.ndarray], *, learning_rate: float) -> di
     return {"learning_rate": learning_rate, **values}
 
 
-def of_toy(metrics: ToyMetrics, *, drifts: Sequence[str], learning_rate: float) -> dict[str, float]:
+def of_toy(
+    metrics: PointMetrics, *, drifts: Sequence[str], learning_rate: float
+) -> dict[str, float]:
     """Returns the scalars of a toy's step; its one feature is the points themselves."""
     s = metrics.statistics
     squares = dict(zip(drifts, s.drift_mean_square, strict=True))

@@ -132,7 +132,7 @@ def _batches(
         batch_size=stage.batch_size,
         start=taken,
         crop=stage.crop,
-        log=workdir if stage.program.name != "toy" else None,
+        log=workdir,
         stage=stage.program.name,
     )
 

@@ -40,10 +40,11 @@ def list_contents(workdir: Path) -> str:
         "checkpoints": "state, averages, queue, position",
         "snapshots": "averages over training, for --ema_sigma",
         "encoder/checkpoints": "the pre-trained encoder",
-        "data.json": "what the data was, class names",
+        "data.json": "what the data was",
         "config.json": "resolved config, versions",
         "encoder_parameters.txt": "the encoder's parameters, by name",
         "generator_parameters.txt": "the generator's parameters, by name",
+        "policy_parameters.txt": "the policy's parameters, by name",
     }
     there = {str(workdir / name): words for name, words in entries.items()}
     there = {path: words for path, words in there.items() if Path(path).exists()}

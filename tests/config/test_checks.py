@@ -70,7 +70,7 @@ from drifting_jax.errors import UserError
             "encoder.train.num_steps must be above config.encoder.train.warmup_steps",
         ),
         ({"model__num_style_books": 0}, "num_style_books must be above zero"),
-        ({"task": "toi"}, "config.task must be one of 'generator', 'encoder', 'toy'; found 'toi'"),
+        ({"task": "toi"}, "config.task must be one of 'generator', .*; found 'toi'"),
     ],
 )
 def test_a_mistake_names_its_field(changes, message):

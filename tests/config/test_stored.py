@@ -137,7 +137,7 @@ def test_a_removed_field_is_left_out_with_a_warning(tmp_path, monkeypatch, caplo
 
 def test_a_stored_config_without_a_task_of_ours_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text('{"config": {"task": "toi"}}')
-    with pytest.raises(UserError, match=r"one of 'generator', 'encoder', 'toy'; found 'toi'"):
+    with pytest.raises(UserError, match=r"one of 'generator', .*; found 'toi'"):
         load_config(tmp_path)
 
 

@@ -18,6 +18,8 @@ def test_the_numbers_of_the_streams_never_change():
         "toy_steps": 7,
         "samples": 8,
         "diagnosis": 9,
+        "policy_init": 10,
+        "policy_steps": 11,
     }
 
 

@@ -36,7 +36,10 @@ from drifting_jax.evaluation.features.array_images import ArrayImages
 from drifting_jax.evaluation.features.feature_store import FeatureStore
 from drifting_jax.evaluation.measurement import measure_all
 from drifting_jax.evaluation.reference import read_reference
+from drifting_jax.files import read_json
 from drifting_jax.models.dit import DiT
+from drifting_jax.policy.demonstrations import read_demonstrations
+from drifting_jax.policy.scaling import Scalings, scaling_of
 from drifting_jax.training import batch_log, data_identity
 from drifting_jax.training.toy import read_frames
 from drifting_jax.weights import files
@@ -159,6 +162,8 @@ def _runs() -> dict[str, Target]:
     batches = (
         b'{"stage": "a", "batch": 0, "index": [1], "sha256": "x"}\n{"stage": "a", "batch": 1}\n'
     )
+    walk = np.ones((5, 2), np.float32)
+    scalings = Scalings(scaling_of(walk), scaling_of(walk))
     digits = SimpleNamespace(data=SimpleNamespace(source="digits", path=""), train=config.train,
                              encoder=config.encoder, task="generator")  # fmt: skip
 
@@ -189,6 +194,18 @@ def _runs() -> dict[str, Target]:
         "run data.json again": Target(
             {"data.json": json.dumps(data).encode()},
             lambda folder: data_identity.open_source(digits, folder),
+            (UserError,),
+        ),
+        "run data.json of a policy": Target(
+            {"data.json": json.dumps({"scaling": scalings.record()}).encode()},
+            lambda folder: Scalings.from_record(
+                read_json(folder / "data.json").get("scaling"), "data.json"
+            ),
+            (UserError,),
+        ),
+        "run demonstrations": Target(
+            {"demos.npz": _npz(observations=walk, actions=walk, episode_ends=np.array([2, 5]))},
+            lambda folder: read_demonstrations(str(folder / "demos.npz")),
             (UserError,),
         ),
         "run metrics.jsonl": Target({"metrics.jsonl": lines}, metrics, (UserError,)),

@@ -1,0 +1,151 @@
+"""Compares rules for conditions with a single target each, on actions of two modes; prints a table.
+
+    python benchmarks/single_target.py
+    python benchmarks/single_target.py --rules=fair_energy,mean_shift+neighbours --seeds=0
+
+An observation (c, e), uniform in [-1, 1]², has two equally good actions, (±(0.6 + 0.3·c), 0.5·e),
+with normal noise of 0.05. A data set of 2000 observations shows one action of each. All rules have
+the same network, optimizer, number of samples and steps. Samples of 200 new observations, 64 each,
+are compared with their true actions:
+
+* both: share of the observations of which each mode has at least a fifth of the samples;
+* near: share of the samples within three standard deviations (0.15) of a mode;
+* distance: unbiased energy distance to as many true actions, mean over the observations.
+"""
+
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from drifting_jax.config import base_config, resolve
+from drifting_jax.distributed import meshes
+from drifting_jax.policy.demonstrations import Demonstrations
+from drifting_jax.policy.networks import make_network
+from drifting_jax.policy.policy import Policy
+from drifting_jax.policy.program import horizons_of, policy_program
+from drifting_jax.policy.scaling import Scalings, scaling_of
+from drifting_jax.policy.training import PolicyData
+from drifting_jax.policy.windows import WindowSource
+from drifting_jax.surroundings import settled_jax
+
+RULES = {
+    "fair_energy": {},
+    "fair_energy, rows": {"single_target.statistics": "row"},
+    "fair_energy, neighbours": {"single_target.neighbours": 15},
+    "learned_temperature": {
+        "drift.field": "mean_shift",
+        "drift.temperatures": (10.0,),
+        "single_target.learned_temperature": True,
+        "single_target.statistics": "row",
+    },
+    "mean_shift": {"drift.field": "mean_shift"},
+    "mean_shift, neighbours": {"drift.field": "mean_shift", "single_target.neighbours": 15},
+}
+RULES["learned_temperature, neighbours"] = RULES["learned_temperature"] | {
+    "single_target.neighbours": 15
+}
+_RULES = flags.DEFINE_list("rules", [], "Names of the rules, with + for a comma and a space.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_STEPS = flags.DEFINE_integer("steps", 1200, "Training steps.")
+_GENERATED = flags.DEFINE_integer("generated", 16, "Samples of a row.")
+_WIDTH = flags.DEFINE_float("width", 0.05, "Width of the kernel on neighbours.")
+
+POINTS, NOISE, NEW, SAMPLES = 2000, 0.05, 200, 64
+
+
+def true_actions(observations, rng):
+    """Draws one action of each observation [n, 2]."""
+    side = rng.choice([-1, 1], len(observations))
+    centres = np.stack([side * (0.6 + 0.3 * observations[:, 0]), 0.5 * observations[:, 1]], axis=1)
+    return (centres + NOISE * rng.normal(size=centres.shape)).astype(np.float32)
+
+
+def config_of(rule, seed):
+    config = base_config("policy")
+    small = {"data.observation_horizon": 1, "data.prediction_horizon": 1, "data.action_horizon": 1}
+    small |= {"model.width": 64, "condition.width": 64, "mesh.data": 1, "optim.warmup_steps": 50}
+    small |= {"train.conditions": 64, "optim.learning_rate": 2e-3}
+    small |= {"train.num_steps": _STEPS.value, "train.generated": _GENERATED.value, "seed": seed}
+    small |= {"single_target.neighbour_width": _WIDTH.value}
+    config.update_from_flattened_dict(small | RULES[rule])
+    return resolve(config)
+
+
+@settled_jax()
+def trained(config):
+    """Returns the policy of a config, and the scalars of its last step."""
+    rng = np.random.default_rng(config.seed)
+    observations = rng.uniform(-1, 1, (POINTS, 2)).astype(np.float32)
+    data = Demonstrations(observations, true_actions(observations, rng), np.arange(1, POINTS + 1))
+    scalings = Scalings(scaling_of(data.observations), scaling_of(data.actions))
+    source = WindowSource(
+        data, horizons_of(config), scalings, neighbours=config.single_target.neighbours
+    )
+    mesh = meshes.make_mesh(1, 1, devices=jax.devices()[:1])
+    program = policy_program(config, PolicyData(source, None, scalings).sizes, mesh)
+    carry, report = program.first_carry(), None
+    for _ in range(config.train.num_steps):
+        records = [source[int(i)] for i in rng.integers(len(source), size=config.train.conditions)]
+        batch = {name: np.stack([r[name] for r in records]) for name in records[0]}
+        carry, report = program.step(carry, {}, jax.device_put(batch))
+    policy = Policy(
+        horizons=horizons_of(config),
+        scalings=scalings,
+        params=carry.state.ema["0.99"]["network"],
+        model=make_network(config),
+        batch_size=256,
+        step=config.train.num_steps,
+        ema_decay=0.99,
+        config=config,
+    )
+    return policy, program.to_scalars(jax.device_get(report.metrics))
+
+
+def measured(policy):
+    rng = np.random.default_rng(99)
+    observations = rng.uniform(-1, 1, (NEW, 2)).astype(np.float32)
+    many = np.repeat(observations, SAMPLES, axis=0)
+    found = policy.predict(many[:, None], seed=0)[:, 0].reshape(NEW, SAMPLES, 2)
+    true = true_actions(many, rng).reshape(NEW, SAMPLES, 2)
+    first = 0.6 + 0.3 * observations[:, :1]
+    sides = np.stack([first, -first])  # [2, n, 1]
+    centres = np.stack([sides, np.broadcast_to(0.5 * observations[None, :, 1:], sides.shape)], -1)
+    to_modes = np.linalg.norm(found[None] - centres, axis=-1)  # [2, n, s]
+    shares = np.stack([to_modes[0] < to_modes[1], to_modes[0] >= to_modes[1]]).mean(axis=2)
+
+    def apart(x, y):
+        return np.linalg.norm(x[:, :, None] - y[:, None], axis=-1).sum(axis=(1, 2))
+
+    within = (apart(found, found) + apart(true, true)) / (SAMPLES * (SAMPLES - 1))
+    distance = 2 * apart(found, true) / SAMPLES**2 - within
+    return {
+        "both": float((shares.min(axis=0) >= 0.2).mean()),
+        "near": float((to_modes.min(axis=0) < 3 * NOISE).mean()),
+        "distance": float(distance.mean()),
+    }
+
+
+def main(_):
+    rules = [name for name in RULES if not _RULES.value or name.replace(", ", "+") in _RULES.value]
+    print(f"{'rule':<34}{'both':>14}{'near':>14}{'distance':>18}  temperature, seconds a run")
+    for rule in rules:
+        rows, started, last = [], time.monotonic(), {}
+        for seed in _SEEDS.value:
+            policy, last = trained(config_of(rule, int(seed)))
+            rows.append(measured(policy))
+        cells = [
+            f"{np.mean([r[m] for r in rows]):.3f} ± {np.std([r[m] for r in rows]):.3f}"
+            for m in ("both", "near", "distance")
+        ]
+        temperature = f"{last['temperature']:.3f}" if "temperature" in last else "-"
+        seconds = (time.monotonic() - started) / len(rows)
+        print(
+            f"{rule:<34}{cells[0]:>14}{cells[1]:>14}{cells[2]:>18}  {temperature} {seconds:.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,130 @@
+"""The fields of a policy (5.3)."""
+
+from drifting_jax.config.field import Field, section
+from drifting_jax.config.shared_fields import (
+    DRIFT,
+    MESH,
+    NUM_WORKERS,
+    OPTIM,
+    PROFILE,
+    RUN,
+    STEPS,
+)
+
+_RUN = RUN.with_defaults(task="policy")
+
+_DATA = section(
+    "data",
+    "The demonstrations that a run trains on.",
+    path=Field("", "file or folder of the demonstrations", is_path=True, on_resume="may change"),
+    format=Field(
+        "auto",
+        "how they are stored; auto = by the name of the file or folder",
+        choices=("auto", "npz", "robomimic", "zarr", "lerobot"),
+        on_resume="may change",
+    ),
+    observation_keys=Field(
+        (),
+        "names of the arrays that are put side by side as observations; empty = the usual ones",
+        may_be_empty=True,
+        on_resume="may change",
+    ),
+    action_key=Field(
+        "", "name of the array of actions; empty = the usual one", on_resume="may change"
+    ),
+    observation_horizon=Field(2, "observations that a policy sees, the last one of the moment"),
+    prediction_horizon=Field(16, "actions that it predicts, from its first observation on"),
+    action_horizon=Field(8, "actions that are carried out, from its last observation on"),
+    held_out_episodes=Field(
+        0, "the last episodes, which are measured and not trained on", minimum=0
+    ),
+    num_workers=NUM_WORKERS,
+)
+
+_MODEL = section(
+    "model",
+    "The network that maps noise and observations to a chunk of actions.",
+    kind=Field(
+        "mlp",
+        "an MLP of whole chunks, or a transformer with a token for each action",
+        choices=("mlp", "transformer"),
+    ),
+    width=Field(256, "channels of each layer or token"),
+    depth=Field(2, "blocks"),
+    mlp_ratio=Field(2.0, "width of a block's feed-forward network over width"),
+    num_heads=Field(4, "heads of a transformer's attention; must divide the width"),
+    num_context_tokens=Field(
+        4, "tokens of a transformer that are made of the condition", minimum=0
+    ),
+)
+
+_CONDITION = section(
+    "condition",
+    "The network that makes one vector of the observations.",
+    width=Field(256, "channels of the vector and of each layer"),
+    depth=Field(2, "layers"),
+)
+
+_DRIFT = DRIFT.with_defaults(field="fair_energy")
+
+_SINGLE_TARGET = section(
+    "single_target",
+    "What helps where a condition has one target alone.",
+    statistics=Field(
+        "batch",
+        "what the scale S and the norm of the drift are taken over: the rows of a step together"
+        " (batch), or each row by itself (row)",
+        choices=("batch", "row"),
+    ),
+    learned_temperature=Field(
+        False,
+        "learn the temperature; it begins at drift.temperatures, which then has one entry",
+    ),
+    temperature_rate=Field(0.01, "learning rate of the logarithm of a learned temperature"),
+    neighbours=Field(
+        0, "further positives of a row: targets of the conditions nearest to its own", minimum=0
+    ),
+    neighbour_width=Field(
+        0.05,
+        "width of the Gaussian that weighs them by the distance of the conditions, the root mean"
+        " square over the dimensions, each from -1 to 1",
+    ),
+)
+
+_OPTIM = OPTIM.with_defaults(learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
+
+_TRAIN = section(
+    "train",
+    "The training of the policy.",
+    **STEPS.with_defaults(num_steps=2000).fields,
+    conditions=Field(128, "rows of a step: observations, each with its target"),
+    generated=Field(16, "generated samples of a row"),
+    sample_every=Field(500, "steps between two pictures", on_resume="may change"),
+)
+
+_EVAL = section(
+    "eval",
+    "The measurement after training.",
+    conditions=Field(512, "observations that are measured", on_resume="may change"),
+    samples=Field(32, "samples for each of them", minimum=2, on_resume="may change"),
+    ema_decay=Field(
+        0.99,
+        "decay of the average that is measured; one of train.ema_decays",
+        below=1,
+        on_resume="may change",
+    ),
+)
+
+POLICY = (
+    _RUN,
+    _DATA,
+    _MODEL,
+    _CONDITION,
+    _DRIFT,
+    _SINGLE_TARGET,
+    _OPTIM,
+    _TRAIN,
+    _EVAL,
+    MESH,
+    PROFILE,
+)

@@ -1,0 +1,1 @@
+"""Control: policies that learn from demonstrations, one evaluation an action chunk (5.3)."""

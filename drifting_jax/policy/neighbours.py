@@ -1,0 +1,38 @@
+"""The conditions of a data set that are nearest to each other: further positives of a row."""
+
+import numpy as np
+
+from drifting_jax.errors import UserError
+
+
+def nearest_conditions(conditions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the numbers [n, 1 + count] and distances of each condition's nearest ones.
+
+    A condition itself comes first, at distance 0. Distances are root mean squares over the
+    dimensions.
+
+    Args:
+      conditions: [n, d] float32, each dimension from -1 to 1.
+      count: neighbours of each, besides itself.
+
+    Raises:
+      UserError: there are not so many.
+    """
+    n, d = conditions.shape
+    if count >= n:
+        raise UserError(
+            f"config.single_target.neighbours must be below the {n} windows; found {count}"
+        )
+    from sklearn.neighbors import NearestNeighbors  # it takes seconds to import
+
+    search = NearestNeighbors(n_neighbors=count + 1).fit(conditions)
+    distance, number = search.kneighbors(conditions)
+    # Equal conditions come in any order, and more of them than fit may leave a condition out.
+    own = np.arange(n)[:, None]
+    is_own = number == own
+    is_own[~is_own.any(axis=1), -1] = True
+    order = np.argsort(~is_own, axis=1, kind="stable")
+    number = np.where(is_own, own, number)
+    number, distance = (np.take_along_axis(a, order, axis=1) for a in (number, distance))
+    distance[:, 0] = 0
+    return number.astype(np.int64), (distance / d**0.5).astype(np.float32)

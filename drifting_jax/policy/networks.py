@@ -1,0 +1,174 @@
+"""Networks of a policy: noise and observations to chunks of actions, in one evaluation.
+
+Each maps noise [c, g, H, d_a] and scaled observations [c, h, d_o] of c conditions to g chunks
+[c, g, H, d_a] of each. The condition is encoded once for all samples of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from drifting_jax.config import ConfigDict
+from drifting_jax.models import layers
+from drifting_jax.models.conditions import ContextTokens, VectorCondition
+from drifting_jax.models.transformer import Block, FeedForward, Modulation, modulate
+
+_FLOAT = jnp.float32
+
+
+class _MLPBlock(nn.Module):
+    """Residual block with adaLN-zero: [c, g, width] and [c, condition_width] -> [c, g, width]."""
+
+    mlp_ratio: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
+        shift, scale, gate = Modulation(x.shape[-1], 3, _FLOAT, name="modulation")(condition)
+        y = modulate(_norm("norm")(x), shift, scale)
+        return x + gate * FeedForward(self.mlp_ratio, True, _FLOAT, name="feed_forward")(y)
+
+
+class ActionMLP(nn.Module):
+    """An MLP of whole chunks: residual blocks with adaLN-zero.
+
+    The output layer does not start at zero, so that the first samples of a condition differ.
+
+    Attributes:
+      width: channels of each layer.
+      depth: blocks.
+      mlp_ratio: width of a block's feed-forward network over `width`.
+      condition_width: channels of the encoded observations.
+      condition_depth: layers of their network.
+    """
+
+    width: int = 256
+    depth: int = 2
+    mlp_ratio: float = 2.0
+    condition_width: int = 256
+    condition_depth: int = 2
+
+    @nn.compact
+    def __call__(self, noise: jax.Array, observations: jax.Array) -> jax.Array:
+        """noise [c, g, H, d_a] and observations [c, h, d_o] -> [c, g, H, d_a] float32."""
+        _check(noise, observations)
+        condition = VectorCondition(self.condition_width, self.condition_depth, name="condition")(
+            observations
+        )  # [c, condition_width]
+        x = layers.linear(self.width, dtype=_FLOAT, name="input")(
+            noise.reshape(*noise.shape[:2], -1)
+        )  # [c, g, width]
+        for i in range(self.depth):
+            x = _MLPBlock(self.mlp_ratio, name=f"block_{i}")(x, condition)
+        shift, scale = Modulation(self.width, 2, _FLOAT, name="final_modulation")(condition)
+        x = modulate(_norm("final_norm")(x), shift, scale)
+        size = noise.shape[2] * noise.shape[3]
+        return layers.linear(size, dtype=_FLOAT, name="output")(x).reshape(noise.shape)
+
+
+class ActionTransformer(nn.Module):
+    """A transformer with a token for each action, as the image generator (A.2) in one dimension.
+
+    Blocks have adaLN-zero, QK-norm, SwiGLU and RoPE over all tokens. In-context tokens of the
+    condition come first. The output layer does not start at zero.
+
+    Attributes:
+      width: channels of a token.
+      depth: blocks.
+      num_heads: heads of an attention; their width is even.
+      mlp_ratio: width of a block's feed-forward network over `width`.
+      num_context_tokens: in-context tokens; 0 for none.
+      condition_width: channels of the encoded observations.
+      condition_depth: layers of their network.
+    """
+
+    width: int = 256
+    depth: int = 2
+    num_heads: int = 4
+    mlp_ratio: float = 2.0
+    num_context_tokens: int = 4
+    condition_width: int = 256
+    condition_depth: int = 2
+
+    @nn.compact
+    def __call__(self, noise: jax.Array, observations: jax.Array) -> jax.Array:
+        """noise [c, g, H, d_a] and observations [c, h, d_o] -> [c, g, H, d_a] float32."""
+        _check(noise, observations)
+        head_width = self.width // self.num_heads
+        if self.width % self.num_heads or head_width % 2:
+            raise ValueError(
+                f"width {self.width} must be num_heads times an even head width; "
+                f"found {self.num_heads} heads"
+            )
+        c, g, horizon, size = noise.shape
+        of_rows = VectorCondition(self.condition_width, self.condition_depth, name="condition")(
+            observations
+        )  # [c, condition_width]
+        condition = jnp.repeat(of_rows, g, axis=0)  # [c * g, condition_width]
+        x = layers.linear(self.width, dtype=_FLOAT, name="input")(
+            noise.reshape(c * g, horizon, size)
+        )
+        x = x + jnp.asarray(layers.sincos_1d(np.arange(horizon), self.width))[None]
+        if self.num_context_tokens:
+            context = ContextTokens(self.num_context_tokens, self.width, name="context")(of_rows)
+            x = jnp.concatenate([jnp.repeat(context, g, axis=0), x], axis=1)
+        rotation = layers.rotary_angles(x.shape[1], head_width, dtype=_FLOAT)
+        for i in range(self.depth):
+            x = Block(
+                self.num_heads, self.mlp_ratio, True, True, True, _FLOAT, _FLOAT, name=f"block_{i}"
+            )(x, condition, rotation)
+        x = x[:, self.num_context_tokens :]  # [c * g, H, width]
+        shift, scale = Modulation(self.width, 2, _FLOAT, name="final_modulation")(condition)
+        x = modulate(_norm("final_norm")(x), shift, scale)
+        return layers.linear(size, dtype=_FLOAT, name="output")(x).reshape(noise.shape)
+
+
+def _norm(name: str) -> nn.Module:
+    return layers.token_norm(rms=True, affine=False, dtype=_FLOAT, name=name)
+
+
+def _check(noise: jax.Array, observations: jax.Array) -> None:
+    if noise.ndim != 4 or observations.ndim != 3 or len(noise) != len(observations):
+        raise ValueError(
+            "expected noise [c, g, H, d_a] and observations [c, h, d_o]; found "
+            f"{noise.shape} and {observations.shape}"
+        )
+
+
+def _make_mlp(config: ConfigDict) -> ActionMLP:
+    m, c = config.model, config.condition
+    return ActionMLP(
+        width=m.width,
+        depth=m.depth,
+        mlp_ratio=m.mlp_ratio,
+        condition_width=c.width,
+        condition_depth=c.depth,
+    )
+
+
+def _make_transformer(config: ConfigDict) -> ActionTransformer:
+    m, c = config.model, config.condition
+    return ActionTransformer(
+        width=m.width,
+        depth=m.depth,
+        num_heads=m.num_heads,
+        mlp_ratio=m.mlp_ratio,
+        num_context_tokens=m.num_context_tokens,
+        condition_width=c.width,
+        condition_depth=c.depth,
+    )
+
+
+_NETWORKS: dict[str, Callable[[ConfigDict], nn.Module]] = {
+    "mlp": _make_mlp,
+    "transformer": _make_transformer,
+}
+
+
+def make_network(config: ConfigDict) -> nn.Module:
+    """Returns the network of config.model."""
+    return _NETWORKS[config.model.kind](config)

@@ -1,0 +1,142 @@
+"""Windows, their padding, their scaling and their neighbours, against plain loops."""
+
+import json
+
+import numpy as np
+import pytest
+
+from drifting_jax.errors import UserError
+from drifting_jax.policy.demonstrations import Demonstrations
+from drifting_jax.policy.neighbours import nearest_conditions
+from drifting_jax.policy.scaling import Scalings, scaling_of
+from drifting_jax.policy.windows import Horizons, WindowSource, window_rows
+
+PAPER = Horizons(observation=2, prediction=16, action=8)
+
+
+def demonstrations(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    total = sum(lengths)
+    values = [rng.normal(size=(total, n)).astype(np.float32) for n in (3, 2)]
+    return Demonstrations(*values, np.cumsum(lengths))
+
+
+def scalings_of(data):
+    return Scalings(scaling_of(data.observations), scaling_of(data.actions))
+
+
+def written_out(lengths, horizons):
+    """Every window as a list of steps: from observation - 1 steps before to action - 1 after."""
+    found, start = [], 0
+    for length in lengths:
+        last = length + horizons.action - 1 - horizons.prediction
+        for first in range(-(horizons.observation - 1), last + 1):
+            steps = range(first, first + horizons.prediction)
+            found.append([start + min(max(step, 0), length - 1) for step in steps])
+        start += length
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    "horizons", [PAPER, Horizons(1, 1, 1), Horizons(3, 4, 2), Horizons(1, 5, 5)], ids=str
+)
+def test_windows_are_those_of_a_loop(horizons):
+    lengths = (20, 8, 30)
+    ends = np.cumsum(lengths)
+    found = window_rows(ends - lengths, ends, horizons)
+    np.testing.assert_array_equal(found, written_out(lengths, horizons))
+
+
+def test_the_ends_repeat_the_first_observation_and_the_last_action():
+    data = demonstrations((20,))
+    scalings = scalings_of(data)
+    source = WindowSource(data, PAPER, scalings)
+    assert len(source) == 20 + 1 + 7 - 16 + 1
+    first, last = source[0], source[len(source) - 1]
+    raw = scalings.observation.unscaled(first["observation"])
+    np.testing.assert_allclose(raw, data.observations[[0, 0]], rtol=1e-5)
+    assert last["action"].shape == (1, 16, 2)
+    raw = scalings.action.unscaled(last["action"][0])
+    np.testing.assert_allclose(raw, data.actions[[*range(11, 20), *[19] * 7]], rtol=1e-5, atol=1e-6)
+    assert set(first) == {"observation", "action", "label"}
+
+
+def test_what_is_carried_out_begins_at_the_last_observation():
+    assert PAPER.executed == slice(1, 9)
+    with pytest.raises(UserError, match=r"prediction_horizon must be at least .* = 9; found 8"):
+        WindowSource(demonstrations((20,)), Horizons(2, 8, 8), scalings_of(demonstrations((20,))))
+
+
+def test_episodes_that_are_too_short_have_no_window():
+    data = demonstrations((7, 8))
+    assert len(WindowSource(data, PAPER, scalings_of(data))) == 1  # of the second episode
+    data = demonstrations((7, 5))
+    with pytest.raises(UserError, match="the longest has 7 steps, and the horizons need 8"):
+        WindowSource(data, PAPER, scalings_of(data))
+
+
+def test_scaling_maps_the_range_to_one_and_centres_constants():
+    values = np.array([[1.0, 5.0, -2.0], [3.0, 5.0, 2.0], [2.0, 5.0, 0.0]], np.float32)
+    scaling = scaling_of(values)
+    found = scaling.scaled(values)
+    np.testing.assert_allclose(found, [[-1, 0, -1], [1, 0, 1], [0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(scaling.unscaled(found), values, atol=1e-6)
+    assert np.all(scaling.unscaled(np.ones((2, 3), np.float32))[:, 1] == 5)
+    np.testing.assert_allclose(scaling.scaled(values + 0.5)[:, 1], 0.5)
+    batch = np.stack([values, values + 1])
+    np.testing.assert_allclose(scaling.scaled(batch)[0], found, atol=1e-6)
+
+
+def test_json_keeps_a_scaling_exactly():
+    data = demonstrations((9,))
+    scalings = scalings_of(data)
+    found = Scalings.from_record(json.loads(json.dumps(scalings.record())), "data.json")
+    for ours, theirs in zip(scalings, found, strict=True):
+        np.testing.assert_array_equal(ours.centre, theirs.centre)
+        np.testing.assert_array_equal(ours.half_range, theirs.half_range)
+    good = scalings.record()
+    for bad in (
+        None,
+        {},
+        {"observation": 1},
+        good | {"action": {"centre": [1], "half_range": [-1]}},
+        good | {"action": {"centre": [10**400], "half_range": [1]}},
+    ):
+        with pytest.raises(UserError, match=r"data\.json does not hold the scaling of a policy"):
+            Scalings.from_record(bad, "data.json")
+
+
+def test_neighbours_are_the_nearest_conditions():
+    rng = np.random.default_rng(0)
+    conditions = rng.uniform(-1, 1, (40, 3)).astype(np.float32)
+    number, distance = nearest_conditions(conditions, 5)
+    apart = np.sqrt(np.mean((conditions[:, None].astype(float) - conditions[None]) ** 2, axis=-1))
+    np.testing.assert_array_equal(number, np.argsort(apart, axis=1)[:, :6])
+    np.testing.assert_allclose(distance, np.sort(apart, axis=1)[:, :6], atol=1e-6)
+
+
+def test_a_condition_is_its_own_first_neighbour_among_equal_ones():
+    conditions = np.repeat(np.array([[0.0], [1.0]], np.float32), 6, axis=0)
+    number, distance = nearest_conditions(conditions, 2)
+    np.testing.assert_array_equal(number[:, 0], np.arange(12))
+    assert not distance.any()
+    assert all(len(set(row)) == 3 and len({n < 6 for n in row}) == 1 for row in number.tolist())
+    with pytest.raises(UserError, match="neighbours must be below the 12 windows; found 12"):
+        nearest_conditions(conditions, 12)
+
+
+def test_a_record_has_the_actions_of_its_neighbours():
+    data = demonstrations((12, 12))
+    source = WindowSource(data, Horizons(1, 1, 1), scalings_of(data), neighbours=3)
+    record = source[5]
+    number, distance = nearest_conditions(source.observation(np.arange(24))[:, 0], 3)
+    assert record["action"].shape == (4, 1, 2) and record["distance"][0] == 0
+    np.testing.assert_array_equal(record["action"], source.action(number[5]))
+    np.testing.assert_array_equal(record["distance"], distance[5])
+
+
+def test_windows_are_spread_over_all():
+    data = demonstrations((12, 12))
+    source = WindowSource(data, Horizons(1, 1, 1), scalings_of(data))
+    np.testing.assert_array_equal(source.spread(4), [3, 9, 15, 21])
+    np.testing.assert_array_equal(source.spread(100), np.arange(24))
