@@ -8,9 +8,9 @@ import uuid
 
 import own_processes
 import pytest
+import quick_compiling
 
-# Tests spend their time compiling: level 0 compiles in two thirds of it.
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+_FLAGS = quick_compiling.on_devices(8)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # One program is compiled once for all workers and all the processes that they start.
