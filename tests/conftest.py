@@ -1,5 +1,6 @@
 """Every test runs on eight simulated CPU devices with strict ranks: set before jax is imported."""
 
+import gc
 import os
 import shutil
 import socket
@@ -8,11 +9,13 @@ import uuid
 
 import own_processes
 import pytest
+import quick_compiling
 
-# Tests spend their time compiling: level 0 compiles in two thirds of it.
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+_FLAGS = quick_compiling.on_devices(8)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs without the lines of Python that they come from are traced and lowered faster.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # One program is compiled once for all workers and all the processes that they start.
 _OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if _OWN_CACHE:
@@ -33,6 +36,13 @@ _LONG_FILES = ("training", "launch", "commands", "steps", "models")
 def pytest_collection_modifyitems(items):
     """The folders with the longest files go first, so that no worker is left alone with one."""
     items.sort(key=lambda item: not item.path.parent.name.startswith(_LONG_FILES))
+
+
+def pytest_collection_finish():
+    """What is imported stays, and is not searched for garbage: tracing makes many objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def main() -> int:
     layouts = [int(number) for number in given.processes.split(",")]
     done, wrong = 0, []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/compiled"
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
         for i, processes in enumerate(layouts):
             kills = len(range(i, given.kills, len(layouts)))

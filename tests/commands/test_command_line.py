@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from ml_collections import config_flags
 
+from drifting_jax.commands import command_line
 from drifting_jax.commands.command_line import parse_plain_flags
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +42,13 @@ def get_config(variant=""):
 """
 
 
-def _run(directory, *arguments):
+def _write_files(directory):
     (directory / "program.py").write_text(_PROGRAM)
     (directory / "small.py").write_text(_CONFIG_FILE)
+
+
+def _run(directory, *arguments):
+    _write_files(directory)
     return subprocess.run(
         [sys.executable, "program.py", *arguments],
         cwd=directory,
@@ -79,13 +85,27 @@ def test_overrides_from_the_command_line(tmp_path):
         (["--config=small.py:shrt"], "no variant 'shrt'; there is 'long'"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(tmp_path, arguments, message):
+def test_a_mistake_on_the_command_line_is_one_line(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    _write_files(tmp_path)
     first = [] if arguments[0].startswith("--config=") else ["--config=small.py"]
-    done = _run(tmp_path, *first, *arguments)
+    words, values = ["program.py", *first, *arguments], flags.FlagValues()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", words)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    monkeypatch.setattr(command_line.flags, "FLAGS", values)
+    with pytest.raises(SystemExit, match="2"):
+        command_line.parse_flags(words)
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1 and told.startswith("error: ")
+
+
+def test_a_mistake_ends_a_program_with_status_two(tmp_path):
+    done = _run(tmp_path, "--config=small.py", "--config.train.num_stepz=3")
     assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
 
 
 def test_a_bug_in_a_config_file_shows_where_it_is(tmp_path):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import quick_compiling
 
 ROOT = Path(__file__).parents[2]
 # What a run that is not there is told: first of all that the extra is missing.
@@ -30,7 +31,7 @@ def test_a_mistake_is_one_line(arguments, message):
     done = subprocess.run(
         [sys.executable, "-m", "drifting_jax.demo", *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": quick_compiling.FLAGS},
         capture_output=True,
         text=True,
         timeout=300,

@@ -189,8 +189,14 @@ def assert_one_line(found, message):
         ("--nothing=1", "unrecognized arguments: --nothing=1"),
     ],
 )
-def test_bad_flags_of_the_sampler_are_one_line(folder, flag, message):
-    assert_one_line(run_sample(folder, flag), message)
+def test_bad_flags_of_the_sampler_are_one_line(folder, monkeypatch, capsys, flag, message):
+    monkeypatch.setattr(exported_sample, "HERE", folder)
+    monkeypatch.setattr(sys, "argv", ["sample.py", flag])
+    with pytest.raises(SystemExit) as end:
+        exported_sample.main()
+    assert_one_line(
+        SimpleNamespace(returncode=end.value.code, stderr=capsys.readouterr().err), message
+    )
 
 
 def test_without_flatbuffers(generator, folder, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_compiling
 from imagenet_like import write_imagenet_like
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -257,7 +258,7 @@ def latents(images, tmp_path_factory):
     command = [sys.executable, "-m", "drifting_jax.prepare", "latents", f"--source={images}",
                f"--out={out}", f"--vae={VAE_FOLDER}", "--size=32", "--per_shard=8",
                "--batch_size=2", "--threads=1"]  # fmt: skip
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": quick_compiling.FLAGS, "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(command, env=environment)
     while process.poll() is None:  # kill it once some records are there
         if any(path.stat().st_size > 3000 for path in out.rglob("*.journal")):

@@ -17,6 +17,7 @@ import child_processes
 import jax
 import numpy as np
 import pytest
+import quick_compiling
 
 from drifting_jax.distributed import agreement, processes
 from drifting_jax.errors import LockHeldError, TransientError, UserError
@@ -100,7 +101,7 @@ def test_two_processes(processes_can_meet):
             stack.enter_context(
                 child_processes.started(
                     [sys.executable, __file__, address, number],
-                    env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": paths},
+                    env=os.environ | {"XLA_FLAGS": quick_compiling.FLAGS, "PYTHONPATH": paths},
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,

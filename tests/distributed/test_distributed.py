@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_compiling
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -318,7 +319,7 @@ def test_two_processes_have_the_numbers_of_one(tmp_path, processes_can_meet):
     root = pathlib.Path(__file__).parents[2]
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": quick_compiling.on_devices(4),
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",
         "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "helpers")]),

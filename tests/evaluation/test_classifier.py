@@ -3,22 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from drifting_jax.data.sources import DigitsSource, as_arrays
 from drifting_jax.evaluation.features.classifier import ConvNet, train_classifier
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return as_arrays(DigitsSource("train")), as_arrays(DigitsSource("test"))
-
-
-@pytest.fixture(scope="module")
-def classifier(digits):
-    return train_classifier(*digits[0], num_classes=10, key=jax.random.key(0))
-
-
-def test_recognises_digits_it_never_saw(classifier, digits):
-    images, labels = digits[1]
+def test_recognises_digits_it_never_saw(classifier, real):
+    images, labels = real["test"]
     prediction = classifier.predict(images)
     assert np.mean(prediction.labels == labels) > 0.97
     assert prediction.features.shape == (450, 64) and prediction.logits.shape == (450, 10)
@@ -26,8 +15,8 @@ def test_recognises_digits_it_never_saw(classifier, digits):
     np.testing.assert_array_equal(prediction.labels, prediction.logits.argmax(axis=1))
 
 
-def test_prediction_does_not_depend_on_the_other_images(classifier, digits):
-    images = digits[0][0]
+def test_prediction_does_not_depend_on_the_other_images(classifier, real):
+    images, _ = real["train"]
     whole = classifier.predict(images)  # more than one inner batch, the last one short
     assert whole.features.shape == (1347, 64)
     alone = classifier.predict(images[600:601])
@@ -35,8 +24,9 @@ def test_prediction_does_not_depend_on_the_other_images(classifier, digits):
     np.testing.assert_allclose(alone.logits, whole.logits[600:601], rtol=1e-5, atol=1e-5)
 
 
-def test_same_key_same_classifier(digits):
-    (images, labels), (held_out, _) = digits
+def test_same_key_same_classifier(real):
+    images, labels = real["train"]
+    held_out, _ = real["test"]
 
     def logits(seed):
         options = {"num_classes": 10, "num_steps": 3, "key": jax.random.key(seed)}

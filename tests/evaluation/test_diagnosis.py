@@ -114,10 +114,9 @@ def test_locations_of_a_map_are_measured_alike():
     x = np.concatenate([np.float32(x) for x in images(4, number=1)])
     vectors = jnp.asarray(x).reshape(len(x), 1, -1)
     options = DriftOptions((0.1, 1.0), negatives="fresh")
-    one = measures.measure_row(vectors, jnp.float32(2), generated=G, options=options)
-    many = measures.measure_row(
-        jnp.repeat(vectors, 19, axis=1), jnp.float32(2), generated=G, options=options
-    )
+    measure = jax.jit(measures.measure_row, static_argnames=("generated", "options"))
+    one = measure(vectors, jnp.float32(2), generated=G, options=options)
+    many = measure(jnp.repeat(vectors, 19, axis=1), jnp.float32(2), generated=G, options=options)
     np.testing.assert_allclose(many.effective, one.effective, rtol=1e-5)
     np.testing.assert_allclose(many.unreached, one.unreached, rtol=1e-5)
     np.testing.assert_allclose(many.products, 19 * one.products, rtol=1e-4)

@@ -10,6 +10,7 @@ from pathlib import Path
 import imagenet_like
 import measuring as single
 import pytest
+import quick_compiling
 
 from drifting_jax.evaluation import measurement
 from drifting_jax.evaluation.features.image_sets import open_images
@@ -23,9 +24,8 @@ def together(folder: Path, name: str) -> list[tuple[int, str]]:
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         address = f"localhost:{listener.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     paths = os.pathsep.join([str(HELPERS.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths}
+    environment = os.environ | {"XLA_FLAGS": quick_compiling.on_devices(2), "PYTHONPATH": paths}
     command = [sys.executable, str(HELPERS / "evaluate_process.py"), address]
     started = [
         subprocess.Popen(

@@ -1,10 +1,7 @@
-import jax
 import numpy as np
 import pytest
 
-from drifting_jax.data.sources import DigitsSource, as_arrays
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.features.classifier import train_classifier
 from drifting_jax.evaluation.metrics.catalogue import METRICS
 from drifting_jax.evaluation.metrics.frechet import frechet_distance, gaussian_statistics
 from drifting_jax.evaluation.metrics.records import MetricRecord, as_scalars
@@ -14,16 +11,6 @@ from drifting_jax.evaluation.report.tables import baseline_table
 
 def measured(*samples, **settings) -> dict[str, MetricRecord]:
     return {record.metric: record for record in measure_small_images(*samples, **settings)}
-
-
-@pytest.fixture(scope="module")
-def real():
-    return {"train": as_arrays(DigitsSource("train")), "test": as_arrays(DigitsSource("test"))}
-
-
-@pytest.fixture(scope="module")
-def classifier(real):
-    return train_classifier(*real["train"], num_classes=10, key=jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import quick_compiling
 from child_processes import started
 from etils import epath
 
@@ -145,8 +146,7 @@ class Start:
         self.processes: list[subprocess.Popen] = []
         self._stack = contextlib.ExitStack()
         self._environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": quick_compiling.on_devices(devices),
             "JAX_PLATFORMS": "cpu",
             # Not the cache of the other tests: a killed process may leave an entry half-written.
             "JAX_COMPILATION_CACHE_DIR": f"{os.environ['JAX_COMPILATION_CACHE_DIR']}/killed",

@@ -18,7 +18,7 @@ STEPS = {"generator": 7, "encoder": 10}
 def save_run(folder: Path) -> Path:
     """Writes the workdir, with checkpoints of generator and encoder that hold averages alone.
 
-    Those of the generator are random: the output of a new one is zero.
+    They are random: the output of a new generator is zero.
     """
     config = tiny_config.get_config()
     config.encoder.train.num_steps = 10
@@ -32,9 +32,14 @@ def save_run(folder: Path) -> Path:
         (programs.encoder_program, encoder_checkpoints(folder)),
     ):
         found = program(config, source, mesh)
-        ema = found.first_carry().state.ema
         if found.name == "generator":
+            ema = found.first_carry().state.ema
             ema = jax.tree.map(lambda x: (rng.normal(0, 0.2, x.shape) + x).astype(x.dtype), ema)
+        else:  # nothing is compiled for it
+            ema = jax.tree.map(
+                lambda x: jax.device_put(rng.normal(0, 0.2, x.shape).astype(x.dtype), x.sharding),
+                found.carry.state.ema,
+            )
         with Checkpoints(directory, keep=1) as checkpoints:
             checkpoints.save(STEPS[found.name], {"ema": ema})
     return folder

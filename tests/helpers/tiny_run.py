@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import quick_compiling
 import tiny_config
 from child_processes import started
 
@@ -39,7 +40,7 @@ def start(*arguments: str) -> Iterator[subprocess.Popen]:
     with started(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ | {"XLA_FLAGS": quick_compiling.FLAGS},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import quick_compiling
 from fake_cloud import CONFIG, LAUNCH, ROOT
 
 from drifting_jax.workdir.metrics import read_metrics
@@ -108,7 +109,7 @@ def test_two_real_processes_stop_at_sigterm_and_go_on(tmp_path, mark):
         "--config.task=encoder", "--config.encoder.train.num_steps=100", "--config.log_every=10",
         "--config.encoder.train.classifier_steps=0",
     ]  # fmt: skip
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    flags = {"XLA_FLAGS": quick_compiling.FLAGS}
 
     def start(*more):
         return subprocess.Popen(

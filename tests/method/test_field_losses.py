@@ -36,6 +36,9 @@ CASES = [
 SIZES = {"generated": 6, "positive": 5, "unconditional": 3, "fresh": 6}
 
 
+LOSS = jax.jit(drifting_loss, static_argnames="options")
+
+
 def draw(options):
     rng = np.random.default_rng(0)
     names = [name for name in SIZES if name != "fresh" or negatives_of(options) == "fresh"]
@@ -135,13 +138,16 @@ def test_a_batch_in_pieces_has_the_loss_of_the_whole(options):
     with enable_x64(True):
         key, progress = jax.random.key(0), jnp.float64(0.25)
 
-        def of_rows(rows):
-            features = {name: {"a": jnp.asarray(a[rows])} for name, a in sets.items()}
-            weights = jnp.asarray(weight(options)[rows])
-            return FeatureSets(**features, unconditional_weight=weights, key=key, progress=progress)
+        def of_rows(sets, weights, rows):
+            features = {name: {"a": a[rows]} for name, a in sets.items()}
+            return FeatureSets(
+                **features, unconditional_weight=weights[rows], key=key, progress=progress
+            )
 
-        def in_pieces():
-            pieces = [of_rows(slice(0, 1)), of_rows(slice(1, 4))]
+        # The sets are arguments: the compiler would compute what has constants alone.
+        @jax.jit
+        def in_pieces(*arguments):
+            pieces = [of_rows(*arguments, slice(0, 1)), of_rows(*arguments, slice(1, 4))]
             shares = np.array([0.25, 0.75])
             sums = [feature_losses.distance_sums(piece, options)["a"] for piece in pieces]
             total = jax.tree.map(jnp.add, *sums)
@@ -162,10 +168,13 @@ def test_a_batch_in_pieces_has_the_loss_of_the_whole(options):
             loss = shares[0] * found[0][0] + shares[1] * found[1][0]
             return loss, jnp.concatenate(cotangents), shared["a"]
 
-        loss, cotangents, shared = jax.jit(in_pieces)()
-        whole, of_whole, statistics = jax.jit(
-            lambda: feature_losses.loss_and_cotangents(of_rows(slice(0, 4)), options)
-        )()
+        @jax.jit
+        def as_whole(*arguments):
+            return feature_losses.loss_and_cotangents(of_rows(*arguments, slice(0, 4)), options)
+
+        arguments = sets, weight(options)
+        loss, cotangents, shared = in_pieces(*arguments)
+        whole, of_whole, statistics = as_whole(*arguments)
     np.testing.assert_allclose(loss, whole, rtol=1e-10)
     np.testing.assert_allclose(cotangents, of_whole["a"], rtol=1e-8, atol=1e-14)
     assert (shared.unreached is not None) == options.measure_reach
@@ -200,7 +209,7 @@ def test_samples_at_one_point_have_a_finite_loss(name, constant):
     same = jnp.full((2, 4, 1, 8), constant)
     other = jnp.asarray(rng.normal(size=same.shape), jnp.float32)
     options = DriftOptions((0.05,), field=name)
-    loss, statistics = drifting_loss(
+    loss, statistics = LOSS(
         same,
         other,
         fresh=same if negatives_of(options) == "fresh" else None,
@@ -214,7 +223,7 @@ def test_options_that_a_field_does_not_read_are_refused():
     x = jnp.zeros((1, 4, 1, 2))
     with pytest.raises(ValueError, match="'mmd' does not read combine"):
         drifting_loss(x, x, options=DriftOptions(field="mmd", combine="separate"))
-    found, statistics = drifting_loss(x, x + 1, options=DriftOptions(field="energy"))
+    found, statistics = LOSS(x, x + 1, options=DriftOptions(field="energy"))
     assert statistics.drift_mean_square.shape == (1,) and np.isfinite(found)
 
 

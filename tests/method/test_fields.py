@@ -1,5 +1,7 @@
 """The field against Algorithm 2 in float64 NumPy, the reference numbers, and its properties."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from drifting_jax.method.fields.options import DriftOptions
 from drifting_jax.method.fields.sets import DIRECT_CHANNELS, pairwise_distance
 
 FIELD = jax.jit(drifting_field, static_argnames=("exclude_self", "options", "temperature"))
+CLIPPED_DISTANCE = jax.jit(functools.partial(pairwise_distance, squared_minimum=1e-8))
 DRAWN = settings(max_examples=20, deadline=None)
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -130,7 +133,7 @@ def test_distances_of_coinciding_samples_do_not_cancel(d, offset, apart):
     y = np.float32(y)
     exact = np.linalg.norm(x.astype(np.float64)[:, None] - y.astype(np.float64)[None], axis=-1)
     exact = np.maximum(exact, 1e-4)
-    found = jax.jit(lambda x, y: pairwise_distance(x, y, squared_minimum=1e-8))(x, y)
+    found = CLIPPED_DISTANCE(x, y)
     # Taking the mean off rounds each coordinate, by about 2e-7.
     np.testing.assert_allclose(found, exact, rtol=2e-6, atol=2e-7 * d**0.5)
 
@@ -186,7 +189,8 @@ def test_vanishes_in_expectation_when_q_is_p():
     for quantity in (*v.mean(1).T, strength):
         error = quantity.std() / np.sqrt(trials)
         assert abs(quantity.mean()) < 4 * error
-    apart = drifting_field(draws[0, 0], draws[0, 1] + 2, draws[0, 2], temperature=0.5)
+    first = np.asarray(draws[0])
+    apart = FIELD(first[0], first[1] + 2, first[2], temperature=0.5)
     assert np.abs(apart).mean() > 50 * np.abs(v.mean(1)).mean() / np.sqrt(trials)
 
 
@@ -226,7 +230,7 @@ def test_finite_for_degenerate_sets(exclude_self, kernel, normalize, combine):
 
 def test_half_precision_is_computed_in_float32():
     x, y_pos, y_neg = (jnp.asarray(a, jnp.bfloat16) for a in draw(1))
-    v = drifting_field(x, y_pos, y_neg, temperature=0.5)
+    v = FIELD(x, y_pos, y_neg, temperature=0.5)
     expected = expected_field(*(np.asarray(a, np.float64) for a in (x, y_pos, y_neg)), 0.5)
     assert v.dtype == jnp.float32
     np.testing.assert_allclose(v, expected, rtol=1e-5, atol=1e-6)

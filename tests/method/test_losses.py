@@ -28,6 +28,7 @@ TEMPERATURES = (0.02, 0.05, 0.2)
 DRAWN = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**31 - 1)
 LOSS = jax.jit(drifting_loss, static_argnames="options")
+WITH_GRADIENT = jax.jit(jax.value_and_grad(drifting_loss, has_aux=True), static_argnames="options")
 CASES = load("A_drift_loss.npz")
 # In these the float32 reference is itself off: they are judged by its float64 restatement alone.
 ILL_CONDITIONED = {"near_duplicates", "gen_eq_pos", "offset_mean_relu", "one_gen_one_pos"}
@@ -83,19 +84,15 @@ def test_reference_numbers(case):
         return None if entry(name) is None else jnp.asarray(entry(name))[:, :, None]
 
     temperatures = tuple(float(r) for r in entry("R_list"))
-
-    def loss(generated):
-        return drifting_loss(
-            generated,
-            feature("fixed_pos"),
-            feature("fixed_neg"),
-            generated_weight=entry("weight_gen"),
-            positive_weight=entry("weight_pos"),
-            unconditional_weight=entry("weight_neg"),
-            options=DriftOptions(temperatures),
-        )
-
-    (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(feature("gen"))
+    (value, statistics), gradient = WITH_GRADIENT(
+        feature("gen"),
+        feature("fixed_pos"),
+        feature("fixed_neg"),
+        generated_weight=entry("weight_gen"),
+        positive_weight=entry("weight_pos"),
+        unconditional_weight=entry("weight_neg"),
+        options=DriftOptions(temperatures),
+    )
     prefixes = ["f64/"] if case in ILL_CONDITIONED else ["f64/", ""]
     for prefix in prefixes:
         np.testing.assert_allclose(value, entry(f"{prefix}loss").mean(), rtol=1e-4)
@@ -144,10 +141,7 @@ def test_samples_that_coincide_with_positives_drift_as_in_float64(apart):
     gen, _, neg, weight = (np.float32(a) for a in draw(11, d=64))
     pos = gen + np.float32(apart * np.random.default_rng(0).normal(size=gen.shape))
 
-    def loss(gen):
-        return drifting_loss(gen, pos, neg, unconditional_weight=weight)
-
-    (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(gen)
+    (value, statistics), gradient = WITH_GRADIENT(gen, pos, neg, unconditional_weight=weight)
     doubles = (a.astype(np.float64) for a in (gen, pos, neg))
     expected, scale, squares, total = expected_loss(*doubles, w_neg=weight)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -209,33 +203,32 @@ def test_one_temperature_gives_one_and_several_at_most_their_square():
 def test_pieces_over_class_rows_equal_the_whole():
     """Three passes: sums of distances, then of squared drifts, then losses and gradients."""
     gen, pos, neg, weight = draw(4, c=4)
-    with enable_x64(True):
 
-        def sets_of(piece):
-            return losses.make_sets(
-                gen[piece], pos[piece], neg[piece], unconditional_weight=weight[piece]
-            )
+    def squares_of(sets, scale):
+        _, means = losses.all_drifts(sets, losses.distances(sets), scale, DriftOptions())
+        return means.mean_square
 
-        def squares_of(piece, scale):
-            sets = sets_of(piece)
-            _, means = losses.all_drifts(sets, losses.distances(sets), scale, DriftOptions())
-            return means.mean_square
-
-        pieces = [slice(0, 1), slice(1, 4)]
-        sums = [losses.distance_sums(losses.distances(sets), sets) for sets in map(sets_of, pieces)]
+    @jax.jit
+    def in_pieces(*arrays):
+        pieces = []
+        for rows in (slice(0, 1), slice(1, 4)):
+            *sets, weights = (a[rows] for a in arrays)
+            pieces.append(losses.make_sets(*sets, unconditional_weight=weights))
+        sums = [losses.distance_sums(losses.distances(sets), sets) for sets in pieces]
         total = jax.tree.map(jnp.add, *sums)
         scale = total.distance_scale
-        squares = [squares_of(piece, scale) for piece in pieces]
+        squares = [squares_of(sets, scale) for sets in pieces]
         squares = (squares[0] + 3 * squares[1]) / 4
         added_up = total.statistics(losses.DriftMeans(squares))
-        found = [losses.drifted(sets_of(piece), DriftOptions(), added_up)[:2] for piece in pieces]
+        found = [losses.drifted(sets, DriftOptions(), added_up)[:2] for sets in pieces]
         values, cotangents = zip(*found, strict=True)
         mean = (values[0] + 3 * values[1]) / 4
         gradient = jnp.concatenate([cotangents[0], 3 * cotangents[1]]) / 4
-        (whole, statistics), of_whole = jax.value_and_grad(drifting_loss, has_aux=True)(
-            jnp.asarray(gen), pos, neg, unconditional_weight=weight
-        )
-        added_up = jax.tree.map(lambda x: x[0], added_up)
+        return scale, squares, mean, gradient, jax.tree.map(lambda x: x[0], added_up)
+
+    with enable_x64(True):
+        scale, squares, mean, gradient, added_up = in_pieces(gen, pos, neg, weight)
+        (whole, statistics), of_whole = WITH_GRADIENT(gen, pos, neg, unconditional_weight=weight)
     np.testing.assert_allclose(scale[0], statistics.distance_scale, rtol=1e-12)
     np.testing.assert_allclose(squares[0], statistics.drift_mean_square, rtol=1e-12)
     np.testing.assert_allclose(mean[0], whole, rtol=1e-12)
@@ -247,14 +240,13 @@ def test_pieces_over_class_rows_equal_the_whole():
 @pytest.mark.parametrize("spec", [P(BATCH_AXES), P("data", "fsdp"), P(None, BATCH_AXES)], ids=str)
 def test_sharded_equals_single(spec):
     mesh = make_mesh(data=4, fsdp=2)
-    gen, pos, neg, weight = (np.float32(a) for a in draw(5, c=8, g=8, p=8, u=8))
+    sets = [np.float32(a) for a in draw(5, c=8, g=8, p=8, u=8)]
 
-    def loss(gen, pos, neg, weight):
-        return drifting_loss(gen, pos, neg, unconditional_weight=weight)
+    def step(gen, pos, neg, weight):
+        return WITH_GRADIENT(gen, pos, neg, unconditional_weight=weight)
 
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, statistics), gradient = step(gen, pos, neg, weight)
-    sharded = [jax.device_put(a, NamedSharding(mesh, spec)) for a in (gen, pos, neg, weight)]
+    (value, statistics), gradient = step(*sets)
+    sharded = [jax.device_put(a, NamedSharding(mesh, spec)) for a in sets]
     (value_s, statistics_s), gradient_s = step(*sharded)
     np.testing.assert_allclose(value_s, value, rtol=1e-5)
     np.testing.assert_allclose(gradient_s, gradient, atol=1e-5 * np.abs(gradient).max())
@@ -277,22 +269,18 @@ def test_finite_for_degenerate_input(magnitude, kind):
     else:
         gen, pos, neg = gen[..., :1], pos[..., :1], neg[..., :1]
 
-    def loss(gen):
-        return drifting_loss(gen, pos, neg)
-
-    (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(gen)
+    (value, statistics), gradient = WITH_GRADIENT(gen, pos, neg)
     for a in (value, gradient, *jax.tree.leaves(statistics)):
         assert np.isfinite(a).all()
 
 
 def test_bfloat16_features_are_compared_in_float32():
     gen, pos, _, _ = (jnp.asarray(a, jnp.bfloat16) for a in draw(7))
-    value, statistics = LOSS(gen, pos)
+    (value, statistics), gradient = WITH_GRADIENT(gen, pos)
     expected, scale, _, _ = expected_loss(*(np.asarray(a, np.float64) for a in (gen, pos)))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     np.testing.assert_allclose(statistics.distance_scale, scale, rtol=1e-5)
-    gradient = jax.grad(lambda gen: drifting_loss(gen, pos)[0])(gen)
     assert gradient.dtype == jnp.bfloat16
 
 
@@ -308,9 +296,7 @@ def test_sum_over_features_leaves_out_those_that_hardly_vary():
         return feature_drifting_loss(generated, *features[1:], unconditional_weight=weight)
 
     (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(features[0])
-    parts = [
-        drifting_loss(*(f[name] for f in features), unconditional_weight=weight)[0] for name in "ab"
-    ]
+    parts = [LOSS(*(f[name] for f in features), unconditional_weight=weight)[0] for name in "ab"]
     np.testing.assert_allclose(value, sum(parts), rtol=1e-5)
     assert statistics["still"].is_degenerate
     assert not statistics["a"].is_degenerate

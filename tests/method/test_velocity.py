@@ -184,11 +184,11 @@ def test_the_mean_shift_of_the_laplacian_kernel_is_no_gradient():
     options = DriftOptions((0.4,), 0.0, normalize="targets", combine="separate", negatives="fresh")
     with enable_x64(True):
         x, y, z = (jnp.asarray(a) for a in (x, y, z))
-        jacobian = np.asarray(
-            jax.jacobian(
-                lambda first: drifting_velocity(x.at[0].set(first), y, z, options=options)[0, 0]
-            )(x[0])
-        )
+
+        def of_first(first):
+            return drifting_velocity(x.at[0].set(first), y, z, options=options)[0, 0]
+
+        jacobian = np.asarray(jax.jit(jax.jacobian(of_first))(x[0]))
     assert np.abs(jacobian - jacobian.T).max() > 1e-2 * np.abs(jacobian).max()
 
 
@@ -349,7 +349,7 @@ def test_lookahead_without_a_term_is_its_host_and_with_one_drifts_on():
         (0.4,), 0.0, combine="separate", negatives="fresh", lookahead=1, lookahead_stride=0.5
     )
     with enable_x64(True):
-        first, second = drifting_velocity(*map(jnp.asarray, (x, y, z)), options=options)
+        first, second = compiled(options)(*map(jnp.asarray, (x, y, z)))
     moved = x + 0.5 * host
     np.testing.assert_allclose(first, host, **CLOSE)
     np.testing.assert_allclose(
@@ -369,7 +369,7 @@ def test_lookahead_moves_the_samples_as_negatives_too():
     moved = x + directions[0] - directions[1]
     with enable_x64(True):
         options = DriftOptions((0.4,), field="energy", lookahead=1)
-        first, second = drifting_velocity(jnp.asarray(x), jnp.asarray(y), options=options)
+        first, second = compiled(options)(jnp.asarray(x), jnp.asarray(y))
     np.testing.assert_allclose(first, host, **CLOSE)
     np.testing.assert_allclose(second, velocity("energy", moved, y, negatives="kept"), **CLOSE)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick_compiling
 import real_step
 
 from drifting_jax.distributed import meshes
@@ -49,10 +50,9 @@ def test_two_processes_compute_the_same(kind, expected, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": quick_compiling.on_devices(4),
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",
         "PYTHONPATH": str(ROOT),

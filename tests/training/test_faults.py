@@ -14,6 +14,7 @@ import sys
 import faults
 import numpy as np
 import pytest
+import quick_compiling
 from child_processes import started
 
 from drifting_jax.config import base_config, resolve
@@ -201,7 +202,7 @@ def pair(tmp_path, processes_can_meet):
                         stderr=subprocess.PIPE,
                         cwd=faults.ROOT,
                         text=True,
-                        env=os.environ | {"XLA_FLAGS": ""},
+                        env=os.environ | {"XLA_FLAGS": quick_compiling.FLAGS},
                     )
                 )
                 for number in "01"

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import quick_compiling
 import tensorflow_datasets as tfds
 import tiny_images_config
 from absl import flags
@@ -340,7 +341,7 @@ def test_images_of_tensorflow_datasets(images, tmp_path):
 def start(images):
     """Starts main.py on the tiny config of images."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": quick_compiling.FLAGS,
         "JAX_PLATFORMS": "cpu",
     }
 

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import quick_compiling
 from child_processes import started
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
@@ -503,7 +504,8 @@ def test_kill_during_a_save_leaves_the_step_before_whole(tmp_path):
             stderr=subprocess.DEVNULL,
             cwd=Path(__file__).parents[2],
             text=True,
-            env=os.environ | {"XLA_FLAGS": "", "JAX_NUMPY_RANK_PROMOTION": "allow"},
+            env=os.environ
+            | {"XLA_FLAGS": quick_compiling.FLAGS, "JAX_NUMPY_RANK_PROMOTION": "allow"},
         ) as child:
             for line in child.stdout:
                 if int(line) == 4:
