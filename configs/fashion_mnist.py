@@ -4,8 +4,11 @@
     python main.py --config=configs/fashion_mnist.py
     python main.py --config=configs/fashion_mnist.py:unet
 
-Estimated from its first 300 steps, it takes under an hour on two CPU cores. It has not been trained
-to its end, and is not tuned; `configs/mnist.py:fashion` is made for a GPU.
+It takes under an hour on one core of a CPU, and is not tuned. One run (seed 0, α = 1, 10,000 samples)
+gave a Fréchet distance of 27.1 on pixels (real images: 0.97) and 2.2 in a classifier's features
+(0.04), precision 0.36 (0.83), recall 0.34 (0.83) and accuracy 0.81 (0.83). Shirts, trousers and
+boots are recognised; textures are noisy, and the patches of 4x4 show. More steps and larger
+networks need a GPU: `configs/mnist.py:fashion`.
 
 `:unet` differs in the generator alone, a U-Net whose step takes as many operations: 31.2 GFLOP
 instead of 30.8, of products. It has not been trained.

@@ -127,7 +127,7 @@ def _check_relations(values: Mapping[str, Any]) -> None:
                 f"found {values[small]} and {values[large]}"
             )
     _check_schedules(values)
-    if values["task"] != "toy":
+    if "pixel_encoders.kinds" in values:
         check_encoders(values)
     _check_dataset_queue(values)
     for divisor, multiple in (

@@ -100,8 +100,8 @@ def _kept_maps(config: ConfigDict, mesh: Mesh, plan: MemoryPlan, of_sample: int)
 def _measured(config: ConfigDict, found: Program, step: CompiledStep) -> _Sizes:
     """Splits the peak of a compiled step into its parts."""
     mesh = found.mesh
-    spec, (extra, vae) = data_spec(config.data), frozen.published_sizes(config)
-    networks: dict[str, Any] = {"extra": extra, "vae": vae}
+    spec, (extras, vae) = data_spec(config.data), frozen.expected_networks(config)
+    networks: dict[str, Any] = {"extras": extras, "vae": vae}
     state = found.carry.state
 
     @functools.cache
