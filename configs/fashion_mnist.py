@@ -4,7 +4,7 @@
     python main.py --config=configs/fashion_mnist.py
     python main.py --config=configs/fashion_mnist.py:unet
 
-It takes under an hour on one core of a CPU, and is not tuned. One run (seed 0, α = 1, 10,000 samples)
+It takes under an hour on one core of a CPU, and is not tuned. A run (seed 0, α = 1, 10,000 samples)
 gave a Fréchet distance of 27.1 on pixels (real images: 0.97) and 2.2 in a classifier's features
 (0.04), precision 0.36 (0.83), recall 0.34 (0.83) and accuracy 0.81 (0.83). Shirts, trousers and
 boots are recognised; textures are noisy, and the patches of 4x4 show. More steps and larger
