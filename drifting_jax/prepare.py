@@ -1,7 +1,8 @@
-"""Prepares data sets: `python -m drifting_jax.prepare shards` or `… latents`.
+"""Prepares data sets: `python -m drifting_jax.prepare shards`, `… latents` or `… demonstrations`.
 
     python -m drifting_jax.prepare shards --source=/data/imagenet --out=/data/shards
     python -m drifting_jax.prepare latents --source=/data/imagenet --out=/data/latents --vae=hf://…
+    python -m drifting_jax.prepare demonstrations --environment=two_ways --out=demos.npz
 
 `shards` packs images into ArrayRecord files, as they are or cut to a square.
 `latents` encodes images with the Stable Diffusion VAE, on every device of every process. It stores
@@ -9,6 +10,7 @@ mean and deviation of several views of each image: the centre crop and its mirro
 crops.
 Both can be killed and started again, and continue where they were. Each file is read back and
 compared with what was written.
+`demonstrations` lets the expert of an environment solve episodes, for a policy to learn from.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ import jax
 from absl import flags
 
 from drifting_jax.commands.command_line import run_program
+from drifting_jax.commands.demonstrating import write_demonstrations
 from drifting_jax.commands.packing import (
     Views,
     latent_records,
@@ -41,8 +44,10 @@ from drifting_jax.workdir.progress import progress_bar
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE_string("source", None, "Folder of the images, as config.data.path.", required=True)
-    flags.DEFINE_string("out", None, "Folder that gets train/ or val/.", required=True)
+    flags.DEFINE_string("source", None, "Folder of the images, as config.data.path.")
+    flags.DEFINE_string(
+        "out", None, "Folder that gets train/ or val/; demonstrations: an .npz file.", required=True
+    )
     flags.DEFINE_enum(
         "split", "train", ("train", "test"), "Split of the source; test is written as val."
     )
@@ -62,8 +67,14 @@ def define_flags() -> None:
         "batch_size", 32, "latents: images encoded at once, per device.", lower_bound=1
     )
     flags.DEFINE_integer(
-        "seed", 0, "latents: seed of the random crops.", lower_bound=0, upper_bound=2**32 - 1
+        "seed",
+        0,
+        "latents: seed of the random crops; demonstrations: of the episodes.",
+        lower_bound=0,
+        upper_bound=2**32 - 1,
     )
+    flags.DEFINE_string("environment", "", "demonstrations: such as two_ways, metaworld:reach-v3.")
+    flags.DEFINE_integer("episodes", 50, "demonstrations: how many.", lower_bound=1)
     flags.DEFINE_float("max_unreadable", 0.1, "Largest share of unreadable images.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, for several processes.")
     flags.DEFINE_integer("num_processes", None, "Number of processes of the job.")
@@ -73,9 +84,18 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Prepares one split."""
     values = flags.FLAGS
-    if len(argv) != 2 or argv[1] not in ("shards", "latents"):
+    if len(argv) != 2 or argv[1] not in ("shards", "latents", "demonstrations"):
         found = " ".join(argv[1:]) or "nothing"
-        raise UserError(f"expected one of the words shards and latents; found {found}")
+        raise UserError(
+            f"expected one of the words shards, latents and demonstrations; found {found}"
+        )
+    if argv[1] == "demonstrations":
+        write_demonstrations(
+            values.out, values.environment, episodes=values.episodes, seed=values.seed
+        )
+        return
+    if values.source is None:
+        raise UserError("--source is missing")
     processes.initialize(
         coordinator_address=values.coordinator,
         num_processes=values.num_processes,

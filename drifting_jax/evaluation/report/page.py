@@ -5,7 +5,6 @@ Styles and pictures are inside the page. It runs no scripts and loads nothing.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import html
 import io
@@ -20,7 +19,7 @@ from drifting_jax.errors import first_line
 from drifting_jax.evaluation.metrics.catalogue import METRICS
 from drifting_jax.evaluation.metrics.records import MetricRecord
 from drifting_jax.evaluation.report.curves import tradeoff_picture
-from drifting_jax.evaluation.report.page_style import STYLE
+from drifting_jax.evaluation.report.document import data_uri, protocol_section, write_document
 from drifting_jax.evaluation.report.summaries import Row, best_rows, keys_in_order, summarize
 from drifting_jax.evaluation.report.tables import (
     Cell,
@@ -32,9 +31,7 @@ from drifting_jax.evaluation.report.tables import (
     table_key,
     table_lines,
 )
-from drifting_jax.files import shown, write_bytes
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _HEADLINES = 4  # metrics in large type
 _PICTURE_SIDE = 640  # pixels: small pictures are shown about this large
 _WIDE = 1000  # pixels from which a picture takes the page's whole width
@@ -124,22 +121,13 @@ def write_page(path: str | os.PathLike, report: Report, *, curve: tuple[str, str
     sections = [
         _headline(report, curve),
         _notes(report.notes),
-        _protocol(report.protocol),
+        protocol_section(report.protocol),
         _metrics(report.records),
         _curve(report, curve),
         _pictures(report.pictures),
         _neighbors(report.neighbors),
     ]
-    title = html.escape(report.title)
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{title}</title><style>{STYLE}</style></head>\n"
-        f"<body><main><h1>{title}</h1>\n{''.join(sections)}</main></body></html>\n"
-    )
-    write_bytes(path, shown(page).encode())
+    write_document(path, report.title, sections)
 
 
 def _headline(report: Report, curve: tuple[str, str] | None) -> str:
@@ -204,7 +192,7 @@ def _curve(report: Report, curve: tuple[str, str] | None) -> str:
     x, y = curve
     try:
         light, dark = (
-            _data_uri(tradeoff_picture(report.records, x=x, y=y, dark=dark))
+            data_uri(tradeoff_picture(report.records, x=x, y=y, dark=dark))
             for dark in (False, True)
         )
     except ValueError:
@@ -264,16 +252,6 @@ def _tile(image: np.ndarray, caption: str, alt: str, factor: int) -> str:
     return f"<figure>{_image(image, alt, factor)}<figcaption>{caption}</figcaption></figure>"
 
 
-def _protocol(protocol: Mapping[str, str]) -> str:
-    if not protocol:
-        return ""
-    entries = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{linked(str(words))}</dd></div>"
-        for name, words in protocol.items()
-    )
-    return f'<section><h2>Protocol</h2><dl class="protocol">{entries}</dl></section>\n'
-
-
 def _image(image: np.ndarray, alt: str, factor: int) -> str:
     """An <img> `factor` times as large; the caller has escaped its alt text.
 
@@ -285,12 +263,8 @@ def _image(image: np.ndarray, alt: str, factor: int) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
     return (
-        f'<img src="{_data_uri(buffer.getvalue())}" width="{width}" height="{height}" alt="{alt}">'
+        f'<img src="{data_uri(buffer.getvalue())}" width="{width}" height="{height}" alt="{alt}">'
     )
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _check_images(images: np.ndarray, words: str) -> None:

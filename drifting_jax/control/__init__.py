@@ -1,0 +1,1 @@
+"""Control: tasks for a policy, demonstrations of them, and rollouts that measure it."""

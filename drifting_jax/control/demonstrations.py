@@ -1,0 +1,81 @@
+"""Demonstrations of an environment's expert."""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from drifting_jax.control.environments.environment import DEMONSTRATIONS, Environment, episode_seeds
+from drifting_jax.errors import UserError
+
+_MOST_FAILURES = 10  # for each demonstration that is wanted
+
+
+class Demonstrations(NamedTuple):
+    """Steps of several episodes, one after another.
+
+    Attributes:
+      observations: [T, d_o] float32.
+      actions: [T, d_a] float32, the action that followed each observation.
+      episode_ends: [E] int64, one past the last step of each episode.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    episode_ends: np.ndarray
+
+
+def collect(
+    environment: Environment,
+    *,
+    episodes: int,
+    seed: int,
+    report: Callable[[int], object] = lambda count: None,
+) -> tuple[Demonstrations, int]:
+    """Returns the first `episodes` successes of the expert, and how many episodes failed.
+
+    Args:
+      environment: whose expert acts.
+      episodes: demonstrations to return.
+      seed: of the episodes.
+      report: is called with 1 after each demonstration.
+
+    Raises:
+      UserError: the environment has no expert, or it fails in more than 10 of 11 episodes.
+    """
+    seeds = episode_seeds(DEMONSTRATIONS, seed, episodes * (1 + _MOST_FAILURES))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    failures = 0
+    for episode_seed in seeds:
+        demonstration = _demonstrate(environment, episode_seed)
+        if demonstration is None:
+            failures += 1
+            continue
+        found.append(demonstration)
+        report(1)
+        if len(found) == episodes:
+            break
+    else:
+        raise UserError(
+            f"the expert solved {len(found)} of {len(seeds)} episodes; expected {episodes}"
+        )
+    ends = np.array(list(itertools.accumulate(len(actions) for _, actions in found)), np.int64)
+    observations, actions = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Demonstrations(observations, actions, ends), failures
+
+
+def _demonstrate(environment: Environment, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Observations [t, d_o] and actions [t, d_a] of an episode; None if it fails."""
+    observation = environment.reset(seed)
+    act = environment.expert(seed)
+    observations, actions = [], []
+    for _ in range(environment.max_steps):
+        action = act(observation)
+        observations.append(observation)
+        actions.append(action)
+        step = environment.step(action)
+        if step.ended:
+            return (np.stack(observations), np.stack(actions)) if step.success else None
+        observation = step.observation
+    return None

@@ -1,0 +1,99 @@
+"""Measures a policy by rollouts: `python -m drifting_jax.rollout --workdir=runs/two_ways`.
+
+    … --workdir=runs/two_ways --environment=two_ways --episodes=50 --seeds=0,1,2
+    … --workdir=runs/reach --environment=metaworld:reach-v3 --gifs=0
+
+Writes rollouts.json, report.html with animations, and every episode. Each episode depends on the
+policy, the environment, the seed and its number alone. The same command goes on after a stop.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from drifting_jax.commands.command_line import run_program
+from drifting_jax.control.environments.table import open_environment
+from drifting_jax.control.measurement import SUMMARY_FILE, Settings, measure
+from drifting_jax.control.page import percent, write_page
+from drifting_jax.control.rollouts import check_fit
+from drifting_jax.errors import UserError
+from drifting_jax.policy.policy import load_policy
+from drifting_jax.surroundings import check_devices
+from drifting_jax.workdir.lock import locked
+
+
+def define_flags() -> None:
+    """Registers the command line's flags."""
+    flags.DEFINE_string("workdir", None, "Directory of the policy's run.", required=True)
+    flags.DEFINE_string(
+        "environment", None, "Such as two_ways or metaworld:reach-v3.", required=True
+    )
+    flags.DEFINE_integer("episodes", 50, "Rollouts of each seed.", lower_bound=1)
+    flags.DEFINE_list("seeds", ["0"], "Seeds of beginnings and noise: 0,1,2.")
+    flags.DEFINE_integer(
+        "max_steps", 0, "Actions of an episode; 0: as the environment has it.", lower_bound=0
+    )
+    flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
+    flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
+    flags.DEFINE_integer(
+        "gifs", 2, "Steps between two pictures of the animations; 0: none.", lower_bound=0
+    )
+    flags.DEFINE_string("out", "", "Folder to write; default: rollouts/… in the workdir.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Rolls out, writes the results, and says where they are."""
+    values = flags.FLAGS
+    seeds = _seeds(values.seeds)
+    check_devices()
+    environment = open_environment(values.environment)
+    policy = load_policy(Path(values.workdir), ema_decay=values.ema_decay, step=values.step)
+    check_fit(policy, environment)
+    folder = values.environment.replace(":", "_")
+    out = Path(values.out or Path(values.workdir) / "rollouts" / folder)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        environment=values.environment,
+        policy={"workdir": values.workdir, "step": policy.step, "average": policy.ema_decay},
+        episodes=values.episodes,
+        max_steps=values.max_steps,
+        draw_every=values.gifs,
+    )
+    with locked(out):
+        episodes, summary = measure(
+            policy,
+            lambda: open_environment(values.environment),
+            out,
+            settings=settings,
+            seeds=seeds,
+        )
+        page = write_page(out, episodes, summary, title=f"Rollouts of {values.workdir}")
+    success = percent(summary["success"], summary["success_deviation"])
+    endings = ", ".join(f"{name} {percent(share)}" for name, share in summary["endings"].items())
+    print(f"success {success} ({endings})")
+    print(f"metrics: {shlex.quote(str(out / SUMMARY_FILE))}\nreport: {shlex.quote(str(page))}")
+
+
+def _seeds(words: Sequence[str]) -> list[int]:
+    """The seeds of --seeds."""
+    try:
+        found = [int(word) for word in words]
+    except ValueError:
+        found = []
+    if not found or len(set(found)) < len(found) or any(not 0 <= x < 2**32 for x in found):
+        raise UserError(
+            f"--seeds must be different numbers from 0 to 2**32 - 1; found {','.join(words)}"
+        )
+    return found
+
+
+def cli() -> None:
+    """Entry point of `drifting-rollout`."""
+    define_flags()
+    run_program(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,57 @@
+"""Demonstrations of an expert."""
+
+import numpy as np
+import pytest
+
+from drifting_jax.control.demonstrations import collect
+from drifting_jax.control.environments.table import open_environment
+from drifting_jax.control.environments.two_ways import TwoWays
+from drifting_jax.errors import UserError
+
+
+def test_demonstrations_lead_to_the_goal_when_they_are_repeated():
+    found, failures = collect(TwoWays(), episodes=12, seed=0)
+    assert failures == 0 and len(found.episode_ends) == 12
+    assert found.observations.shape == found.actions.shape == (found.episode_ends[-1], 2)
+    assert found.observations.dtype == found.actions.dtype == np.float32
+    environment = TwoWays()
+    for start, end in zip([0, *found.episode_ends[:-1]], found.episode_ends, strict=True):
+        environment.reset(0)
+        environment._position = found.observations[start].astype(float)
+        steps = [environment.step(action) for action in found.actions[start:end]]
+        assert [step.success for step in steps] == [False] * (end - start - 1) + [True]
+
+
+def test_a_seed_tells_the_demonstrations():
+    same = [collect(TwoWays(), episodes=3, seed=5)[0] for _ in range(2)]
+    assert all(np.array_equal(a, b) for a, b in zip(*same, strict=True))
+    other, _ = collect(TwoWays(), episodes=3, seed=6)
+    assert not np.array_equal(other.observations[0], same[0].observations[0])
+    longer, _ = collect(TwoWays(), episodes=5, seed=5)
+    assert np.array_equal(longer.actions[: len(same[0].actions)], same[0].actions)
+
+
+class Clumsy(TwoWays):
+    """An expert that runs into the obstacle unless its seed is a multiple of `luck`."""
+
+    def __init__(self, luck):
+        super().__init__()
+        self.luck = luck
+
+    def expert(self, seed):
+        if self.luck and seed % self.luck == 0:
+            return super().expert(seed)
+        return lambda observation: np.array([0.9, 0.0], np.float32)
+
+
+def test_failures_are_left_out_and_counted():
+    found, failures = collect(Clumsy(3), episodes=4, seed=0)
+    assert len(found.episode_ends) == 4 and failures > 0
+    with pytest.raises(UserError, match="solved 0 of 22 episodes; expected 2"):
+        collect(Clumsy(0), episodes=2, seed=0)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "two_ways:x", "other:reach-v3"])
+def test_environments_that_do_not_exist(name):
+    with pytest.raises(UserError, match=rf"one of two_ways, .*metaworld:TASK.*; found '{name}'"):
+        open_environment(name)
