@@ -51,6 +51,12 @@ setup(
         ],
         "hub": ["huggingface_hub>=1,<3"],  # hf:// names of weights
         "demo": ["gradio>=6.31,<7"],  # the page of drifting_jax/demo.py
+        "control": [  # Meta-World
+            "metaworld>=3.1,<4",
+            "packaging>=24",
+            "imageio>=2.37,<3",
+        ],
+        "push_t": ["gym-pusht>=0.1.8,<0.2"],
         "docs": [  # docs_site/build_site.py
             "sphinx>=9.0,<10",
             "furo>=2025.12,<2027",
@@ -91,6 +97,7 @@ setup(
             "drifting-evaluate=drifting_jax.evaluate:cli",
             "drifting-diagnose=drifting_jax.diagnose:cli",
             "drifting-demo=drifting_jax.demo:cli",
+            "drifting-rollout=drifting_jax.rollout:cli",
         ]
     },
 )

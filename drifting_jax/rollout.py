@@ -7,6 +7,7 @@ Writes rollouts.json, report.html with animations, and every episode. Each episo
 policy, the environment, the seed and its number alone. The same command goes on after a stop.
 """
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from drifting_jax.control.environments.table import open_environment
 from drifting_jax.control.measurement import SUMMARY_FILE, Settings, measure
 from drifting_jax.control.page import percent, write_page
 from drifting_jax.control.rollouts import check_fit
+from drifting_jax.digests import fingerprint_variables
 from drifting_jax.errors import UserError
 from drifting_jax.policy.policy import load_policy
 from drifting_jax.surroundings import check_devices
@@ -56,7 +58,12 @@ def main(_: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         environment=values.environment,
-        policy={"workdir": values.workdir, "step": policy.step, "average": policy.ema_decay},
+        policy={
+            "workdir": values.workdir,
+            "step": policy.step,
+            "average": policy.ema_decay,
+            "parameters": fingerprint_variables(policy.params),
+        },
         episodes=values.episodes,
         max_steps=values.max_steps,
         draw_every=values.gifs,
@@ -68,6 +75,7 @@ def main(_: Sequence[str]) -> None:
             out,
             settings=settings,
             seeds=seeds,
+            timed=dataclasses.replace(policy, batch_size=1),
         )
         page = write_page(out, episodes, summary, title=f"Rollouts of {values.workdir}")
     success = percent(summary["success"], summary["success_deviation"])

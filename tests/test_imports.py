@@ -26,9 +26,10 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"policy"},
+    {"control"},
     {"demonstration"},
     {"commands"},
-    {"sample", "evaluate", "prepare", "convert", "export", "diagnose", "demo", "main"},
+    {"sample", "evaluate", "prepare", "convert", "export", "diagnose", "demo", "rollout", "main"},
 )
 LEVEL = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -1,5 +1,6 @@
 """The work of `prepare demonstrations`: an expert solves episodes, which go into a file."""
 
+import dataclasses
 from pathlib import Path
 
 from drifting_jax.control.demonstrations import collect
@@ -23,7 +24,7 @@ def write_demonstrations(out: str, environment: str, *, episodes: int, seed: int
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with progress_bar(episodes, description="demonstrations", enabled=True) as bar:
         found, failures = collect(opened, episodes=episodes, seed=seed, report=bar.update)
-    write_npz(out, found._asdict())
+    write_npz(out, dataclasses.asdict(found))
     print(
         f"{out}: {episodes} demonstrations of {environment}, {len(found.actions)} steps; "
         f"{failures} other episodes failed and are left out"

@@ -2,28 +2,14 @@
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from drifting_jax.control.environments.environment import DEMONSTRATIONS, Environment, episode_seeds
 from drifting_jax.errors import UserError
+from drifting_jax.policy.demonstrations import Demonstrations
 
 _MOST_FAILURES = 10  # for each demonstration that is wanted
-
-
-class Demonstrations(NamedTuple):
-    """Steps of several episodes, one after another.
-
-    Attributes:
-      observations: [T, d_o] float32.
-      actions: [T, d_a] float32, the action that followed each observation.
-      episode_ends: [E] int64, one past the last step of each episode.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    episode_ends: np.ndarray
 
 
 def collect(

@@ -13,6 +13,8 @@ from drifting_jax.control.environments.environment import (
     episode_seeds,
 )
 from drifting_jax.errors import UserError
+from drifting_jax.policy.program import PolicySizes
+from drifting_jax.policy.windows import Horizons
 
 OUT_OF_TIME = "out of time"
 _PLANS = 1024  # more than an episode has
@@ -22,17 +24,14 @@ class Planner(Protocol):
     """What a rollout needs of a policy; `drifting_jax.policy.policy.Policy` is one.
 
     Attributes:
-      observation_horizon: h, observations that it sees.
-      observation_size: d_o.
-      action_size: d_a.
+      horizons: how many observations it sees.
+      sizes: d_o and d_a.
     """
 
     @property
-    def observation_horizon(self) -> int: ...
+    def horizons(self) -> Horizons: ...
     @property
-    def observation_size(self) -> int: ...
-    @property
-    def action_size(self) -> int: ...
+    def sizes(self) -> PolicySizes: ...
 
     def act(self, observations: np.ndarray, *, seed: int, indices: np.ndarray) -> np.ndarray:
         """Returns the actions [n, k, d_a] to carry out next.
@@ -153,8 +152,8 @@ def roll_out(
 def check_fit(planner: Planner, environment: Environment) -> None:
     """Raises UserError unless a planner has the sizes of an environment."""
     sizes = [
-        ("observations", planner.observation_size, environment.observation_size),
-        ("actions", planner.action_size, environment.action_size),
+        ("observations", planner.sizes.observation, environment.observation_size),
+        ("actions", planner.sizes.action, environment.action_size),
     ]
     for what, of_planner, of_environment in sizes:
         if of_planner != of_environment:
@@ -166,7 +165,7 @@ def check_fit(planner: Planner, environment: Environment) -> None:
 
 def _plan(planner: Planner, running: Sequence[_Running], *, rows: int, seed: int) -> np.ndarray:
     """The next actions [n, k, d_a] of the running episodes."""
-    windows = np.stack([one.window(planner.observation_horizon) for one in running])
+    windows = np.stack([one.window(planner.horizons.observation) for one in running])
     indices = np.array([one.index * _PLANS + one.plans for one in running])
     for one in running:
         one.plans += 1

@@ -13,6 +13,7 @@ from drifting_jax.control.environments.environment import (
 from drifting_jax.control.environments.two_ways import TwoWays
 from drifting_jax.control.rollouts import OUT_OF_TIME, roll_out
 from drifting_jax.errors import UserError
+from drifting_jax.policy.program import PolicySizes
 
 
 def of_experts(count, *, at_once, seed=3, episodes=None, **more):
@@ -83,7 +84,7 @@ def test_purposes_and_seeds_have_beginnings_of_their_own():
 
 def test_policies_that_do_not_fit():
     planner = StraightPlanner((0.0, 0.0))
-    planner.action_size = 4
+    planner.sizes = PolicySizes(2, 4)
     with pytest.raises(UserError, match="actions of 4 numbers, the environment of 2"):
         roll_out(planner, [TwoWays()], seed=0, episodes=[0])
     with pytest.raises(UserError, match="not finite"):

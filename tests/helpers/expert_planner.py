@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from drifting_jax.policy.program import PolicySizes
+from drifting_jax.policy.windows import Horizons
+
 PLANS = 1024  # a rollout's index is its episode times this, plus the number of plans before
 
 
@@ -12,11 +15,10 @@ class ExpertPlanner:
       calls: the observations and the indices that it was given, call by call.
     """
 
-    observation_horizon = 2
+    horizons = Horizons(observation=2, prediction=2, action=1)
 
     def __init__(self, environment, seeds):
-        self.observation_size = environment.observation_size
-        self.action_size = environment.action_size
+        self.sizes = PolicySizes(environment.observation_size, environment.action_size)
         self._experts = [environment.expert(seed) for seed in seeds]
         self.calls = []
 
@@ -33,7 +35,7 @@ class ExpertPlanner:
 class StraightPlanner:
     """Plans k actions straight towards a point, and counts its calls."""
 
-    observation_horizon, observation_size, action_size = 2, 2, 2
+    horizons, sizes = Horizons(observation=2, prediction=16, action=8), PolicySizes(2, 2)
 
     def __init__(self, target, count=8):
         self.target, self.count, self.calls = np.asarray(target, np.float32), count, 0

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from drifting_jax.control.environments.environment import Environment
 from drifting_jax.control.environments.meta_world import MetaWorld
+from drifting_jax.control.environments.push_t import PushT
 from drifting_jax.control.environments.two_ways import TwoWays
 from drifting_jax.errors import UserError
 
 # {name: what makes it}; of "family:task" the family, whose maker takes the task.
-ENVIRONMENTS: dict[str, Callable[[], Environment]] = {"two_ways": TwoWays}
+ENVIRONMENTS: dict[str, Callable[[], Environment]] = {"two_ways": TwoWays, "push_t": PushT}
 FAMILIES: dict[str, Callable[[str], Environment]] = {"metaworld": MetaWorld}
 
 
@@ -16,7 +17,7 @@ def open_environment(name: str) -> Environment:
     """Returns a new environment.
 
     Args:
-      name: "two_ways", or "metaworld:" and a task such as "reach-v3".
+      name: "two_ways", "push_t", or "metaworld:" and a task such as "reach-v3".
 
     Raises:
       UserError: there is none of this name, or its package is missing.

@@ -1,0 +1,267 @@
+"""Compares the drifting policy with regression, diffusion and flow matching; writes JSON cells.
+
+    python benchmarks/control/compare.py --tasks=two_ways --episodes=200
+    python benchmarks/control/compare.py              # all tasks; goes on where it was ended
+    python benchmarks/control/compare.py --times      # milliseconds of a chunk on one core
+    python benchmarks/control/compare.py --table      # prints the table of the results
+    python benchmarks/control/compare.py --picture=docs/two_ways.png
+
+All methods have the same demonstrations, horizons, network, optimizer, schedule, average and number
+of steps. The rows of a baseline's step are as many as make its products cost what those of the
+drifting step cost. A seed is that of the training and of the rollouts; the demonstrations are the
+same for all. Each cell (task, method, seed) is a file of its own, and is not computed again.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import baselines
+import jax
+import numpy as np
+from absl import app, flags
+
+from drifting_jax.commands.demonstrating import write_demonstrations
+from drifting_jax.compiler.flops import product_flops
+from drifting_jax.config import base_config
+from drifting_jax.config.base import resolve
+from drifting_jax.control.environments.table import open_environment
+from drifting_jax.control.measurement import Settings, measure, read_seed
+from drifting_jax.control.pictures import paths_picture
+from drifting_jax.files import read_json, write_bytes, write_json
+from drifting_jax.policy.policy import load_policy
+from drifting_jax.policy.program import init_policy
+from drifting_jax.policy.training import open_windows, program, sizes_of
+from drifting_jax.training import build
+from drifting_jax.training.run import run
+
+_TASKS = flags.DEFINE_list("tasks", [], "Of TASKS; empty: all.")
+_METHODS = flags.DEFINE_list("methods", [], "Of METHODS; empty: all.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and rollouts.")
+_EPISODES = flags.DEFINE_integer("episodes", 50, "Rollouts of a cell.")
+_STEPS = flags.DEFINE_integer("steps", 1000, "Training steps.")
+_RESULTS = flags.DEFINE_string("results", "benchmarks/results/control", "Folder of the cells.")
+_SCRATCH = flags.DEFINE_string(
+    "scratch", "runs/control", "Folder of demonstrations, runs and rollouts."
+)
+_TIMES = flags.DEFINE_bool("times", False, "Measure the time of a chunk on one core, and end.")
+_TABLE = flags.DEFINE_bool("table", False, "Print the table of the results, and end.")
+_PICTURE = flags.DEFINE_string("picture", "", "PNG of the paths in two_ways, a panel a method.")
+
+
+class Task(NamedTuple):
+    """Demonstrations, actions after which an episode ends, the network, samples of a row."""
+
+    demonstrations: int
+    max_steps: int
+    width: int
+    generated: int
+
+
+TASKS = {"two_ways": Task(200, 64, width=64, generated=16)} | {
+    f"metaworld:{name}-v3": Task(50, 200, width=128, generated=8)
+    for name in ("reach", "door-open", "push", "pick-place", "assembly")
+}
+METHODS = ("drifting", "regression", "diffusion_100", "flow_10", "flow_1")
+NAMES = {
+    "drifting": "drifting, 1 evaluation",
+    "regression": "regression",
+    "diffusion_100": "diffusion, 100 steps",
+    "flow_10": "flow matching, 10 steps",
+    "flow_1": "flow matching, 1 step",
+}
+
+
+def policy_config(task: str, seed: int) -> Any:
+    """The config of a task: a network that a CPU trains in minutes."""
+
+    config = base_config("policy")
+    config.seed = seed
+    config.data.path = str(demonstrations_path(task))
+    config.model.width = config.condition.width = TASKS[task].width
+    config.train.conditions, config.train.generated = 64, TASKS[task].generated
+    config.train.num_steps = config.train.save_every = _STEPS.value
+    config.train.ema_decays, config.eval.ema_decay = (0.99,), 0.99
+    config.mesh.data = 1
+    return resolve(config)
+
+
+def demonstrations_path(task: str) -> Path:
+    return Path(_SCRATCH.value) / "demonstrations" / f"{task.replace(':', '_')}.npz"
+
+
+def cell_path(task: str, method: str, seed: int | str) -> Path:
+    return Path(_RESULTS.value) / f"{task.replace(':', '_')}-{method}-seed{seed}.json"
+
+
+def collect_demonstrations(task: str) -> None:
+    """Writes the demonstrations of a task, unless they are there."""
+
+    if not demonstrations_path(task).exists():
+        write_demonstrations(
+            str(demonstrations_path(task)), task, episodes=TASKS[task].demonstrations, seed=0
+        )
+
+
+def step_flops(config: Any) -> float:
+    """Operations of the products of a drifting step."""
+
+    built = program(config, build.make_mesh(config))
+    return product_flops(jax.make_jaxpr(built.step)(built.carry, built.frozen, built.batch))
+
+
+def trained(task: str, method: str, seed: int, cache: dict) -> tuple[Any, dict[str, Any]]:
+    """The policy of a cell, and what is known of its training."""
+
+    config = policy_config(task, seed)
+    flops = step_flops(config)
+    began = time.perf_counter()
+    if method == "drifting":
+        workdir = Path(_SCRATCH.value) / "runs" / f"{task.replace(':', '_')}-seed{seed}"
+        if run(config, workdir=workdir):
+            sys.exit(75)
+        policy, record = load_policy(workdir), {"rows": config.train.conditions, "flops": flops}
+    else:
+        loss = baselines.BASELINES[method][0]
+        if (task, seed, loss) not in cache:
+            cache[task, seed, loss] = baselines.train(config, loss, flops=flops)
+        params, record = cache[task, seed, loss]
+        policy = baselines.make_policy(config, method, params)
+    return policy, record | {"training_seconds": time.perf_counter() - began}
+
+
+def measure_cell(task: str, method: str, seed: int, cache: dict) -> None:
+    """Trains, rolls out, and writes a cell."""
+
+    collect_demonstrations(task)
+    policy, record = trained(task, method, seed, cache)
+    settings = Settings(
+        environment=task,
+        policy={"method": method, "training_seed": seed, "steps": _STEPS.value},
+        episodes=_EPISODES.value,
+        max_steps=TASKS[task].max_steps,
+        draw_every=0,
+    )
+    out = rollouts_path(task, method)
+    began = time.perf_counter()
+    _, summary = measure(
+        policy, lambda: open_environment(task), out, settings=settings, seeds=[seed]
+    )
+    kept = ("success", "endings", "steps_of_a_success", "episodes", "max_steps")
+    cell = {"task": task, "method": method, "seed": seed, "training_steps": _STEPS.value}
+    cell |= {name: summary[name] for name in kept} | record
+    write_json(
+        cell_path(task, method, seed), cell | {"rollout_seconds": time.perf_counter() - began}
+    )
+
+
+def rollouts_path(task: str, method: str) -> Path:
+    return Path(_SCRATCH.value) / "rollouts" / f"{task.replace(':', '_')}-{method}"
+
+
+def measure_times() -> None:
+    """Writes the processor time of a chunk, for networks of random weights on one core."""
+
+    task = "metaworld:reach-v3"
+    collect_demonstrations(task)
+    config = policy_config(task, 0)
+    found = {}
+    source, _ = open_windows(config)
+    for method in METHODS:
+        if method == "drifting":
+            params = init_policy(config, sizes_of(source)).params["network"]
+        else:
+            params = baselines.initial(config)
+        policy = baselines.make_policy(config, method, params, batch_size=1)
+        found[method] = _milliseconds(policy)
+        print(method, found[method], flush=True)
+    write_json(
+        Path(_RESULTS.value) / "times.json",
+        {"milliseconds": found, "device": jax.devices()[0].device_kind, "cores": 1},
+    )
+
+
+def _milliseconds(policy: Any) -> float:
+    """Median processor time of a plan for one observation window."""
+    window = np.zeros((1, policy.horizons.observation, policy.sizes.observation), np.float32)
+    spent = []
+    for index in range(33):
+        began = time.process_time()
+        policy.act(window, seed=0, indices=np.array([index]))
+        spent.append(time.process_time() - began)
+    return 1e3 * float(np.median(spent[3:]))
+
+
+def print_table() -> None:
+    """Success in percent, mean ± standard deviation over seeds, a row a task."""
+
+    print("| task | " + " | ".join(NAMES[m] for m in METHODS) + " |")
+    print("|---" * (1 + len(METHODS)) + "|")
+    for task in TASKS:
+        cells = []
+        for method in METHODS:
+            paths = sorted(
+                cell_path(task, method, 0).parent.glob(
+                    cell_path(task, method, 0).name.replace("seed0", "seed*")
+                )
+            )
+            rates = [100 * read_json(path)["success"] for path in paths]
+            cells.append(_cell(rates))
+        if any(cells):
+            print(f"| {task.removeprefix('metaworld:')} | " + " | ".join(cells) + " |")
+    times = Path(_RESULTS.value) / "times.json"
+    if times.exists():
+        found = read_json(times)["milliseconds"]
+        print("| ms a chunk | " + " | ".join(f"{found[m]:.2f}" for m in METHODS) + " |")
+
+
+def _cell(rates: list[float]) -> str:
+    if not rates:
+        return ""
+    if len(rates) == 1:
+        return f"{rates[0]:.0f} (one seed)"
+    return f"{np.mean(rates):.1f} ± {np.std(rates, ddof=1):.1f}" + (
+        "" if len(rates) == 3 else f" ({len(rates)} seeds)"
+    )
+
+
+def draw_picture(path: str) -> None:
+    """The paths of the rollouts in two_ways of seed 0."""
+
+    panels = {}
+    for method in METHODS:
+        out = rollouts_path("two_ways", method)
+        if (out / "seed_0.json").exists():
+            episodes = read_seed(out, read_json(out / "seed_0.json")["settings"])
+            if episodes is not None:
+                panels[NAMES[method]] = episodes
+    write_bytes(path, paths_picture(panels))
+
+
+def main(_: list[str]) -> None:
+    """Does what the flags say."""
+    if _TABLE.value:
+        print_table()
+        return
+    if _PICTURE.value:
+        draw_picture(_PICTURE.value)
+        return
+    if _TIMES.value:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX starts its threads
+        measure_times()
+        return
+    Path(_RESULTS.value).mkdir(parents=True, exist_ok=True)
+    for seed in map(int, _SEEDS.value):
+        for task in _TASKS.value or TASKS:
+            cache: dict = {}
+            for method in _METHODS.value or METHODS:
+                path = cell_path(task, method, seed)
+                if not path.exists():
+                    measure_cell(task, method, seed, cache)
+                    print(path.read_text(), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
