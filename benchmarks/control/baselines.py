@@ -24,7 +24,7 @@ from drifting_jax.models.calls import apply, init_params
 from drifting_jax.policy.networks import make_network
 from drifting_jax.policy.policy import Policy
 from drifting_jax.policy.program import horizons_of
-from drifting_jax.policy.training import open_windows
+from drifting_jax.policy.training import read_data
 from drifting_jax.steps.state import NO_CULPRIT, apply_gradients, create_state, ema_name
 from drifting_jax.training import build
 
@@ -162,7 +162,7 @@ class Baseline(Policy):
 
 def initial(config: ConfigDict) -> PyTree:
     """Parameters before the training; the input layer is wider than a policy's by the time."""
-    source, _ = open_windows(config)
+    source = read_data(config).windows
     horizon, size = source.image_shape
     observations = jnp.zeros((1, *source.observation_shape))
     inputs = jnp.zeros((1, 1, horizon, size)), with_time(observations, jnp.zeros(1))
@@ -180,7 +180,7 @@ def train(config: ConfigDict, loss_name: str, *, flops: float) -> tuple[PyTree, 
     Returns:
       The average of decay config.eval.ema_decay, and {"rows": of a step, "flops": of a step}.
     """
-    source, _ = open_windows(config)
+    source = read_data(config).windows
     every = np.arange(len(source))
     observations = jnp.asarray(source.observation(every))
     actions = jnp.asarray(np.stack([source[i]["action"][0] for i in every]))
@@ -225,10 +225,9 @@ def train(config: ConfigDict, loss_name: str, *, flops: float) -> tuple[PyTree, 
 
 def make_policy(config: ConfigDict, name: str, params: PyTree, *, batch_size: int = 64) -> Policy:
     """The policy of trained parameters; name: "drifting", or a key of BASELINES."""
-    _, scalings = open_windows(config)
     policy = Policy(
         horizons=horizons_of(config),
-        scalings=scalings,
+        scalings=read_data(config).scalings,
         params=params,
         model=make_network(config),
         batch_size=batch_size,

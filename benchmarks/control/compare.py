@@ -33,7 +33,7 @@ from drifting_jax.control.pictures import paths_picture
 from drifting_jax.files import read_json, write_bytes, write_json
 from drifting_jax.policy.policy import load_policy
 from drifting_jax.policy.program import init_policy
-from drifting_jax.policy.training import open_windows, program, sizes_of
+from drifting_jax.policy.training import program, read_data
 from drifting_jax.training import build
 from drifting_jax.training.run import run
 
@@ -168,10 +168,10 @@ def measure_times() -> None:
     collect_demonstrations(task)
     config = policy_config(task, 0)
     found = {}
-    source, _ = open_windows(config)
+    sizes = read_data(config).sizes
     for method in METHODS:
         if method == "drifting":
-            params = init_policy(config, sizes_of(source)).params["network"]
+            params = init_policy(config, sizes).params["network"]
         else:
             params = baselines.initial(config)
         policy = baselines.make_policy(config, method, params, batch_size=1)
