@@ -22,9 +22,10 @@ from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import samples_key, stream_key
 from drifting_jax.models.calls import apply, init_params
 from drifting_jax.policy.networks import make_network
-from drifting_jax.policy.policy import Policy
-from drifting_jax.policy.program import horizons_of
+from drifting_jax.policy.program import PolicySizes, horizons_of
+from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.training import read_data
+from drifting_jax.policy.windows import Horizons
 from drifting_jax.steps.state import NO_CULPRIT, apply_gradients, create_state, ema_name
 from drifting_jax.training import build
 
@@ -139,23 +140,38 @@ def network_of(model: Any, params: PyTree) -> Network:
 
 
 @dataclasses.dataclass(frozen=True)
-class Baseline(Policy):
-    """A policy that samples in another way; `name` is a key of BASELINES."""
+class Baseline:
+    """A policy that samples in another way; see `drifting_jax.policy.policy.Policy`.
 
-    name: str = ""
+    `chunks` is what BASELINES has for it.
+    """
+
+    horizons: Horizons
+    sizes: PolicySizes
+    scalings: Scalings
+    params: PyTree
+    model: Any
+    chunks: Callable[..., jax.Array]
+    batch_size: int
+
+    def act(self, observations: np.ndarray, *, seed: int, indices: np.ndarray) -> np.ndarray:
+        """Returns the actions to carry out [n, action horizon, d_a] of at most batch_size rows."""
+        n, missing = len(observations), self.batch_size - len(observations)
+        rows = np.pad(observations.astype(np.float32), ((0, missing), (0, 0), (0, 0)))
+        numbers = np.pad(indices.astype(np.uint32), (0, missing))
+        found = self._sampler(self.params, rows, numbers, np.uint32(seed))
+        return np.asarray(found)[:n, self.horizons.executed]
 
     @functools.cached_property
     def _sampler(self) -> Callable[..., jax.Array]:
-        chunks = BASELINES[self.name][1]
-
         @jax.jit
-        def sampler(params, scalings, observations, indices, seed):
-            shape = (self.horizons.prediction, len(scalings.action.centre))
+        def sampler(params, observations, indices, seed):
+            shape = (self.horizons.prediction, self.sizes.action)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(samples_key(seed), indices)
             noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-            scaled = scalings.observation.scaled(observations)
-            actions = chunks(network_of(self.model, params), scaled, noise, keys)
-            return scalings.action.unscaled(jnp.clip(actions, -1, 1))
+            scaled = self.scalings.observation.scaled(observations)
+            actions = self.chunks(network_of(self.model, params), scaled, noise, keys)
+            return self.scalings.action.unscaled(jnp.clip(actions, -1, 1))
 
         return sampler
 
@@ -223,19 +239,17 @@ def train(config: ConfigDict, loss_name: str, *, flops: float) -> tuple[PyTree, 
     return jax.device_get(state.ema[ema_name(decay)]), record
 
 
-def make_policy(config: ConfigDict, name: str, params: PyTree, *, batch_size: int = 64) -> Policy:
-    """The policy of trained parameters; name: "drifting", or a key of BASELINES."""
-    policy = Policy(
+def make_baseline(
+    config: ConfigDict, name: str, params: PyTree, *, batch_size: int = 64
+) -> Baseline:
+    """The policy of trained parameters; `name` is a key of BASELINES."""
+    data = read_data(config)
+    return Baseline(
         horizons=horizons_of(config),
-        scalings=read_data(config).scalings,
+        sizes=data.sizes,
+        scalings=data.scalings,
         params=params,
         model=make_network(config),
+        chunks=BASELINES[name][1],
         batch_size=batch_size,
-        step=config.train.num_steps,
-        ema_decay=config.eval.ema_decay,
-        config=config,
     )
-    if name == "drifting":
-        return policy
-    own = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
-    return Baseline(**own, name=name)

@@ -31,8 +31,8 @@ from drifting_jax.control.environments.table import open_environment
 from drifting_jax.control.measurement import Settings, measure, read_seed
 from drifting_jax.control.pictures import paths_picture
 from drifting_jax.files import read_json, write_bytes, write_json
-from drifting_jax.policy.policy import load_policy
-from drifting_jax.policy.program import init_policy
+from drifting_jax.policy.policy import load_policy, policy_of
+from drifting_jax.policy.program import policy_program
 from drifting_jax.policy.training import program, read_data
 from drifting_jax.training import build
 from drifting_jax.training.run import run
@@ -41,7 +41,7 @@ _TASKS = flags.DEFINE_list("tasks", [], "Of TASKS; empty: all.")
 _METHODS = flags.DEFINE_list("methods", [], "Of METHODS; empty: all.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and rollouts.")
 _EPISODES = flags.DEFINE_integer("episodes", 50, "Rollouts of a cell.")
-_STEPS = flags.DEFINE_integer("steps", 1000, "Training steps.")
+_STEPS = flags.DEFINE_integer("steps", 2000, "Training steps.")
 _RESULTS = flags.DEFINE_string("results", "benchmarks/results/control", "Folder of the cells.")
 _SCRATCH = flags.DEFINE_string(
     "scratch", "runs/control", "Folder of demonstrations, runs and rollouts."
@@ -52,16 +52,17 @@ _PICTURE = flags.DEFINE_string("picture", "", "PNG of the paths in two_ways, a p
 
 
 class Task(NamedTuple):
-    """Demonstrations, actions after which an episode ends, the network, samples of a row."""
+    """Demonstrations, actions after which an episode ends, rows of a step and their samples."""
 
     demonstrations: int
     max_steps: int
-    width: int
+    conditions: int
     generated: int
 
 
-TASKS = {"two_ways": Task(200, 64, width=64, generated=16)} | {
-    f"metaworld:{name}-v3": Task(50, 200, width=128, generated=8)
+WIDTH = 128  # of the network
+TASKS = {"two_ways": Task(200, 64, conditions=32, generated=16)} | {
+    f"metaworld:{name}-v3": Task(50, 200, conditions=64, generated=8)
     for name in ("reach", "door-open", "push", "pick-place", "assembly")
 }
 METHODS = ("drifting", "regression", "diffusion_100", "flow_10", "flow_1")
@@ -76,12 +77,12 @@ NAMES = {
 
 def policy_config(task: str, seed: int) -> Any:
     """The config of a task: a network that a CPU trains in minutes."""
-
     config = base_config("policy")
     config.seed = seed
     config.data.path = str(demonstrations_path(task))
-    config.model.width = config.condition.width = TASKS[task].width
-    config.train.conditions, config.train.generated = 64, TASKS[task].generated
+    config.model.width = config.condition.width = WIDTH
+    config.train.conditions = TASKS[task].conditions
+    config.train.generated = TASKS[task].generated
     config.train.num_steps = config.train.save_every = _STEPS.value
     config.train.ema_decays, config.eval.ema_decay = (0.99,), 0.99
     config.mesh.data = 1
@@ -98,7 +99,6 @@ def cell_path(task: str, method: str, seed: int | str) -> Path:
 
 def collect_demonstrations(task: str) -> None:
     """Writes the demonstrations of a task, unless they are there."""
-
     if not demonstrations_path(task).exists():
         write_demonstrations(
             str(demonstrations_path(task)), task, episodes=TASKS[task].demonstrations, seed=0
@@ -107,14 +107,12 @@ def collect_demonstrations(task: str) -> None:
 
 def step_flops(config: Any) -> float:
     """Operations of the products of a drifting step."""
-
     built = program(config, build.make_mesh(config))
     return product_flops(jax.make_jaxpr(built.step)(built.carry, built.frozen, built.batch))
 
 
 def trained(task: str, method: str, seed: int, cache: dict) -> tuple[Any, dict[str, Any]]:
     """The policy of a cell, and what is known of its training."""
-
     config = policy_config(task, seed)
     flops = step_flops(config)
     began = time.perf_counter()
@@ -128,13 +126,12 @@ def trained(task: str, method: str, seed: int, cache: dict) -> tuple[Any, dict[s
         if (task, seed, loss) not in cache:
             cache[task, seed, loss] = baselines.train(config, loss, flops=flops)
         params, record = cache[task, seed, loss]
-        policy = baselines.make_policy(config, method, params)
+        policy = baselines.make_baseline(config, method, params)
     return policy, record | {"training_seconds": time.perf_counter() - began}
 
 
 def measure_cell(task: str, method: str, seed: int, cache: dict) -> None:
     """Trains, rolls out, and writes a cell."""
-
     collect_demonstrations(task)
     policy, record = trained(task, method, seed, cache)
     settings = Settings(
@@ -163,18 +160,18 @@ def rollouts_path(task: str, method: str) -> Path:
 
 def measure_times() -> None:
     """Writes the processor time of a chunk, for networks of random weights on one core."""
-
     task = "metaworld:reach-v3"
     collect_demonstrations(task)
     config = policy_config(task, 0)
     found = {}
-    sizes = read_data(config).sizes
+    data, mesh = read_data(config), build.make_mesh(config)
+    state = policy_program(config, data.sizes, mesh).init()
+    drifting = policy_of(config, data.scalings, state, step=0, ema_decay=0.99, batch_size=1)
+    params = baselines.initial(config)
     for method in METHODS:
-        if method == "drifting":
-            params = init_policy(config, sizes).params["network"]
-        else:
-            params = baselines.initial(config)
-        policy = baselines.make_policy(config, method, params, batch_size=1)
+        policy = drifting
+        if method != "drifting":
+            policy = baselines.make_baseline(config, method, params, batch_size=1)
         found[method] = _milliseconds(policy)
         print(method, found[method], flush=True)
     write_json(
@@ -196,7 +193,6 @@ def _milliseconds(policy: Any) -> float:
 
 def print_table() -> None:
     """Success in percent, mean ± standard deviation over seeds, a row a task."""
-
     print("| task | " + " | ".join(NAMES[m] for m in METHODS) + " |")
     print("|---" * (1 + len(METHODS)) + "|")
     for task in TASKS:
@@ -229,7 +225,6 @@ def _cell(rates: list[float]) -> str:
 
 def draw_picture(path: str) -> None:
     """The paths of the rollouts in two_ways of seed 0."""
-
     panels = {}
     for method in METHODS:
         out = rollouts_path("two_ways", method)

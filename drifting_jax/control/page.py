@@ -2,7 +2,7 @@
 
 import html
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,10 @@ def _table(episodes: Mapping[int, Sequence[Episode]]) -> str:
     """Rows for success, steps and endings; a column for each seed."""
     columns = list(episodes.values())
     endings = Counter(e.ending for column in columns for e in column)
-    rows = [("Success", [percent(np.mean([e.success for e in column])) for column in columns])]
+    rows = [("Success", [_share(e.success for e in column) for column in columns])]
     rows.append(("Steps of a success", [_mean_steps(column) for column in columns]))
     for ending, _ in endings.most_common():
-        shares = [percent(np.mean([e.ending == ending for e in column])) for column in columns]
+        shares = [_share(e.ending == ending for e in column) for column in columns]
         rows.append((f"Ended: {ending}", shares))
     head = "".join(f"<th>seed {seed}</th>" for seed in episodes)
     body = "".join(
@@ -99,6 +99,11 @@ def _table(episodes: Mapping[int, Sequence[Episode]]) -> str:
         '<section><h2>Rollouts</h2><div class="scroll"><table>'
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div></section>\n"
     )
+
+
+def _share(holds: Iterable[bool]) -> str:
+    """How often something holds, in percent."""
+    return percent(float(np.mean(list(holds))))
 
 
 def _mean_steps(episodes: Sequence[Episode]) -> str:
