@@ -84,6 +84,7 @@ def policy_config(task: str, seed: int) -> Any:
     config.train.conditions = TASKS[task].conditions
     config.train.generated = TASKS[task].generated
     config.train.num_steps = config.train.save_every = _STEPS.value
+    config.optim.warmup_steps = 50
     config.train.ema_decays, config.eval.ema_decay = (0.99,), 0.99
     config.mesh.data = 1
     return resolve(config)
