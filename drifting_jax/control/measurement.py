@@ -153,15 +153,24 @@ def read_seed(out: Path, identity: Mapping[str, Any]) -> list[Episode] | None:
         record = read_json(path)
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
             observations, ends = arrays["observations"], arrays["episode_ends"]
-        if record.get("settings") != dict(identity) or len(ends) != identity["episodes"]:
+        entries = record["episodes"]
+        whole = len(entries) == len(ends) == identity["episodes"] and ends[-1] == len(observations)
+        if record.get("settings") != dict(identity) or not whole or observations.ndim != 2:
             return None
         parts = np.split(observations, ends[:-1])
-        return [
+        found = [
             Episode(entry["episode"], entry["success"], entry["ending"], part, [])
-            for entry, part in zip(record["episodes"], parts, strict=True)
+            for entry, part in zip(entries, parts, strict=True)
         ]
+        return found if all(map(_is_whole, found, entries)) else None
     except Exception:  # not there, or damaged: it is measured again
         return None
+
+
+def _is_whole(episode: Episode, entry: Mapping[str, Any]) -> bool:
+    """Whether what was read is what `outcome` wrote."""
+    kinds = isinstance(episode.success, bool) and isinstance(episode.ending, str)
+    return kinds and outcome(episode) == entry and np.isfinite(episode.observations).all()
 
 
 def _write_seed(out: Path, identity: Mapping[str, Any], episodes: Sequence[Episode]) -> None:

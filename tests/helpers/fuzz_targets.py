@@ -14,12 +14,15 @@ import jax
 import numpy as np
 import tiny_config
 import torch_files
+from expert_planner import StraightPlanner
 from fuzzing import Target
 from imagenet_like import encoded, oddities, picture
 from read_release import unpacked
 
 from drifting_jax.commands import packing
 from drifting_jax.config import base_config, load_config, resolve, save_config
+from drifting_jax.control.environments.two_ways import TwoWays
+from drifting_jax.control.measurement import Settings, measure, read_seed, summarize
 from drifting_jax.data import transforms
 from drifting_jax.data.facts import Skipped
 from drifting_jax.data.file_list import FileList
@@ -323,6 +326,16 @@ def _evaluations() -> dict[str, Target]:
         setup = SimpleNamespace(out=folder, digest="b", settings=settings, is_main_process=True)
         measure_all(setup, [SimpleNamespace(images=NoImages())])
 
+    settings = Settings("two_ways", {"step": 1}, episodes=2, draw_every=0)
+
+    def rollouts(folder: Path) -> None:
+        measure(StraightPlanner((0, 0)), TwoWays, folder, settings=settings, seeds=[0], report=len)
+
+    def read_rollouts(folder: Path) -> None:
+        found = read_seed(folder, settings.identity(0))
+        if found is not None:
+            summarize({0: found})
+
     def store(folder: Path) -> None:
         FeatureStore(folder / "s", rows=3, widths={"pool": 2})
 
@@ -333,6 +346,7 @@ def _evaluations() -> dict[str, Target]:
         "evaluation samples": Target({"x.npz": samples}, read_samples, (UserError,)),
         "evaluation figures.jsonl": Target({"figures.jsonl": lines.encode()}, known, (UserError,)),
         "evaluation store": Target(_made_by(store), store, (UserError,)),
+        "evaluation rollouts": Target(_made_by(rollouts), read_rollouts, ()),
     }
 
 
