@@ -30,6 +30,7 @@ NAVIGATION = {
         "demo": "The demo",
         "data": "Your data",
         "control": "Control",
+        "rollouts": "Rollouts",
         "reading_a_run": "Reading a run",
         "diagnose": "Before training",
     },
