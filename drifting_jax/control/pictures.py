@@ -40,7 +40,7 @@ def paths_picture(panels: Mapping[str, Sequence[Episode]]) -> bytes:
     Args:
       panels: {title: episodes}.
     """
-    figure = new_figure(figsize=(3.6 * len(panels), 4.0), dpi=110, layout="constrained")
+    figure = new_figure(figsize=(3.0 * len(panels), 3.2), dpi=100, layout="constrained")
     for axes, (title, episodes) in zip(
         np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
     ):
