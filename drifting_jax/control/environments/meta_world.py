@@ -37,6 +37,7 @@ class MetaWorld:
         # Else all episodes have the goal of the first, or goals of NumPy's global generator.
         self._environment._freeze_rand_vec = False
         self._environment.seeded_rand_vec = True
+        self._environment.model.camera(_CAMERA).pos[:] = _CAMERA_POSITION
         self._renderer: Any = None
 
     def reset(self, seed: int) -> np.ndarray:
@@ -95,7 +96,6 @@ def _open_renderer(model: Any) -> Any:
     """A renderer of MuJoCo without shadows and mirrors, which take most of the time on a CPU."""
     import mujoco
 
-    model.camera(_CAMERA).pos[:] = _CAMERA_POSITION
     try:
         renderer = mujoco.Renderer(model, _SIDE, _SIDE)
         atexit.register(renderer.close)  # later, OpenGL is gone
