@@ -56,12 +56,17 @@ def _demonstrate(environment: Environment, seed: int) -> tuple[np.ndarray, np.nd
     observation = environment.reset(seed)
     act = environment.expert(seed)
     observations, actions = [], []
-    for _ in range(environment.max_steps):
+    end = environment.max_steps  # after this many actions
+    succeeded = False
+    while len(actions) < end:
         action = act(observation)
         observations.append(observation)
         actions.append(action)
         step = environment.step(action)
-        if step.ended:
-            return (np.stack(observations), np.stack(actions)) if step.success else None
+        if step.success and not succeeded:
+            succeeded = True
+            end = min(end, len(actions) + environment.steps_after_success)
+        elif step.ended and not succeeded:
+            break
         observation = step.observation
-    return None
+    return (np.stack(observations), np.stack(actions)) if succeeded else None

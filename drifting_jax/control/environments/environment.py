@@ -37,11 +37,14 @@ class Environment(Protocol):
       observation_size: d_o.
       action_size: d_a.
       max_steps: actions after which a rollout ends without success.
+      steps_after_success: that a demonstration goes on. Where success means to be within a distance
+        of something, its first moment is only the edge, and a policy must learn to stay inside.
     """
 
     observation_size: int
     action_size: int
     max_steps: int
+    steps_after_success: int
 
     def reset(self, seed: int) -> np.ndarray:
         """Begins the episode of a seed and returns its first observation [d_o] float32."""

@@ -30,6 +30,7 @@ class MetaWorld:
     observation_size = 39
     action_size = 4
     max_steps = 500
+    steps_after_success = 20
 
     def __init__(self, name: str) -> None:
         make, self._make_expert = _find(name)

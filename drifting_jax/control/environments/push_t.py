@@ -27,6 +27,7 @@ class PushT:
     observation_size = 5
     action_size = 2
     max_steps = 300
+    steps_after_success = 0
 
     def __init__(self) -> None:
         self._environment: Any = _make()

@@ -29,6 +29,7 @@ class TwoWays:
     observation_size = 2
     action_size = 2
     max_steps = 64
+    steps_after_success = 0
 
     def __init__(self) -> None:
         self._position = np.zeros(2)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from drifting_jax.control.demonstrations import collect
+from drifting_jax.control.environments.environment import DEMONSTRATIONS, episode_seeds
 from drifting_jax.control.environments.table import open_environment
 from drifting_jax.errors import UserError
 
@@ -33,8 +34,13 @@ def test_experts_solve_it(reach):
     assert np.abs(found.actions).max() <= 1
     goals = found.observations[found.episode_starts, -3:]
     assert len(np.unique(goals, axis=0)) == 3  # each episode has its own
-    hand = found.observations[found.episode_ends - 1, :3]
-    assert np.linalg.norm(hand - goals, axis=1).max() < 0.07  # one step from within 5 cm
+    lengths = []  # to the first success, when the same actions are carried out again
+    seeds = episode_seeds(DEMONSTRATIONS, 0, 3)
+    for seed, start, end in zip(seeds, found.episode_starts, found.episode_ends, strict=True):
+        reach.reset(seed)
+        successes = [reach.step(action).success for action in found.actions[start:end]]
+        lengths.append(successes.index(True) + 1)
+    assert np.diff(found.episode_ends, prepend=0).tolist() == [n + 20 for n in lengths]
 
 
 def test_an_episode_depends_on_its_seed_alone(reach):
