@@ -55,7 +55,8 @@ def _demonstrate(environment: Environment, seed: int) -> tuple[np.ndarray, np.nd
     """Observations [t, d_o] and actions [t, d_a] of an episode; None if it fails."""
     observation = environment.reset(seed)
     act = environment.expert(seed)
-    observations, actions = [], []
+    observations: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
     end = environment.max_steps  # after this many actions
     succeeded = False
     while len(actions) < end:
