@@ -1,7 +1,7 @@
 """Measures a policy by rollouts: `python -m drifting_jax.rollout --workdir=runs/two_ways`.
 
     … --workdir=runs/two_ways --environment=two_ways --episodes=50 --seeds=0,1,2
-    … --workdir=runs/reach --environment=metaworld:reach-v3 --gifs=0
+    … --workdir=runs/reach --environment=metaworld:reach-v3 --gif_every=0
 
 Writes rollouts.json, report.html with animations, and every episode. Each episode depends on the
 policy, the environment, the seed and its number alone. The same command goes on after a stop.
@@ -40,7 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_float("ema_decay", None, "Which moving average; default: the config's.")
     flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
     flags.DEFINE_integer(
-        "gifs", 2, "Steps between two pictures of the animations; 0: none.", lower_bound=0
+        "gif_every", 2, "Steps between two pictures of an animation; 0: none.", lower_bound=0
     )
     flags.DEFINE_string("out", "", "Folder to write; default: rollouts/… in the workdir.")
 
@@ -66,7 +66,7 @@ def main(_: Sequence[str]) -> None:
         },
         episodes=values.episodes,
         max_steps=values.max_steps,
-        draw_every=values.gifs,
+        draw_every=values.gif_every,
     )
     with locked(out):
         episodes, summary = measure(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from drifting_jax.control.environments.environment import Environment
 from drifting_jax.control.pictures import animation
@@ -194,7 +195,7 @@ def _animate(
 ) -> None:
     """Writes an animation of the first success and of the first failure of a seed.
 
-    They are rolled out a second time, with pictures. If none can be drawn, a line says so.
+    They are rolled out a second time, with pictures. If none can be drawn, a warning says so.
     """
     for kind, success in KINDS.items():
         path = animation_path(out, seed, kind)
@@ -212,7 +213,7 @@ def _animate(
                 draw_every=settings.draw_every,
             )
         except UserError as error:
-            print(f"no animation of seed {seed}: {first_line(error)}")
+            logging.warning("No animation of seed %d: %s", seed, first_line(error))
             return
         write_bytes(path, animation(drawn.pictures))
 

@@ -159,7 +159,7 @@ def check_fit(planner: Planner, environment: Environment) -> None:
         if of_planner != of_environment:
             raise UserError(
                 f"the policy has {what} of {of_planner} numbers, the environment of "
-                f"{of_environment}: give the --environment of its demonstrations"
+                f"{of_environment}: it has learned from demonstrations of another one"
             )
 
 

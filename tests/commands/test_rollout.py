@@ -57,7 +57,7 @@ def test_demonstrations_are_what_a_policy_reads(folder):
 
 def test_rollouts_of_a_run_and_the_same_command_again(folder, capsys):
     words = (f"--workdir={folder / 'run'}", "--environment=two_ways", "--episodes=2")
-    run_command(rollout, *words, "--seeds=0,1", "--gifs=8")
+    run_command(rollout, *words, "--seeds=0,1", "--gif_every=8")
     printed = capsys.readouterr().out
     out = folder / "run" / "rollouts" / "two_ways"
     assert "seed 1: 0 of 2 solved" in printed and f"report: {out / 'report.html'}" in printed
@@ -66,10 +66,10 @@ def test_rollouts_of_a_run_and_the_same_command_again(folder, capsys):
     assert found["milliseconds_per_plan"] > 0
     assert (out / "seed_1_failure.gif").exists() and not (out / "seed_1_success.gif").exists()
     before = (out / "seed_0.json").stat().st_mtime_ns, (out / "seed_0.npz").read_bytes()
-    run_command(rollout, *words, "--seeds=0", "--gifs=8")
+    run_command(rollout, *words, "--seeds=0", "--gif_every=8")
     assert ((out / "seed_0.json").stat().st_mtime_ns, (out / "seed_0.npz").read_bytes()) == before
     (out / "seed_0.json").unlink()
-    run_command(rollout, *words, "--seeds=0", "--gifs=0")
+    run_command(rollout, *words, "--seeds=0", "--gif_every=0")
     assert (out / "seed_0.npz").read_bytes() == before[1]
 
 

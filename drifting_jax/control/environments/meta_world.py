@@ -102,8 +102,7 @@ def _open_renderer(model: Any) -> Any:
         atexit.register(renderer.close)  # later, OpenGL is gone
     except Exception as error:  # of OpenGL, by many names
         raise UserError(
-            f"MuJoCo cannot draw here ({error}): set MUJOCO_GL to egl, osmesa or glfw, or give "
-            "--gifs=0"
+            f"MuJoCo cannot draw here ({error}): set MUJOCO_GL to egl, osmesa or glfw"
         ) from None
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[flag] = False
