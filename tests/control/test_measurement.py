@@ -10,6 +10,7 @@ from PIL import Image
 from drifting_jax.control import measurement, page
 from drifting_jax.control.environments.two_ways import TwoWays
 from drifting_jax.control.rollouts import Episode
+from drifting_jax.errors import UserError
 
 
 class ByLuck(StraightPlanner):
@@ -84,6 +85,22 @@ def test_animations_show_a_success_and_a_failure(measured):
         with Image.open(out / f"seed_0_{kind}.gif") as picture:
             assert picture.size == (160, 160)
             assert picture.n_frames == 1 + first.steps // 4 + (first.steps % 4 > 0)
+
+
+class Undrawable(TwoWays):
+    """A task on a machine that cannot draw."""
+
+    def draw(self):
+        raise UserError("no screen")
+
+
+def test_what_cannot_be_drawn_is_left_out(tmp_path, caplog):
+    found, summary = measurement.measure(
+        ByLuck((0, 0)), Undrawable, tmp_path, settings=settings(), seeds=[0], report=len
+    )
+    assert 0 < summary["success"] < 1 and not list(tmp_path.glob("*.gif"))
+    assert "No animation of seed 0: UserError: no screen" in caplog.text
+    assert "<h2>Rollouts</h2>" in page.write_page(tmp_path, found, summary, title="").read_text()
 
 
 def test_the_page_has_everything_inside(measured):
