@@ -60,7 +60,7 @@ def loss_alone(config, mesh, device) -> tuple[list[str], int]:
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
 
     def sums(*groups):
-        return feature_losses.distance_sums(feature_losses.FeatureSets(*groups))
+        return feature_losses.distance_sums(feature_losses.FeatureSets(*groups), options)
 
     def squares(scales, *groups):
         sets = feature_losses.FeatureSets(*groups)
