@@ -99,7 +99,7 @@ def _show_nearest(values: Any) -> None:
 def _is_small(values: Any) -> bool:
     """Whether a run of small images is measured."""
     return source_of(values) == "workdir" and (
-        load_config(Path(values.workdir)).data.source in SMALL_SOURCES
+        load_config(Path(values.workdir)).get("data", {}).get("source") in SMALL_SOURCES
     )
 
 

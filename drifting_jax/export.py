@@ -4,8 +4,8 @@
     python sampler/sample.py --classes=3,7 --per_class=8 --out=samples.png
 
 Or of weights without a run: `--weights=FOLDER`. The workdir of a policy becomes a folder that acts
-(`policy.py` in it). The folder samples with JAX alone, on a CPU, a GPU
-or a TPU; with the extra `onnx` it also holds the network as ONNX.
+(`policy.py` in it). The folder samples with JAX alone, on a CPU, a GPU or a TPU; with the extra
+`onnx` it also holds the network as ONNX.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@
     python benchmarks/control/compare.py              # all tasks; goes on where it was ended
     python benchmarks/control/compare.py --times      # milliseconds of a chunk on one core
     python benchmarks/control/compare.py --table      # prints the table of the results
-    python benchmarks/control/compare.py --picture=docs/two_ways.png
+    python benchmarks/control/compare.py --picture=docs/images/two_ways.png
 
 All methods have the same demonstrations, horizons, network, optimizer, schedule, average and number
 of steps. The rows of a baseline's step are as many as make its products cost what those of the

@@ -134,7 +134,8 @@ def _check_relations(values: Mapping[str, Any]) -> None:
         ("model.num_heads", "model.width"),
         ("encoder.groups", "encoder.width"),
     ):
-        if divisor in values and values[multiple] % values[divisor]:
+        is_unread = divisor == "model.num_heads" and values.get("model.kind") == "mlp"
+        if divisor in values and values[multiple] % values[divisor] and not is_unread:
             raise UserError(
                 f"config.{divisor} must divide config.{multiple}; "
                 f"found {values[divisor]} and {values[multiple]}"

@@ -17,7 +17,7 @@ from absl import logging
 from drifting_jax.control.environments.environment import Environment
 from drifting_jax.control.pictures import animation
 from drifting_jax.control.rollouts import Episode, Planner, outcome, roll_out
-from drifting_jax.errors import UserError, first_line
+from drifting_jax.errors import first_line
 from drifting_jax.files import read_json, write_bytes, write_json, write_npz
 
 SUMMARY_FILE, REPORT_FILE = "rollouts.json", "report.html"
@@ -84,6 +84,8 @@ def measure(
         identity = settings.identity(seed)
         kept = read_seed(out, identity)
         if kept is None:
+            for kind in KINDS:  # of an earlier policy
+                animation_path(out, seed, kind).unlink(missing_ok=True)
             kept = roll_out(
                 planner,
                 environments.all(),
@@ -198,8 +200,6 @@ def _animate(
     They are rolled out a second time, with pictures. If none can be drawn, a warning says so.
     """
     for kind, success in KINDS.items():
-        path = animation_path(out, seed, kind)
-        path.unlink(missing_ok=True)
         first = next((e.index for e in episodes if e.success == success), None)
         if first is None:
             continue
@@ -212,10 +212,10 @@ def _animate(
                 max_steps=settings.max_steps,
                 draw_every=settings.draw_every,
             )
-        except UserError as error:
+        except Exception as error:  # of drawing libraries, by many names
             logging.warning("No animation of seed %d: %s", seed, first_line(error))
             return
-        write_bytes(path, animation(drawn.pictures))
+        write_bytes(animation_path(out, seed, kind), animation(drawn.pictures))
 
 
 def animation_path(out: Path, seed: int, kind: str) -> Path:

@@ -139,7 +139,8 @@ def roll_out(
             pictures = [environment.draw()] if draw_every else []
             running.append(_Running(index, environment, [first], pictures))
         actions = _plan(planner, running, rows=len(environments), seed=seed)
-        limit = max_steps or environments[0].max_steps
+        longest = environments[0].max_steps
+        limit = min(max_steps or longest, longest)
         for one, row in zip(list(running), actions, strict=True):
             ended = one.carry_out(row, max_steps=limit, draw_every=draw_every)
             if ended is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from drifting_jax.data.sources import make_source
 from drifting_jax.distributed.agreement import on_all_processes, on_main_process
+from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.extractors import Extractor
 from drifting_jax.evaluation.features.image_set import ImageSet
 from drifting_jax.evaluation.features.source_images import SourceImages
@@ -66,7 +67,10 @@ def _is_of(path: Path, images: ImageSet, extractors: Sequence[Extractor]) -> boo
     """Whether a file holds the statistics of these images by these networks."""
     if not path.is_file():
         return False
-    found: Reference = read_reference(path)
+    try:
+        found: Reference = read_reference(path)
+    except UserError:  # damaged: it is computed again
+        return False
     weights = {f"{e.name} weights": f"sha256 {e.digest}" for e in extractors}
     wanted = {"images": images.words, **weights}
     return all(found.protocol.get(name) == words for name, words in wanted.items())

@@ -130,7 +130,7 @@ def temperature_loss(
 def neighbour_weights(distance: jax.Array, width: float | jax.Array) -> jax.Array:
     """Weights of positives by the distance of their condition to that of the row.
 
-    They are exp(-distance²/2·width²): 1 for a row's own target. Any shape -> the same.
+    They are exp(-distance²/(2·width²)): 1 for a row's own target. Any shape -> the same.
     """
     return jnp.exp(-0.5 * jnp.square(distance / width))
 

@@ -105,6 +105,7 @@ def checked(observations: Any, actions: Any, episode_ends: Any, *, origin: str) 
             raise UserError(
                 f"{name} of {origin} must be numbers [steps, dimensions], not empty; found "
                 f"{list(array.shape)} {array.dtype}"
+                + (", of one dimension: write values[:, None]" if array.ndim == 1 else "")
             )
         with np.errstate(over="ignore"):  # what float32 cannot hold is told below
             array = array.astype(np.float32)

@@ -56,6 +56,12 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
             f"config.train.conditions must be a multiple of the {mesh.size} devices; "
             f"found {config.train.conditions}"
         )
+    heads, width = config.model.num_heads, config.model.width
+    if config.model.kind == "transformer" and (width % heads or width // heads % 2):
+        raise UserError(
+            "config.model.width must be config.model.num_heads times an even number; found width "
+            f"{width} and {heads} heads"
+        )
     if not config.single_target.learned_temperature:
         return
     options, field = build.drift_options(config), field_named(config.drift.field)

@@ -63,8 +63,9 @@ class PolicyMetrics:
       loss: [] nearly constant by construction.
       gradient_norm: [] before the clip.
       statistics: of the one feature, the chunks of actions.
-      energy_score: [] mean distance to the targets less half of that between samples of a row; it
-        is least where the samples are distributed as the targets are.
+      energy_score: [] mean distance to the targets less half of that between samples of a row, as
+        the root mean square over the entries of a chunk; it is least where the samples are
+        distributed as the targets are.
       temperature: [] the learned one; None without.
     """
 
@@ -161,7 +162,7 @@ def _losses(
     if moment.temperature is not None:
         own = positive[:, :1]
         total += temperature_loss(generated, own, moment.temperature, options=s.drift)
-    score = energy_score(generated[:, :, 0], positive[:, 0, 0])
+    score = energy_score(generated[:, :, 0], positive[:, 0, 0]) / positive.shape[-1] ** 0.5
     return total, (loss, statistics, jnp.mean(score), moment.temperature)
 
 

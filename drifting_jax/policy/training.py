@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
-from drifting_jax.distributed.agreement import on_main_process
+from drifting_jax.distributed.agreement import on_all_processes, on_main_process, require_same
 from drifting_jax.errors import UserError
 from drifting_jax.files import read_json, write_json
 from drifting_jax.policy.demonstrations import read_demonstrations
@@ -58,7 +58,11 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     """Trains, measures and draws; returns whether it came to the end (else a signal stopped it)."""
     mesh = build.make_mesh(config)
     check_config(config, mesh)
-    data = read_data(config)
+    data = on_all_processes(read_data, config)
+    require_same(
+        data.windows.fingerprint.encode(),
+        "sees other demonstrations than process 0; all must see the same",
+    )
     on_main_process(_compare_or_write, config, workdir, data)
     draw = functools.partial(_draw, config, data, context)
     carry = stage.train(
@@ -157,6 +161,7 @@ def _compare_or_write(config: ConfigDict, workdir: Path, data: PolicyData) -> No
         raise UserError(
             f"the demonstrations in {config.data.path} are not what the run in {workdir} began "
             f"with: {began.get('count')} windows with fingerprint {began.get('fingerprint')} then, "
-            f"{len(windows)} with {windows.fingerprint} now"
+            f"{len(windows)} with {windows.fingerprint} now: give another --workdir, or the same "
+            "demonstrations"
         )
     write_json(path, {**identity, "scaling": data.scalings.record()})

@@ -14,7 +14,7 @@ from measuring import pixels
 
 from drifting_jax import evaluate
 from drifting_jax.commands import evaluate_flags
-from drifting_jax.config import base_config, resolve
+from drifting_jax.config import base_config, resolve, save_config
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation import image_evaluation
@@ -160,6 +160,13 @@ def test_mistakes_are_one_line(command, tmp_path, words, told):
     with pytest.raises(UserError, match=told):
         command(*words)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "samples.npz"}
+
+
+@pytest.mark.parametrize("task", ["toy", "policy"])
+def test_runs_without_images_are_refused(command, tmp_path, task):
+    save_config(tmp_path / "run", base_config(task))
+    with pytest.raises(UserError, match=f"a run of task '{task}'; expected 'generator'"):
+        command("--workdir=run")
 
 
 def test_what_is_refused_leaves_nothing(command, tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ from PIL import Image
 from drifting_jax.control import measurement, page
 from drifting_jax.control.environments.two_ways import TwoWays
 from drifting_jax.control.rollouts import Episode
-from drifting_jax.errors import UserError
 
 
 class ByLuck(StraightPlanner):
@@ -91,15 +90,16 @@ class Undrawable(TwoWays):
     """A task on a machine that cannot draw."""
 
     def draw(self):
-        raise UserError("no screen")
+        raise RuntimeError("no screen")
 
 
 def test_what_cannot_be_drawn_is_left_out(tmp_path, caplog):
+    (tmp_path / "seed_0_failure.gif").write_bytes(b"of an earlier policy")
     found, summary = measurement.measure(
         ByLuck((0, 0)), Undrawable, tmp_path, settings=settings(), seeds=[0], report=len
     )
     assert 0 < summary["success"] < 1 and not list(tmp_path.glob("*.gif"))
-    assert "No animation of seed 0: UserError: no screen" in caplog.text
+    assert "No animation of seed 0: RuntimeError: no screen" in caplog.text
     assert "<h2>Rollouts</h2>" in page.write_page(tmp_path, found, summary, title="").read_text()
 
 

@@ -71,6 +71,12 @@ def test_time_runs_out():
     assert len(episode.pictures) == 4  # of the beginning, of steps 5 and 10, of the end
 
 
+def test_an_episode_ends_when_the_environment_does():
+    planner = StraightPlanner((-0.9, 0.0), count=8)
+    (episode,) = roll_out(planner, [TwoWays()], seed=0, episodes=[0], max_steps=10**6)
+    assert (episode.ending, episode.steps) == (OUT_OF_TIME, TwoWays().max_steps)
+
+
 def test_purposes_and_seeds_have_beginnings_of_their_own():
     found = [
         seed

@@ -102,6 +102,8 @@ def test_a_run_leaves_its_metrics_pictures_and_checkpoints(workdir):
     last = lines(workdir)[-1]
     assert 9 < last["temperature"] < 10 and last["drift/mean/learned"] > 0
     assert last["energy_score"] > 0 and last["skipped"] == 0
+    ratio = last["energy_score"] / found["training"]["energy_score"]
+    assert 0.5 < ratio < 2  # the same unit, of other windows and another average
     for name in ("policy_chunks_00000002.png", "policy_chunks_00000004.png"):
         assert Image.open(workdir / "samples" / name).size[0] > 400
     assert (workdir / "drift.png").exists()
@@ -190,6 +192,7 @@ def test_a_run_keeps_its_demonstrations(workdir, demos, tmp_path):
         ({"mesh__data": 8, "train__conditions": 12}, "multiple of the 8 devices; found 12"),
         ({"data__prediction_horizon": 2}, "prediction_horizon must be at least"),
         ({"drift__negatives": "stale"}, "must not be 'stale' for a policy"),
+        ({"model__kind": "transformer", "model__width": 36}, "width 36 and 4 heads"),
         ({"data__path": ""}, "config.data.path must name the demonstrations"),
         ({"single_target__neighbours": 99}, "neighbours must be below the 36 windows; found 99"),
         ({"data__held_out_episodes": 5}, "held_out_episodes must be below the 5 episodes"),

@@ -9,6 +9,7 @@ import atexit
 import os
 import sys
 import warnings
+from ctypes.util import find_library
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ class MetaWorld:
 def _find(name: str) -> tuple[Any, Any]:
     """The classes of a task and of its expert."""
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported
+        # Read when MuJoCo is imported, which fails where the library is missing.
+        os.environ.setdefault("MUJOCO_GL", "egl" if find_library("EGL") else "disable")
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as makers
         from metaworld.policies import ENV_POLICY_MAP as experts
@@ -97,6 +99,10 @@ def _open_renderer(model: Any) -> Any:
     """A renderer of MuJoCo without shadows and mirrors, which take most of the time on a CPU."""
     import mujoco
 
+    if os.environ.get("MUJOCO_GL") == "disable":
+        raise UserError(
+            "MuJoCo cannot draw here: install libEGL, or set MUJOCO_GL to osmesa or glfw"
+        )
     try:
         renderer = mujoco.Renderer(model, _SIDE, _SIDE)
         atexit.register(renderer.close)  # later, OpenGL is gone
