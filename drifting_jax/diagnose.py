@@ -87,7 +87,8 @@ def _config_of(values: Any) -> ConfigDict:
     config = resolve(values.config)
     if "encoder" not in config:
         raise UserError(f"a {config.task} has no encoder to diagnose; expected a config of images")
-    config.encoder.path = values.encoder or config.encoder.path
+    if values.encoder:
+        config.encoder.kind, config.encoder.path = "autoencoder", values.encoder
     config.features.raw = True
     build.check_choices(config)
     return config

@@ -90,8 +90,8 @@ def converted(value: Any, field: Field) -> Any:
     """
     if field.is_path and isinstance(value, str):
         return expanded(value)
-    if field.is_path:
-        return tuple(expanded(entry) for entry in value)
+    if field.is_path and isinstance(value, tuple | list):
+        return tuple(expanded(x) if isinstance(x, str) else x for x in value)
     return _with_floats(field.meant(value), field.default)
 
 

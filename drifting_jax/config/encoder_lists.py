@@ -63,6 +63,11 @@ def check_encoders(values: Mapping[str, Any]) -> None:
             "config.train.nearest_positives finds them with the autoencoder, which "
             "config.encoder.kind='none' leaves out: set it to 0"
         )
+    if values["encoder.weight"] != 1:
+        raise UserError(
+            "config.encoder.weight weighs the autoencoder, which config.encoder.kind='none' leaves "
+            "out: set it to 1"
+        )
     if values["encoder.path"]:
         raise UserError(
             "config.encoder.path names an autoencoder, which config.encoder.kind='none' leaves out"

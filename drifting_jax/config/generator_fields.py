@@ -176,7 +176,8 @@ _FEATURES = section(
     joint_scale=Field(False, "all statistics of a map are one feature with one S and one norm"),
     total=Field(
         "sum",
-        "of all losses: a weighted sum, mean, or mean over encoders of the mean of their features",
+        "how the losses are combined: weighted sum, weighted mean, or weighted mean over encoders,"
+        " each with the mean of its features",
         choices=("sum", "mean", "mean_of_encoders"),
     ),
     input_rms=Field(

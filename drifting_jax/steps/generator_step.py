@@ -142,6 +142,11 @@ def first_statistics(
     microbatches = draw_rows(key, state.step, queue, s, stale)
     networks = Networks(model, feature_function, frozen, queue.mesh)
     moment = moment_of(key, state.step, s)
+    if s.parts_of_rows > 1:
+        rows = first_microbatch(microbatches)
+        features = parts_of_rows.features_in_parts(state.params, rows, networks, s.parts_of_rows)
+        found = loss_and_cotangents(_sets(features, rows, s, moment), s.drift)[2]
+        return {name: x.without_reach for name, x in found.items()}
     found, _ = _shared_statistics(state.params, microbatches, networks, s, moment)
     return {name: x.without_reach for name, x in found.items()}
 
@@ -171,7 +176,12 @@ def first_negatives(
         fresh = {"fresh": networks.generate(state.params, rows, keys)}
         return networks.features(networks.maps(fresh))["fresh"]
 
-    keys = in_microbatches(draw_fresh_keys(key, s), s)
+    fresh_keys = draw_fresh_keys(key, s)
+    if s.parts_of_rows > 1:
+        rows, parts = first_microbatch(microbatches), s.parts_of_rows
+        of_parts = parts_of_rows.in_parts(fresh_keys, parts)
+        return parts_of_rows.whole(jax.lax.map(lambda keys: features((rows, keys)), of_parts))
+    keys = in_microbatches(fresh_keys, s)
     return _of_all_rows(jax.lax.map(features, (microbatches, keys)))
 
 

@@ -30,24 +30,10 @@ def loss_and_gradients(
 
     Args:
       loss: of the features of all samples of all rows.
-      params: of the generator.
-      rows: all rows of a step.
-      networks: of the step.
-      parts: how many; it divides the samples of every group of a row.
+      params, rows, networks, parts: as in `features_in_parts`.
     """
     keys = in_parts(rows.input_keys, parts)
-    real = {"positive": rows.positive, "unconditional": rows.unconditional}
-
-    def maps_of_part(piece: tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]):
-        keys, fresh_keys, real = piece
-        groups = {"generated": networks.generate(params, rows, keys)}
-        groups |= {group: class_rows.to_float(x) for group, x in real.items()}
-        if fresh_keys is not None:
-            groups["fresh"] = networks.generate(params, rows, fresh_keys)
-        return networks.maps(groups)
-
-    pieces = in_parts((rows.input_keys, rows.fresh_keys, _without_none(real)), parts)
-    features = networks.features(_whole(jax.lax.map(maps_of_part, pieces)))
+    features = features_in_parts(params, rows, networks, parts)
     value, cotangents, statistics = loss(features)
 
     def gradient_of_part(piece: tuple[jax.Array, Features]) -> PyTree:
@@ -65,6 +51,31 @@ def loss_and_gradients(
     return ((value, statistics), gradients), features["generated"]
 
 
+def features_in_parts(
+    params: PyTree, rows: Rows, networks: Networks, parts: int
+) -> dict[str, Features]:
+    """Returns {group: features} of all samples of all rows, made part by part.
+
+    Args:
+      params: of the generator.
+      rows: all rows of a step.
+      networks: of the step.
+      parts: how many; it divides the samples of every group of a row.
+    """
+    real = {"positive": rows.positive, "unconditional": rows.unconditional}
+
+    def maps_of_part(piece: tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]):
+        keys, fresh_keys, real = piece
+        groups = {"generated": networks.generate(params, rows, keys)}
+        groups |= {group: class_rows.to_float(x) for group, x in real.items()}
+        if fresh_keys is not None:
+            groups["fresh"] = networks.generate(params, rows, fresh_keys)
+        return networks.maps(groups)
+
+    pieces = in_parts((rows.input_keys, rows.fresh_keys, _without_none(real)), parts)
+    return networks.features(whole(jax.lax.map(maps_of_part, pieces)))
+
+
 def in_parts(of_samples: PyTree, parts: int) -> PyTree:
     """Splits arrays [c, n, ...] into [parts, c, n / parts, ...].
 
@@ -78,7 +89,7 @@ def in_parts(of_samples: PyTree, parts: int) -> PyTree:
     return jax.tree.map(split, of_samples)
 
 
-def _whole(of_parts: PyTree) -> PyTree:
+def whole(of_parts: PyTree) -> PyTree:
     """[parts, c, n / parts, ...] -> [c, n, ...], the inverse of `in_parts`."""
 
     def join(x: jax.Array) -> jax.Array:

@@ -47,6 +47,11 @@ def print_data(source: Source, context: RunContext) -> None:
         print("\n".join(data_identity.describe_data(source)), flush=True)
 
 
+def is_trained_here(config: ConfigDict) -> bool:
+    """Whether a generator's run has an encoder that it trains first."""
+    return config.encoder.kind != "none" and not config.encoder.path
+
+
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Makes sure that every part of a batch splits over the mesh."""
     t = config.encoder.train

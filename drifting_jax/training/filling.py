@@ -134,6 +134,13 @@ def check_queue(config: ConfigDict, queue: SampleQueue, class_names: Sequence[st
     _require_enough(config, filled, found, listed, place="the queue", begun=True)
 
 
+def check_labels(config: ConfigDict, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Raises UserError if a class has too few samples, in data whose labels are all known."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    listed = [f"{name} ({count})" for name, count in zip(class_names, counts, strict=True)]
+    _require_enough(config, counts, len(labels), listed, place="the data", begun=True)
+
+
 def _check_source(config: ConfigDict, source: Source, workdir: Path | None) -> None:
     counts = np.bincount(source.labels, minlength=source.num_classes)
     begun = workdir is not None and has_checkpoints(workdir)

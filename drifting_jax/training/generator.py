@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
@@ -125,7 +126,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
             f"config.queue.push_per_step must be a multiple of the {jax.process_count()} "
             f"processes; found {config.queue.push_per_step}"
         )
-    if config.encoder.kind != "none" and not config.encoder.path:  # it is trained here
+    if encoder.is_trained_here(config):
         encoder.check_batch(config, mesh)
 
 
@@ -134,7 +135,9 @@ def _load(
 ) -> dataset.Batch:
     """Reads the whole data set, after the checks that filling a queue would do."""
     filling.check_after_encoder(config, source, workdir)
-    return dataset.load(source, mesh, is_main_process=context.is_main_process)
+    batch = dataset.load(source, mesh, is_main_process=context.is_main_process)
+    filling.check_labels(config, np.asarray(batch["label"]), source.class_names)
+    return batch
 
 
 def _fill(

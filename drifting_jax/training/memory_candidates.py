@@ -59,11 +59,13 @@ class _Sizes:
     """Bytes of the parts of a generator's step as it was compiled, on each device.
 
     Attributes:
-      peak: of the step; maps: of those that it keeps there.
+      peak: of the step.
+      maps: of those that it keeps there.
       gradients: what no microbatch makes smaller.
       moments: of the optimizer, where they lie on the devices.
       of_sample: maps of one sample.
       kept: network, policy -> what its blocks keep of one generated sample.
+      least: policy of the encoders -> what those of pixels take of a generated sample in any case.
       for_sample: of a generated sample that is computed, besides what blocks keep.
       share: by which `kept` is too high, for a compiler that keeps less.
     """
@@ -74,6 +76,7 @@ class _Sizes:
     moments: int
     of_sample: int
     kept: Callable[[str, str], int]
+    least: Callable[[str], int]
     for_sample: float
     share: float
 
@@ -111,6 +114,11 @@ def _measured(config: ConfigDict, found: Program, step: CompiledStep) -> _Sizes:
         given = (alone, spec, state.params, found.frozen)
         return activations.kept_activations(*given, **networks)(policy)
 
+    @functools.cache
+    def least(policy: str) -> int:
+        changed = with_values(config, {"encoder.remat": policy})
+        return activations.least_of_pixels(changed, spec, found.frozen, **networks)
+
     of_sample = activations.map_bytes(config, spec, found.frozen, **networks)
     plan = MemoryPlan(found.microbatches, found.keep_maps, found.remat)
     maps = _kept_maps(config, mesh, plan, of_sample)
@@ -127,6 +135,7 @@ def _measured(config: ConfigDict, found: Program, step: CompiledStep) -> _Sizes:
         moments=meshes.bytes_per_device(state.opt_state),
         of_sample=of_sample,
         kept=kept,
+        least=least,
         for_sample=max(for_sample - blocks, 0),
         share=min(1, for_sample / blocks) if blocks else 1,
     )
@@ -137,7 +146,8 @@ def generator_candidates(
 ) -> Iterator[Candidate]:
     """Yields candidates for a generator's step, the cheapest first."""
     mesh, sizes = found.mesh, _measured(config, found, step)
-    held = meshes.bytes_per_device((found.carry, found.frozen))
+    resident = (found.batch,) if config.queue.kind == "dataset" else ()
+    held = meshes.bytes_per_device((found.carry, found.frozen, *resident))
     before = _policies(config, found.remat)
     now = _at_once(config, mesh, found.microbatches) * (
         sizes.for_sample + sizes.share * sum(sizes.kept(*each) for each in before.items())
@@ -153,6 +163,7 @@ def generator_candidates(
                 mesh,
                 held=held - on_host,
                 maps=sizes.of_sample,
+                least=sizes.least(changed.encoder.remat),
                 activations=lambda policy: sum(
                     sizes.kept(name, policy) for name in _NETWORKS if changed[name].remat == "auto"
                 ),

@@ -151,9 +151,10 @@ def _checked(config: ConfigDict, mesh: Mesh) -> int:
     rows, wanted = t.labels_per_step, t.microbatches
     if rows % wanted and wanted not in _parts_of_rows(config):
         counts = " and ".join(map(str, _per_label(config)))
+        samples = f"the samples of each label ({counts}) or " if _parts_of_rows(config) else ""
         raise UserError(
-            f"config.train.microbatches must divide the samples of each label ({counts}) or "
-            f"config.train.labels_per_step; found {wanted} and {rows}"
+            f"config.train.microbatches must divide {samples}config.train.labels_per_step; found "
+            f"{wanted} and {rows}"
         )
     try:
         meshes.row_sharding(mesh, *_at_once(config, wanted))

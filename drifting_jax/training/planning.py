@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from drifting_jax.compiler import targets
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.stored import with_values
+from drifting_jax.training import encoder
 from drifting_jax.training.compiled_report import CompiledStep, compile_step
 from drifting_jax.training.program import Program
 from drifting_jax.training.remedies import Remedy, Values, as_flags, larger_fraction, remedy, room
@@ -67,11 +68,11 @@ def plan_lines(
     if step.fits is None and step.seconds is None:
         return [f"no plan: neither the memory nor the speed of a {kind} is known"]
     stages = []
-    if config.task == "generator" and not config.encoder.path:  # the run trains it first
+    if config.task == "generator" and encoder.is_trained_here(config):
         alone = with_values(config, {"task": "encoder"})
-        encoder = assemble(alone)
+        first = assemble(alone)
         _say("compiling the step of the encoder, which the run trains first")
-        stages.append(_stage(alone, encoder, compile_step(encoder, mesh), assemble))
+        stages.append(_stage(alone, first, compile_step(first, mesh), assemble))
     stages.append(_stage(config, found, step, assemble))
     return [
         f"plan for {mesh.size} x {kind}, from compiled programs; no step was run:",
@@ -100,13 +101,13 @@ def _verdict(stage: StagePlan) -> list[str]:
     step, change = stage.step, stage.remedy
     if step.fits is None:
         return [_line(stage.name, "the memory of this kind of device is not known")]
-    needed = f"{step.peak / 2**30:.2f}" if step.peak else "more than its"
-    told = f"{needed} of {step.capacity / 2**30:.1f} GiB"
+    capacity = f"{step.capacity / 2**30:.1f} GiB"
+    told = f"{step.peak / 2**30:.2f} of {capacity}" if step.peak else f"more than its {capacity}"
     if step.fits:
         lines = [_line(stage.name, f"fits: {told}")]
         if step.peak > room(step):
             lines[0] += "; a tenth should be free for what the compiler does not know"
-        return lines + ([_line("", f"to have it: {change.words}")] if change else [])
+        return lines + ([_line("", f"to leave a tenth free: {change.words}")] if change else [])
     if change is None:
         return [
             _line(stage.name, f"does NOT fit: {told}, and no change that was tried makes it fit;"),
@@ -116,10 +117,11 @@ def _verdict(stage: StagePlan) -> list[str]:
     fits = f"{change.peak / 2**30:.2f} GiB ({how})"
     if change.fraction:
         fits = f"the GPU's {targets.nominal_memory(step.device) / 2**30:.1f} GiB"
-    method = ", though as another method: its numbers change" if change.is_other_method else ""
+    method = [_line("", "this is another method: its numbers change")] * change.is_other_method
     return [
-        _line(stage.name, f"does NOT fit: {told}; this makes it fit{method}, in {fits}:"),
+        _line(stage.name, f"does NOT fit: {told}; this makes it fit, in {fits}:"),
         _line("", change.words),
+        *method,
     ]
 
 
@@ -128,7 +130,9 @@ def _cost_lines(stages: Sequence[StagePlan], mesh: Mesh, price_per_hour: float |
     device = stages[-1].step.device
     times = [StageTime(x.name, x.steps, x.seconds) for x in stages if x.seconds is not None]
     if len(times) < len(stages):
-        return [_line("time", f"there is no estimate for a {device.device_kind}")]
+        refused = any(x.step.fits is False and not x.step.peak for x in stages)
+        of_device = f"there is no estimate for a {device.device_kind}"
+        return [_line("time", "none: a step does not fit" if refused else of_device)]
     watts = targets.board_power(device)
     cost = run_cost(times, devices=mesh.size, watts=watts, price_per_hour=price_per_hour)
     unchanged = {x.name for x in stages if x.remedy and x.remedy.values and not x.remedy.compiled}

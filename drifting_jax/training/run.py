@@ -127,8 +127,8 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
         return False
     on_main_process(_draw_pictures, config, workdir)
     if config.data.source not in SMALL_SOURCES:
-        _show_nearest(config, workdir)
         on_main_process(mark_complete, workdir, config.train.num_steps)
+        _show_nearest(config, workdir)
         sample = ["python", "-m", "drifting_jax.sample", f"--workdir={workdir}"]
         _say(f"\nsamples: {shlex.join(sample)}")
         return True
@@ -150,6 +150,8 @@ def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) ->
 def _show_nearest(config: ConfigDict, workdir: Path) -> None:
     """Shows the nearest training images of people's own images. A failure costs the page alone."""
     if config.data.source != "images" or config.data.latent or jax.process_count() > 1:
+        return
+    if config.encoder.kind == "none":  # the page needs its features
         return
     _say("\nlooking for the nearest training images of samples ...")
     try:

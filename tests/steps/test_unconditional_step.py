@@ -16,7 +16,11 @@ from drifting_jax.models import generators
 from drifting_jax.models.dit import DiT
 from drifting_jax.steps import dataset_queue, generator_rows
 from drifting_jax.steps.generator_settings import GeneratorStepConfig
-from drifting_jax.steps.generator_step import generator_step
+from drifting_jax.steps.generator_step import (
+    first_negatives,
+    first_statistics,
+    generator_step,
+)
 from drifting_jax.steps.state import create_state
 
 MODEL = DiT(
@@ -184,3 +188,31 @@ def assert_same(found, expected):
     for (path, value), got in zip(wanted, jax.tree.leaves(found), strict=True):
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(got, value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_run_begins_with_the_same_statistics_and_negatives_in_parts():
+    mesh = meshes.make_mesh(1)
+    state, weights, batch = jax.device_put(
+        (create_state(params(), OPTIMIZER, ema_decays=(0.9,)), WEIGHTS, data()),
+        meshes.replicated(mesh),
+    )
+
+    def beginnings(parts: int):
+        given = {
+            "model": MODEL,
+            "feature_function": FEATURES,
+            "settings": dataclasses.replace(SETTINGS, parts_of_rows=parts),
+        }
+
+        @jit
+        def begin(state, weights, batch):
+            queue = dataset_queue.opened(dataset_queue.init(1, mesh=mesh), batch, KEY)
+            return (
+                first_statistics(state, queue, weights, KEY, **given),
+                first_negatives(state, queue, weights, KEY, **given),
+            )
+
+        return transfer.fetch(begin(state, weights, batch))
+
+    for whole, parts in zip(*map(jax.tree.leaves, (beginnings(1), beginnings(4))), strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
