@@ -9,6 +9,7 @@ policy, the environment, the seed and its number alone. The same command goes on
 
 import dataclasses
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from drifting_jax.digests import fingerprint_variables
 from drifting_jax.errors import UserError
 from drifting_jax.policy.policy import load_policy
 from drifting_jax.surroundings import check_devices
+from drifting_jax.workdir.interruption import Interruption
 from drifting_jax.workdir.lock import locked
 
 
@@ -45,8 +47,8 @@ def define_flags() -> None:
     flags.DEFINE_string("out", "", "Folder to write; default: rollouts/… in the workdir.")
 
 
-def main(_: Sequence[str]) -> None:
-    """Rolls out, writes the results, and says where they are."""
+def main(_: Sequence[str]) -> int:
+    """Rolls out, writes the results, and says where they are; returns the exit status."""
     values = flags.FLAGS
     seeds = _seeds(values.seeds)
     check_devices()
@@ -68,20 +70,26 @@ def main(_: Sequence[str]) -> None:
         max_steps=values.max_steps,
         draw_every=values.gif_every,
     )
-    with locked(out):
-        episodes, summary = measure(
+    with locked(out), Interruption(soon="keeping this seed, then stopping") as interruption:
+        found = measure(
             policy,
             lambda: open_environment(values.environment),
             out,
             settings=settings,
             seeds=seeds,
             timed=dataclasses.replace(policy, batch_size=1),
+            stopped=lambda: interruption.requested,
         )
+        if found is None:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return interruption.exit_status
+        episodes, summary = found
         page = write_page(out, episodes, summary, title=f"Rollouts of {values.workdir}")
     success = percent(summary["success"], summary["success_deviation"])
     endings = ", ".join(f"{name} {percent(share)}" for name, share in summary["endings"].items())
     print(f"success {success} ({endings})")
     print(f"metrics: {shlex.quote(str(out / SUMMARY_FILE))}\nreport: {shlex.quote(str(page))}")
+    return 0
 
 
 def _seeds(words: Sequence[str]) -> list[int]:

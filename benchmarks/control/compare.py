@@ -144,9 +144,9 @@ def measure_cell(task: str, method: str, seed: int, cache: dict) -> None:
     )
     out = rollouts_path(task, method)
     began = time.perf_counter()
-    _, summary = measure(
-        policy, lambda: open_environment(task), out, settings=settings, seeds=[seed]
-    )
+    found = measure(policy, lambda: open_environment(task), out, settings=settings, seeds=[seed])
+    assert found is not None  # nothing stops it
+    summary = found[1]
     kept = ("success", "endings", "steps_of_a_success", "episodes", "max_steps")
     cell = {"task": task, "method": method, "seed": seed, "training_steps": _STEPS.value}
     cell |= {name: summary[name] for name in kept} | record

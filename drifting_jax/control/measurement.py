@@ -59,7 +59,8 @@ def measure(
     seeds: Sequence[int],
     timed: Planner | None = None,
     report: Callable[[str], object] = print,
-) -> tuple[dict[int, list[Episode]], dict[str, Any]]:
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[dict[int, list[Episode]], dict[str, Any]] | None:
     """Rolls out what the folder lacks, and writes the summary.
 
     Args:
@@ -70,9 +71,10 @@ def measure(
       seeds: of the rollouts, each with its own beginnings and noise.
       timed: the policy for one observation window at a time, whose time is measured.
       report: is called with a line about each seed.
+      stopped: whether to stop, asked before each seed.
 
     Returns:
-      The episodes by seed, without pictures, and the summary.
+      The episodes by seed, without pictures, and the summary; None if it was stopped.
 
     Raises:
       UserError: as `roll_out`.
@@ -81,6 +83,8 @@ def measure(
     environments = _Lazy(open_one, min(AT_ONCE, settings.episodes))
     found: dict[int, list[Episode]] = {}
     for seed in seeds:
+        if stopped():
+            return None
         identity = settings.identity(seed)
         kept = read_seed(out, identity)
         if kept is None:

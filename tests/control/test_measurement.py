@@ -119,3 +119,18 @@ def test_one_seed_has_no_deviation():
     assert (found["success"], found["success_deviation"]) == (0.0, None)
     assert found["steps_of_a_success"] is None
     assert page.percent(0.5) == "50.0%" and page.percent(0.5, 0.02) == "50.0 ± 2.0%"
+
+
+def test_a_stopped_measurement_keeps_its_seeds(tmp_path):
+    said = []
+    found = measurement.measure(
+        ByLuck((0, 0)),
+        TwoWays,
+        tmp_path,
+        settings=settings(draw_every=0),
+        seeds=[0, 1],
+        report=said.append,
+        stopped=lambda: bool(said),
+    )
+    assert found is None and len(said) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"seed_0.json", "seed_0.npz"}
