@@ -27,7 +27,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = (
     "toy2d", "digits", "mnist", "cifar10", "images", "images:small", "imagenet_latent:ablation",
     "mae_latent:256", "mae_pixel:256", "imagenet_latent:B", "imagenet_latent:L", "mae_latent:640",
-    "mae_pixel:640", "imagenet_pixel:B", "imagenet_pixel:L",
+    "mae_pixel:640", "imagenet_pixel:B", "imagenet_pixel:L", "fashion_mnist", "fashion_mnist:unet",
+    "images:128", "cifar10:unconditional", "cifar10:conditional", "cifar10:small",
+    "imagenet64_latent", "imagenet_latent:one_gpu", "imagenet512_latent:B", "imagenet512_latent:L",
 )  # fmt: skip
 _RESULTS = flags.DEFINE_string("results", "docs/gpu_programs.json", "Read, and written anew.")
 _GPUS = flags.DEFINE_list("gpus", ["h100", "h200", "a100", "rtx4090"], "Topologies.")
