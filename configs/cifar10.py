@@ -14,19 +14,20 @@ trains itself. Made for one GPU. The settings are not tuned: they have run for a
 
 The other variants have a U-Net, the features of a published DINOv2, whose weights
 `extra_encoder.path` names, and the whole data set on the device (150 MB). None of them has been
-trained here: memory and time are estimates, and `--dry_run` counts the work of a step. Their FID is
-that of
+trained here: memory and time are those of programs compiled for these GPUs (docs/gpu.md), which is
+an estimate. Their FID is that of
 
     python -m drifting_jax.evaluate --workdir=RUN --protocol=train_split
 
 * `:unconditional` follows a public run without classes (xyfJASON): one group of 640 generated and
   640 real images, 100,000 steps of 172 TFLOP. Its author reports an FID of 6.74, without saying of
-  how many samples. For a GPU of 80 GB; an estimated 15 hours on an H100.
+  how many samples. 10.2 GiB; 26 hours on an H100. With
+  `--config.train.microbatches=1 --config.encoder.remat=auto` it takes 17.1 GiB and 20 hours.
 * `:conditional` gives each of the ten classes a row of 64 generated and 64 real images, with
-  guidance; 178 TFLOP a step. No published result is known. Memory and time as `:unconditional`.
+  guidance; 178 TFLOP a step. No published result is known, and no program was compiled.
 * `:small` is `:unconditional` with a quarter of the U-Net, DINOv2 ViT-S
   (hf://facebook/dinov2-small) and groups of 256, 50,000 steps of 18 TFLOP. For a card of 12 GB; an
-  estimated half a day to a day. Nothing tells what FID it reaches.
+  estimated 8 hours on an RTX 4090 (1.8 GiB). Nothing tells what FID it reaches.
 """
 
 from drifting_jax.config import base_config, check_variant
