@@ -231,19 +231,8 @@ def _loss_and_gradients(
         return ((loss, found), pull_back(cotangents)[0]), kept
 
     if s.parts_of_rows > 1:
-
-        def of_features(features: _ByGroup):
-            sets = _sets(features, rows, s, moment)
-            if s.shared_statistics == "previous" and previous is not None:
-                loss, cotangents, measured = loss_by_previous(sets, s.drift, previous)
-                return loss, cotangents, {n: x.statistics(y) for n, (x, y) in measured.items()}
-            return loss_and_cotangents(sets, s.drift)
-
         rows = first_microbatch(microbatches)
-        found, kept = parts_of_rows.loss_and_gradients(
-            of_features, params, rows, networks, s.parts_of_rows
-        )
-        return found, kept if s.is_stale else None
+        return _in_parts_of_rows(params, rows, networks, s, moment, previous)
     if s.shared_statistics == "previous":
         by_previous = functools.partial(of_piece, statistics=previous, function=loss_by_previous)
         total, kept = class_rows.sum_and_stack(by_previous, microbatches)
@@ -267,6 +256,27 @@ def _loss_and_gradients(
     total, kept = class_rows.sum_and_stack(of_microbatch, (microbatches, real))
     loss, gradients = jax.tree.map(lambda x: x / s.microbatches, total)
     return ((loss, statistics), gradients), _of_all_rows(kept)
+
+
+def _in_parts_of_rows(
+    params: PyTree,
+    rows: Rows,
+    networks: Networks,
+    s: GeneratorStepConfig,
+    moment: Moment,
+    previous: Mapping[str, DriftingStatistics] | None,
+) -> tuple[tuple[tuple[jax.Array, dict[str, DriftingStatistics]], PyTree], PyTree]:
+    """`_loss_and_gradients` of rows whose samples are encoded in parts."""
+
+    def loss(features: _ByGroup):
+        sets = _sets(features, rows, s, moment)
+        if s.shared_statistics == "previous" and previous is not None:
+            loss, cotangents, measured = loss_by_previous(sets, s.drift, previous)
+            return loss, cotangents, {n: x.statistics(y) for n, (x, y) in measured.items()}
+        return loss_and_cotangents(sets, s.drift)
+
+    found, kept = parts_of_rows.loss_and_gradients(loss, params, rows, networks, s.parts_of_rows)
+    return found, kept if s.is_stale else None
 
 
 def _shared_statistics(
