@@ -98,9 +98,9 @@ def compiled_lines(step: CompiledStep) -> list[str]:
     note = " (by its compiler; others may need less in bfloat16)" if kind == "cpu" else ""
     lines = [
         f"compiled for {kind}, a device{note}:",
-        _line("arguments and results", gigabytes(step.held)),
-        _line("temporary", gigabytes(step.temporary)),
-        _line("peak", gigabytes(step.peak)),
+        report_line("arguments and results", gigabytes(step.held)),
+        report_line("temporary", gigabytes(step.temporary)),
+        report_line("peak", gigabytes(step.peak)),
         *step.lines,
     ]
     if capacity:
@@ -144,7 +144,8 @@ def gigabytes(count: int) -> str:
     return f"{count / 2**30:10.3f} GiB"
 
 
-def _line(name: str, value: str) -> str:
+def report_line(name: str, value: str) -> str:
+    """Returns a line of the report: a name and, in a column of its own, what it is."""
     return f"  {name:<24}{value}"
 
 
@@ -157,18 +158,24 @@ def _time(
     if gpu is not None:
         found = roofline(module, gpu)
         return found.plausible, [
-            _line("floating-point work", f"{found.flops / 1e12:10.3f} TFLOP (products alone)"),
-            _line("memory traffic", f"{found.num_bytes / 1e9:10.3f} GB"),
-            _line("kernels", f"{found.kernels:10,}"),
-            _line("roofline estimate", f"{_in_words(found.bound)} a step at the device's limits"),
-            _line("", f"{_in_words(found.plausible)} with usual kernels and 3 µs for each launch"),
+            report_line(
+                "floating-point work", f"{found.flops / 1e12:10.3f} TFLOP (products alone)"
+            ),
+            report_line("memory traffic", f"{found.num_bytes / 1e9:10.3f} GB"),
+            report_line("kernels", f"{found.kernels:10,}"),
+            report_line(
+                "roofline estimate", f"{_in_words(found.bound)} a step at the device's limits"
+            ),
+            report_line(
+                "", f"{_in_words(found.plausible)} with usual kernels and 3 µs for each launch"
+            ),
         ]
     flops = costs.get("flops", 0.0)
-    lines = [_line("floating-point work", f"{flops / 1e12:10.3f} TFLOP (loops counted once)")]
+    lines = [report_line("floating-point work", f"{flops / 1e12:10.3f} TFLOP (loops counted once)")]
     if "optimal_seconds" not in costs:
         return None, lines
     seconds = tpu_seconds(module, costs["optimal_seconds"])
-    return seconds, [*lines, _line("compiler's estimate", f"{_in_words(seconds)} a step")]
+    return seconds, [*lines, report_line("compiler's estimate", f"{_in_words(seconds)} a step")]
 
 
 def _in_words(seconds: float) -> str:

@@ -13,7 +13,7 @@ from drifting_jax.compiler import targets
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.stored import with_values
 from drifting_jax.training import encoder
-from drifting_jax.training.compiled_report import CompiledStep, compile_step
+from drifting_jax.training.compiled_report import CompiledStep, compile_step, report_line
 from drifting_jax.training.program import Program
 from drifting_jax.training.remedies import Remedy, Values, as_flags, larger_fraction, remedy, room
 from drifting_jax.training.run_costs import StageTime, duration, run_cost
@@ -100,27 +100,35 @@ def _verdict(stage: StagePlan) -> list[str]:
     """Returns the lines that say whether a stage fits, and what to do."""
     step, change = stage.step, stage.remedy
     if step.fits is None:
-        return [_line(stage.name, "the memory of this kind of device is not known")]
+        return [report_line(stage.name, "the memory of this kind of device is not known")]
     capacity = f"{step.capacity / 2**30:.1f} GiB"
     told = f"{step.peak / 2**30:.2f} of {capacity}" if step.peak else f"more than its {capacity}"
     if step.fits:
-        lines = [_line(stage.name, f"fits: {told}")]
+        lines = [report_line(stage.name, f"fits: {told}")]
         if step.peak > room(step):
             lines[0] += "; a tenth should be free for what the compiler does not know"
-        return lines + ([_line("", f"to leave a tenth free: {change.words}")] if change else [])
+        return lines + (
+            [report_line("", f"to leave a tenth free: {change.words}")] if change else []
+        )
     if change is None:
         return [
-            _line(stage.name, f"does NOT fit: {told}, and no change that was tried makes it fit;"),
-            _line("", "take a larger device, or split the state over several (config.mesh.fsdp)"),
+            report_line(
+                stage.name, f"does NOT fit: {told}, and no change that was tried makes it fit;"
+            ),
+            report_line(
+                "", "take a larger device, or split the state over several (config.mesh.fsdp)"
+            ),
         ]
     how = "compiled" if change.compiled else "by the sizes of what moves"
     fits = f"{change.peak / 2**30:.2f} GiB ({how})"
     if change.fraction:
         fits = f"the GPU's {targets.nominal_memory(step.device) / 2**30:.1f} GiB"
-    method = [_line("", "this is another method: its numbers change")] * change.is_other_method
+    method = [
+        report_line("", "this is another method: its numbers change")
+    ] * change.is_other_method
     return [
-        _line(stage.name, f"does NOT fit: {told}; this makes it fit, in {fits}:"),
-        _line("", change.words),
+        report_line(stage.name, f"does NOT fit: {told}; this makes it fit, in {fits}:"),
+        report_line("", change.words),
         *method,
     ]
 
@@ -132,12 +140,12 @@ def _cost_lines(stages: Sequence[StagePlan], mesh: Mesh, price_per_hour: float |
     if len(times) < len(stages):
         refused = any(x.step.fits is False and not x.step.peak for x in stages)
         of_device = f"there is no estimate for a {device.device_kind}"
-        return [_line("time", "none: a step does not fit" if refused else of_device)]
+        return [report_line("time", "none: a step does not fit" if refused else of_device)]
     watts = targets.board_power(device)
     cost = run_cost(times, devices=mesh.size, watts=watts, price_per_hour=price_per_hour)
     unchanged = {x.name for x in stages if x.remedy and x.remedy.values and not x.remedy.compiled}
     lines = [
-        _line(
+        report_line(
             f"time of the {x.name}",
             f"about {duration(x.total)}: {x.steps:,} steps of {duration(x.seconds)}"
             + " without the change" * (x.name in unchanged),
@@ -145,25 +153,21 @@ def _cost_lines(stages: Sequence[StagePlan], mesh: Mesh, price_per_hour: float |
         for x in times
     ]
     if len(times) > 1:
-        lines.append(_line("time of the run", f"about {duration(cost.hours * 3600)}"))
+        lines.append(report_line("time of the run", f"about {duration(cost.hours * 3600)}"))
     if cost.kilowatt_hours is None:
-        lines.append(_line("energy", "the power of this kind of device is not known"))
+        lines.append(report_line("energy", "the power of this kind of device is not known"))
     else:
         bound = f"at most {_number(cost.kilowatt_hours)} kWh in that time: board power, {watts:g} W"
-        lines.append(_line("energy", f"{bound} each, without the host"))
+        lines.append(report_line("energy", f"{bound} each, without the host"))
     if cost.price is not None:
         each = f"at {price_per_hour:g} an hour for each device"
-        lines.append(_line("price", f"about {cost.price:,.2f} {each}"))
-    lines.append(_line("not included", "reading data, pictures, checkpoints, evaluation"))
+        lines.append(report_line("price", f"about {cost.price:,.2f} {each}"))
+    lines.append(report_line("not included", "reading data, pictures, checkpoints, evaluation"))
     return lines
 
 
 def _number(value: float) -> str:
     return f"{value:,.1f}" if value >= 10 else f"{value:.3f}"
-
-
-def _line(name: str, text: str) -> str:
-    return f"  {name:<24}{text}"
 
 
 def _say(text: str) -> None:
