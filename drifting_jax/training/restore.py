@@ -163,7 +163,8 @@ def _opened(workdir: str | Path) -> _Run:
     workdir = Path(expanded(str(workdir)))
     config = load_config(workdir)
     if config.task != "generator":
-        raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'generator'")
+        hint = ": python -m drifting_jax.rollout measures it" if config.task == "policy" else ""
+        raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'generator'{hint}")
     directory = layout.generator_checkpoints(workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
