@@ -8,8 +8,12 @@ from drifting_jax.policy.policy import Policy
 from drifting_jax.policy.step import energy_score
 from drifting_jax.policy.windows import WindowSource
 
+METRICS = ("energy_score", "error", "nearest", "spread")
 
-def measure(policy: Policy, source: WindowSource, *, conditions: int, samples: int) -> dict:
+
+def measure(
+    policy: Policy, source: WindowSource, *, conditions: int, samples: int, seed: int
+) -> dict:
     """Returns metrics of the samples of some windows, spread evenly over the demonstrations.
 
     Distances are between whole chunks, in actions from -1 to 1, as the root mean square over all
@@ -21,6 +25,7 @@ def measure(policy: Policy, source: WindowSource, *, conditions: int, samples: i
       source: of the windows.
       conditions: how many windows, at most.
       samples: of each, at least 2.
+      seed: of their noise.
 
     Returns:
       {"conditions", "energy_score", "error": mean distance of a sample to the demonstration,
@@ -28,7 +33,7 @@ def measure(policy: Policy, source: WindowSource, *, conditions: int, samples: i
     """
     windows = source.spread(conditions)
     seen = policy.scalings.observation.unscaled(source.observation(windows))
-    chunks = policy.predict(np.repeat(seen, samples, axis=0), seed=policy.config.seed)
+    chunks = policy.predict(np.repeat(seen, samples, axis=0), seed=seed)
     found = policy.scalings.action.scaled(chunks).reshape(len(windows), samples, -1)
     target = source.action(windows).reshape(len(windows), -1)
     entries = target.shape[1] ** 0.5

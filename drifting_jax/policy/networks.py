@@ -169,6 +169,9 @@ _NETWORKS: dict[str, Callable[[ConfigDict], nn.Module]] = {
 }
 
 
+MODULES: dict[str, type[nn.Module]] = {"mlp": ActionMLP, "transformer": ActionTransformer}
+
+
 def make_network(config: ConfigDict) -> nn.Module:
     """Returns the network of config.model."""
     return _NETWORKS[config.model.kind](config)

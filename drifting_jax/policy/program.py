@@ -23,6 +23,8 @@ from drifting_jax.steps.state import TrainState, create_state
 from drifting_jax.training import build, initial_states, scalars
 from drifting_jax.training.program import Carry, Program, jit_step, report_of
 
+PyTree = Any
+
 
 class PolicySizes(NamedTuple):
     """d_o and d_a, the dimensions of an observation and of an action."""
@@ -115,16 +117,23 @@ def policy_program(config: ConfigDict, sizes: PolicySizes, mesh: Mesh) -> Progra
     )
 
 
-def init_policy(config: ConfigDict, sizes: PolicySizes) -> TrainState:
-    """Returns a policy's state before the first step."""
-    horizons = horizons_of(config)
-    noise = jnp.zeros((1, 1, horizons.prediction, sizes.action))
-    observations = jnp.zeros((1, horizons.observation, sizes.observation))
-    key = stream_key(config, "policy_init")
-    params = {"network": init_params(make_network(config), key, noise, observations)}
-    if config.single_target.learned_temperature:
-        params["log_temperature"] = jnp.float32(math.log(config.drift.temperatures[0]))
+def init_policy(config: ConfigDict, sizes: PolicySizes, params: PyTree | None = None) -> TrainState:
+    """Returns a policy's state before the first step, with these parameters or random ones."""
+    if params is None:
+        horizons = horizons_of(config)
+        noise = jnp.zeros((1, 1, horizons.prediction, sizes.action))
+        observations = jnp.zeros((1, horizons.observation, sizes.observation))
+        key = stream_key(config, "policy_init")
+        params = params_of(config, init_params(make_network(config), key, noise, observations))
     return create_state(params, _optimizer(config), ema_decays=config.train.ema_decays)
+
+
+def params_of(config: ConfigDict, network: PyTree) -> PyTree:
+    """Returns all that is trained, with these parameters of the network."""
+    if not config.single_target.learned_temperature:
+        return {"network": network}
+    start = jnp.float32(math.log(config.drift.temperatures[0]))
+    return {"network": network, "log_temperature": start}
 
 
 def _optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ import numpy as np
 from drifting_jax.errors import UserError
 
 _LEAST_RANGE = 1e-4  # below it a dimension counts as constant, and is only centred
+_SHOWN = 20  # dimensions, in a line
 
 
 @flax.struct.dataclass
@@ -36,15 +37,59 @@ class Scaling:
         return values * self.half_range.reshape(shape) + self.centre.reshape(shape)
 
 
-def scaling_of(values: np.ndarray) -> Scaling:
-    """Returns the scaling of values [T, d]."""
+def scaling_of(values: np.ndarray, covering: Scaling | None = None) -> Scaling:
+    """Returns the scaling of values [T, d].
+
+    With another scaling to cover, a dimension whose values lie within that one's range keeps it,
+    and the range of any other includes it.
+    """
     low, high = values.min(axis=0), values.max(axis=0)
+    if covering is not None:
+        centre, reach = np.asarray(covering.centre), np.asarray(covering.half_range)
+        inside = (low >= centre - reach) & (high <= centre + reach)
+        wider = scaling_of(np.stack([low, high, centre - reach, centre + reach]))
+        return Scaling(
+            centre=np.where(inside, centre, wider.centre),
+            half_range=np.where(inside, reach, wider.half_range),
+        )
     half = (high.astype(np.float64) - low) / 2
     constant = 2 * half < _LEAST_RANGE
     return Scaling(
         centre=(low + half).astype(np.float32),
         half_range=np.where(constant, 0, half).astype(np.float32),
     )
+
+
+def frozen_lines(scalings: "Scalings", observations: np.ndarray, actions: np.ndarray) -> list[str]:
+    """Returns lines for a person about dimensions whose range is too small to be scaled.
+
+    Args:
+      scalings: of these values.
+      observations: [T, d_o].
+      actions: [T, d_a].
+    """
+    lines = []
+    for name, scaling, values, what in (
+        ("observations", scalings.observation, observations, "the policy hardly sees them"),
+        ("actions", scalings.action, actions, "the policy always gives the middle of the range"),
+    ):
+        frozen = np.flatnonzero(np.asarray(scaling.half_range) == 0)
+        ranges = np.ptp(values[:, frozen], axis=0)
+        constant = [str(dimension) for dimension in frozen[ranges == 0]]
+        if constant:
+            lines.append(f"note: dimensions {_some(constant)} of the {name} are constant")
+        tiny = [f"{i} (range {x:.2g})" for i, x in zip(frozen, ranges, strict=True) if x]
+        if tiny:
+            lines.append(
+                f"warning: dimensions {_some(tiny)} of the {name} have a range below "
+                f"{_LEAST_RANGE:g} in the demonstrations and are not scaled: {what}; write them in "
+                "a smaller unit if they matter"
+            )
+    return lines
+
+
+def _some(words: list[str]) -> str:
+    return ", ".join(words[:_SHOWN]) + ", …" * (len(words) > _SHOWN)
 
 
 class Scalings(NamedTuple):

@@ -177,7 +177,7 @@ def test_a_run_keeps_its_demonstrations(workdir, demos, tmp_path):
         changed = {**arrays, "actions": arrays["actions"] + 1}
     np.savez(tmp_path / "others.npz", **changed)
     fields = config(tmp_path / "others.npz", **_dunder(LEARNED), train__num_steps=6)
-    with pytest.raises(UserError, match=r"others\.npz are not what the run in .* began with: 36"):
+    with pytest.raises(UserError, match=r"others\.npz is not what the run in .* began with: 36"):
         run.run(fields, workdir=workdir)
 
 
