@@ -8,7 +8,7 @@ import pytest
 from drifting_jax.errors import UserError
 from drifting_jax.policy.demonstrations import Demonstrations
 from drifting_jax.policy.neighbours import nearest_conditions
-from drifting_jax.policy.scaling import Scalings, scaling_of
+from drifting_jax.policy.scaling import Scaling, Scalings, frozen_lines, scaling_of
 from drifting_jax.policy.windows import Horizons, WindowSource, window_rows
 
 PAPER = Horizons(observation=2, prediction=16, action=8)
@@ -69,7 +69,8 @@ def test_what_is_carried_out_begins_at_the_last_observation():
 
 def test_episodes_that_are_too_short_have_no_window():
     data = demonstrations((7, 8))
-    assert len(WindowSource(data, PAPER, scalings_of(data))) == 1  # of the second episode
+    source = WindowSource(data, PAPER, scalings_of(data))
+    assert (len(source), source.too_short) == (1, 1)  # a window of the second episode
     data = demonstrations((7, 5))
     with pytest.raises(UserError, match="the longest has 7 steps, and the horizons need 8"):
         WindowSource(data, PAPER, scalings_of(data))
@@ -85,6 +86,34 @@ def test_scaling_maps_the_range_to_one_and_centres_constants():
     np.testing.assert_allclose(scaling.scaled(values + 0.5)[:, 1], 0.5)
     batch = np.stack([values, values + 1])
     np.testing.assert_allclose(scaling.scaled(batch)[0], found, atol=1e-6)
+
+
+def test_dimensions_that_are_not_scaled_are_named():
+    rng = np.random.default_rng(0)
+    observations, actions = rng.uniform(-1, 1, (2, 50, 4))
+    observations[:, 2] = np.linspace(0, 3e-5, 50)
+    actions[:, 0], actions[:, 3] = 0.5, np.linspace(7, 7 + 5e-5, 50)
+    values = observations.astype(np.float32), actions.astype(np.float32)
+    found = frozen_lines(Scalings(*map(scaling_of, values)), *values)
+    assert [line[: line.index(" and are" if "warning" in line else " of")] for line in found] == [
+        "warning: dimensions 2 (range 3e-05) of the observations have a range below 0.0001 in the "
+        "demonstrations",
+        "note: dimensions 0",
+        "warning: dimensions 3 (range 5e-05) of the actions have a range below 0.0001 in the "
+        "demonstrations",
+    ]
+    assert "hardly sees" in found[0] and "always gives the middle" in found[2]
+    scaled = [x * 1e3 for x in values]
+    found = frozen_lines(Scalings(*map(scaling_of, scaled)), *scaled)
+    assert found == ["note: dimensions 0 of the actions are constant"]
+
+
+def test_a_scaling_covers_another():
+    values = np.array([[0, 0, 3], [1, 2, 3]], np.float32)
+    earlier = Scaling(np.float32([0.5, 4, 3]), np.float32([2, 1, 0]))  # [-1.5, 2.5], [3, 5], 3
+    found = scaling_of(values, earlier)
+    np.testing.assert_array_equal(found.centre, [0.5, 2.5, 3])
+    np.testing.assert_array_equal(found.half_range, [2, 2.5, 0])
 
 
 def test_json_keeps_a_scaling_exactly():
