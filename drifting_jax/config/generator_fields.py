@@ -84,6 +84,13 @@ _MODEL = section(
     styles_per_book=Field(16, "entries that each of them is drawn from; 0 = no styles", minimum=0),
     dtype=Field("float32", "dtype of the computation; parameters are float32", choices=DTYPES),
     attention_dtype=Field("float32", "dtype of the attention's computation", choices=DTYPES),
+    attention_kernel=Field(
+        "auto",
+        "matrix products (products), or one kernel on an NVIDIA GPU (fused); auto = fused in the"
+        " training on GPUs from Ampere on",
+        choices=("auto", "products", "fused"),
+        on_resume="may change",
+    ),
     remat=REMAT,
     scan=Field(False, "dit: compile one block and use it for all: shorter compilation"),
 )

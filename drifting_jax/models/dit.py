@@ -61,6 +61,7 @@ class DiT(nn.Module):
       rms_norm: RMSNorm instead of LayerNorm without parameters.
       dtype: compute dtype; parameters are always float32.
       attention_dtype: dtype of queries, keys, values and softmax; None means `dtype`.
+      attention_kernel: "fused" for one kernel on a GPU with Triton, or "products" (`KERNELS`).
       remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
       scan: compile one block for all; their parameters are then stacked as "blocks", in place of
         "block_0", "block_1", ... (see `stack_blocks`).
@@ -85,6 +86,7 @@ class DiT(nn.Module):
     rms_norm: bool = True
     dtype: DTypeLike = jnp.float32
     attention_dtype: DTypeLike | None = None
+    attention_kernel: str = "products"
     remat: str | bool = "none"
     scan: bool = False
 
@@ -122,6 +124,7 @@ class DiT(nn.Module):
                 self.rms_norm,
                 self.dtype,
                 self.attention_dtype or self.dtype,
+                self.attention_kernel,
                 name=name,
             )
             for name in names

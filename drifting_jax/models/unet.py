@@ -88,6 +88,7 @@ class AttentionBlock(nn.Module):
     groups: int
     dtype: DTypeLike
     attention_dtype: DTypeLike
+    attention_kernel: str = "products"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -99,6 +100,7 @@ class AttentionBlock(nn.Module):
             rms_norm=False,
             dtype=self.dtype,
             attention_dtype=self.attention_dtype,
+            attention_kernel=self.attention_kernel,
             out_init=_ZEROS,
             name="attention",
         )
@@ -154,6 +156,7 @@ class UNet(nn.Module):
       styles_per_book: number of codes of a style book; 0 for no style embeddings.
       dtype: compute dtype; parameters and norm statistics are always float32.
       attention_dtype: dtype of queries, keys, values and softmax; None means `dtype`.
+      attention_kernel: "fused" for one kernel on a GPU with Triton, or "products".
       remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
     """
 
@@ -174,6 +177,7 @@ class UNet(nn.Module):
     styles_per_book: int = 64
     dtype: DTypeLike = jnp.float32
     attention_dtype: DTypeLike | None = None
+    attention_kernel: str = "products"
     remat: str | bool = "none"
 
     @nn.compact
@@ -269,8 +273,8 @@ class UNet(nn.Module):
     @nn.nowrap
     def _attention(self, name: str) -> nn.Module:
         block = rematerialisation.with_policy(AttentionBlock, self.remat)
-        dtype = self.attention_dtype or self.dtype
-        return block(self.num_heads, self.groups, self.dtype, dtype, name=name)
+        dtype, kernel = self.attention_dtype or self.dtype, self.attention_kernel
+        return block(self.num_heads, self.groups, self.dtype, dtype, kernel, name=name)
 
     @nn.nowrap
     def _resampling(self, block: type[nn.Module], name: str) -> nn.Module:

@@ -28,7 +28,8 @@ PyTree = Any
 
 # Fields of a generator that say how it is computed, or that only shapes of parameters depend on.
 _FREE_FIELDS = (
-    "parent", "name", "dtype", "attention_dtype", "remat", "condition_width", "dropout",
+    "parent", "name", "dtype", "attention_dtype", "attention_kernel", "remat", "condition_width",
+    "dropout",
 )  # fmt: skip
 # Where q starts in a toy: its centre, and the factor on the last layer's kernel.
 _START_CENTRES = {"collapsed": (-1.5, 0.0), "between": (0.0, 0.0), "far": (5.0, 5.0)}
