@@ -90,9 +90,7 @@ def _fused_forward(q: jax.Array, k: jax.Array, v: jax.Array):
     def products(q, k, v):
         return attention(q, k, v), fused_attention.no_log_sums(q)
 
-    found = jax.lax.platform_dependent(
-        q, k, v, cuda=fused_attention.forward, default=products
-    )
+    found = jax.lax.platform_dependent(q, k, v, cuda=fused_attention.forward, default=products)
     y, log_sums = (rematerialisation.kept(x) for x in found)
     return y, (q, k, v, y, log_sums)
 
@@ -101,9 +99,7 @@ def _fused_backward(kept: tuple[jax.Array, ...], g: jax.Array):
     def products(q, k, v, y, _, g):
         return _attention_backward((q, k, v, y), g)
 
-    return jax.lax.platform_dependent(
-        *kept, g, cuda=fused_attention.pull_back, default=products
-    )
+    return jax.lax.platform_dependent(*kept, g, cuda=fused_attention.pull_back, default=products)
 
 
 attention_on_gpu.defvjp(_fused_forward, _fused_backward)

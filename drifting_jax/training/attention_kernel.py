@@ -22,6 +22,4 @@ def with_attention_kernel(config: ConfigDict, device: jax.Device) -> ConfigDict:
         )
     if chosen != "auto":
         return config
-    return with_values(
-        config, {"model.attention_kernel": "fused" if has_triton else "products"}
-    )
+    return with_values(config, {"model.attention_kernel": "fused" if has_triton else "products"})
