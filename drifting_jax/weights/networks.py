@@ -205,7 +205,7 @@ def save_network(path: str | Path, network: Network[nn.Module], *, for_hub: bool
     fields = {
         f.name: own_folders.to_json(f.name, getattr(network.model, f.name))
         for f in dataclasses.fields(network.model)
-        if f.name not in ("parent", "name")
+        if f.name not in ("parent", "name", "attention_kernel")  # the last belongs to a device
     }
     record: dict[str, Any] = {"network": network.kind, "fields": fields}
     if network.kind == _GENERATOR:
