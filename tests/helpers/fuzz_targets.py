@@ -42,7 +42,8 @@ from drifting_jax.evaluation.reference import read_reference
 from drifting_jax.files import read_json
 from drifting_jax.models.dit import DiT
 from drifting_jax.policy.demonstrations import read_demonstrations
-from drifting_jax.policy.scaling import Scalings, scaling_of
+from drifting_jax.policy.scaling import Scalings
+from drifting_jax.steps.scaling import scaling_of
 from drifting_jax.training import batch_log, data_identity
 from drifting_jax.training.toy import read_frames
 from drifting_jax.weights import files
