@@ -76,18 +76,6 @@ def test_episodes_that_are_too_short_have_no_window():
         WindowSource(data, PAPER, scalings_of(data))
 
 
-def test_scaling_maps_the_range_to_one_and_centres_constants():
-    values = np.array([[1.0, 5.0, -2.0], [3.0, 5.0, 2.0], [2.0, 5.0, 0.0]], np.float32)
-    scaling = scaling_of(values)
-    found = scaling.scaled(values)
-    np.testing.assert_allclose(found, [[-1, 0, -1], [1, 0, 1], [0, 0, 0]], atol=1e-6)
-    np.testing.assert_allclose(scaling.unscaled(found), values, atol=1e-6)
-    assert np.all(scaling.unscaled(np.ones((2, 3), np.float32))[:, 1] == 5)
-    np.testing.assert_allclose(scaling.scaled(values + 0.5)[:, 1], 0.5)
-    batch = np.stack([values, values + 1])
-    np.testing.assert_allclose(scaling.scaled(batch)[0], found, atol=1e-6)
-
-
 def test_json_keeps_a_scaling_exactly():
     data = demonstrations((9,))
     scalings = scalings_of(data)
@@ -105,25 +93,6 @@ def test_json_keeps_a_scaling_exactly():
     ):
         with pytest.raises(UserError, match=r"data\.json does not hold the scaling of a"):
             Scalings.from_record(bad, "data.json")
-
-
-def test_neighbours_are_the_nearest_conditions():
-    rng = np.random.default_rng(0)
-    conditions = rng.uniform(-1, 1, (40, 3)).astype(np.float32)
-    number, distance = nearest_conditions(conditions, 5)
-    apart = np.sqrt(np.mean((conditions[:, None].astype(float) - conditions[None]) ** 2, axis=-1))
-    np.testing.assert_array_equal(number, np.argsort(apart, axis=1)[:, :6])
-    np.testing.assert_allclose(distance, np.sort(apart, axis=1)[:, :6], atol=1e-6)
-
-
-def test_a_condition_is_its_own_first_neighbour_among_equal_ones():
-    conditions = np.repeat(np.array([[0.0], [1.0]], np.float32), 6, axis=0)
-    number, distance = nearest_conditions(conditions, 2)
-    np.testing.assert_array_equal(number[:, 0], np.arange(12))
-    assert not distance.any()
-    assert all(len(set(row)) == 3 and len({n < 6 for n in row}) == 1 for row in number.tolist())
-    with pytest.raises(UserError, match="neighbours must be below the 12 conditions; found 12"):
-        nearest_conditions(conditions, 12)
 
 
 def test_a_record_has_the_actions_of_its_neighbours():
