@@ -131,8 +131,9 @@ def markdown() -> str:
         "",
     ]
     lines += [line for part in sections("toy") for line in section_lines(part, "Toy: ")]
-    lines += ["## Policy", ""]
-    lines += [line for part in sections("policy") for line in section_lines(part, "Policy: ")]
+    for name in ("Policy", "Pairs"):
+        lines += [f"## {name}", ""]
+        lines += [x for part in sections(name.lower()) for x in section_lines(part, f"{name}: ")]
     return "\n".join(lines)
 
 

@@ -63,7 +63,7 @@ _IMAGE_DATA = section(
     ),
 )
 
-_MODEL = section(
+MODEL = section(
     "model",
     "The generator (A.2).",
     kind=Field("dit", 'architecture; "dit" is the paper\'s, "unet" has fields of its own'),
@@ -95,7 +95,7 @@ _MODEL = section(
     scan=Field(False, "dit: compile one block and use it for all: shorter compilation"),
 )
 
-_UNET = section(
+UNET = section(
     "model.unet",
     "What a generator of the kind unet has besides; a level has half the side of the one before.",
     multipliers=Field((1, 2, 2, 2), "channels of each level over the width"),
@@ -245,8 +245,8 @@ GENERATOR = (
     PIXEL_ENCODERS,
     VAE,
     FEATURES,
-    _MODEL,
-    _UNET,
+    MODEL,
+    UNET,
     DRIFT,
     _GUIDANCE,
     _QUEUE,

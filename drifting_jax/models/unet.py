@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from drifting_jax.models import layers, rematerialisation
-from drifting_jax.models.condition import Condition
+from drifting_jax.models.condition import Condition, check_given
 from drifting_jax.models.transformer import Modulation, SelfAttention, modulate
 
 _ZEROS = nn.initializers.zeros
@@ -185,15 +185,16 @@ class UNet(nn.Module):
         self,
         noise: jax.Array,
         labels: jax.Array,
-        styles: jax.Array,
-        cfg_scale: jax.Array,
+        styles: jax.Array | None = None,
+        cfg_scale: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
         """Generates images from noise.
 
         Args:
           noise: [b, h, w, in_channels] float32, standard normal.
-          labels: [b] int32 in [0, num_classes).
+          labels: [b] int32 in [0, num_classes); or, without styles and cfg_scale, the condition
+            itself, [b, condition_width].
           styles: [b, k] int32 in [0, styles_per_book); ignored where `styles_per_book` is 0.
           cfg_scale: [b] float32, alpha >= 1.
           dropout_keys: [b] typed keys of the samples' dropout masks; None for no dropout.
@@ -251,10 +252,14 @@ class UNet(nn.Module):
         return layers.patchify(noise.astype(self.dtype), self.patch_size)
 
     @nn.nowrap
-    def _condition(self, *inputs: jax.Array) -> jax.Array | None:
-        """The condition [b, condition_width] of labels, styles and alpha, if there is one."""
+    def _condition(
+        self, labels: jax.Array, styles: jax.Array | None, cfg_scale: jax.Array | None
+    ) -> jax.Array | None:
+        """The condition [b, condition_width], if there is one: see `__call__`."""
         if not self.condition_width:
             return None
+        if styles is None or cfg_scale is None:
+            return check_given(labels, self.condition_width)
         embed = Condition(
             self.condition_width,
             self.num_classes,
@@ -263,7 +268,7 @@ class UNet(nn.Module):
             self.dtype,
             name="condition",
         )
-        return embed(*inputs)
+        return embed(labels, styles, cfg_scale)
 
     @nn.nowrap
     def _residual(self, name: str, level: int) -> nn.Module:

@@ -21,10 +21,10 @@ from drifting_jax.policy.networks import make_network
 from drifting_jax.policy.program import PolicySizes, horizons_of, policy_program
 from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
+from drifting_jax.steps.sampling import of_rows
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
-from drifting_jax.workdir.checkpoint import Checkpoints
-from drifting_jax.workdir.layout import generator_checkpoints
+from drifting_jax.training.single_target import check_average, restored_state
 
 PyTree = Any
 BATCH_SIZE = 64
@@ -95,15 +95,11 @@ class Policy:
         if chosen.shape != (n,):
             raise ValueError(f"indices must be [{n}]; found {list(chosen.shape)}")
         sampler = make_policy_sampler(self.model, self.horizons)
-        parts = [np.zeros((0, self.horizons.prediction, self.sizes.action), np.float32)]
-        for start in range(0, n, self.batch_size):
-            part = slice(start, start + self.batch_size)
-            missing = self.batch_size - len(chosen[part])
-            rows = np.pad(observations[part], ((0, missing), (0, 0), (0, 0)))
-            numbers = np.pad(chosen[part].astype(np.uint32), (0, missing))
-            found = sampler(self.params, self.scalings, rows, numbers, np.uint32(seed))
-            parts.append(np.asarray(found)[: len(chosen[part])])
-        actions = np.concatenate(parts)
+
+        def sample(rows: np.ndarray, numbers: np.ndarray) -> jax.Array:
+            return sampler(self.params, self.scalings, rows, numbers, np.uint32(seed))
+
+        actions = of_rows(sample, observations, chosen, batch_size=self.batch_size)
         if not np.isfinite(actions).all():
             raise UserError(
                 "the actions are not finite: the observations are not, or the training diverged"
@@ -171,21 +167,15 @@ def load_policy(
     if config.task != "policy":
         raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'policy'")
     decay = config.eval.ema_decay if ema_decay is None else ema_decay
-    if decay not in config.train.ema_decays:
-        raise UserError(
-            f"the run keeps the averages of decay {tuple(config.train.ema_decays)}; found {decay}"
-        )
+    check_average(config, decay)
     path = workdir / "data.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no policy: there is no {path}")
     scalings = Scalings.from_record(read_json(path).get("scaling"), path)
     sizes = PolicySizes(*(len(scaling.centre) for scaling in scalings))
     mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])
-    template = {"state": policy_program(config, sizes, mesh).carry.state}
-    at, trees = _restored(generator_checkpoints(workdir), template, step)
-    return policy_of(
-        config, scalings, trees["state"], step=at, ema_decay=decay, batch_size=batch_size
-    )
+    at, state = restored_state(workdir, policy_program(config, sizes, mesh), step=step)
+    return policy_of(config, scalings, state, step=at, ema_decay=decay, batch_size=batch_size)
 
 
 def policy_of(
@@ -208,19 +198,3 @@ def policy_of(
         ema_decay=ema_decay,
         config=config,
     )
-
-
-def _restored(
-    directory: Path, template: dict[str, PyTree], step: int | None
-) -> tuple[int, dict[str, PyTree]]:
-    """The step and the items of a checkpoint, the newest if `step` is None."""
-    restored = None
-    if directory.is_dir():
-        with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
-            if step is None:
-                restored = checkpoints.restore_latest(template)
-            else:
-                restored = step, checkpoints.restore_step(step, template)
-    if restored is None:
-        raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
-    return restored

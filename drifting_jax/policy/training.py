@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.distributed.agreement import on_all_processes, on_main_process, require_same
-from drifting_jax.errors import UserError
-from drifting_jax.files import read_json, write_json
+from drifting_jax.evaluation.metrics.single_target import table
+from drifting_jax.files import write_json
 from drifting_jax.policy.demonstrations import read_demonstrations
 from drifting_jax.policy.evaluation import measure
 from drifting_jax.policy.pictures import chunks_picture
@@ -17,22 +17,22 @@ from drifting_jax.policy.policy import Policy, policy_of
 from drifting_jax.policy.program import (
     PolicySizes,
     check_config,
-    drift_labels,
     horizons_of,
     policy_program,
 )
 from drifting_jax.policy.readers import Keys
-from drifting_jax.policy.scaling import Scalings, scaling_of
+from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import WindowSource
+from drifting_jax.steps.scaling import scaling_of
 from drifting_jax.training import build, stage
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.loop import Hook, Moment
 from drifting_jax.training.program import Program
+from drifting_jax.training.single_target import drift_labels, keep_data
 from drifting_jax.training.stage import Stage
 from drifting_jax.workdir import pictures
 from drifting_jax.workdir.layout import generator_checkpoints
 from drifting_jax.workdir.metrics import read_metrics
-from drifting_jax.workdir.opening import has_checkpoints
 
 
 class PolicyData(NamedTuple):
@@ -63,7 +63,8 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         data.windows.fingerprint.encode(),
         "sees other demonstrations than process 0; all must see the same",
     )
-    on_main_process(_compare_or_write, config, workdir, data)
+    facts, named = {"scaling": data.scalings.record()}, f"the demonstrations in {config.data.path}"
+    on_main_process(keep_data, workdir, data.windows, facts, named)
     draw = functools.partial(_draw, config, data, context)
     carry = stage.train(
         Stage(
@@ -86,7 +87,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         records = read_metrics(workdir, stage="policy")
         pictures.write_drift(workdir / "drift.png", records, drift_labels(config))
         found = _measured(config, data, policy)
-        print(_table(found))
+        print(table(found, "actions from -1 to 1"))
         # Last: it marks the run as complete.
         write_json(workdir / "evaluation.json", {"step": step, **found})
     return True
@@ -138,30 +139,3 @@ def _measured(config: ConfigDict, data: PolicyData, policy: Policy) -> dict[str,
         for name, source in given.items()
         if source is not None
     }
-
-
-def _table(found: dict[str, dict[str, float]]) -> str:
-    """The metrics as plain text."""
-    names = ("energy_score", "error", "nearest", "spread")
-    lines = ["actions from -1 to 1; " + f"{'':<8}" + "".join(f"{name:>14}" for name in names)]
-    for part, values in found.items():
-        cells = "".join(f"{values[name]:>14.4f}" for name in names)
-        lines.append(f"{part.replace('_', ' '):<30}{cells}")
-    return "\n".join(lines)
-
-
-def _compare_or_write(config: ConfigDict, workdir: Path, data: PolicyData) -> None:
-    """Compares the demonstrations with data.json, or writes that file if nothing was saved yet."""
-    path, windows = workdir / "data.json", data.windows
-    identity = {"count": len(windows), "fingerprint": windows.fingerprint}
-    began = read_json(path) if path.is_file() else {}
-    if all(began.get(name) == value for name, value in identity.items()):
-        return
-    if began and has_checkpoints(workdir):
-        raise UserError(
-            f"the demonstrations in {config.data.path} are not what the run in {workdir} began "
-            f"with: {began.get('count')} windows with fingerprint {began.get('fingerprint')} then, "
-            f"{len(windows)} with {windows.fingerprint} now: give another --workdir, or the same "
-            "demonstrations"
-        )
-    write_json(path, {**identity, "scaling": data.scalings.record()})

@@ -28,6 +28,10 @@ from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.snapshots import snapshot_steps
 
 PyTree = Any
+_MEASURED = {  # {task without classes: how its runs are measured, for messages}
+    "policy": ": python -m drifting_jax.rollout measures it",
+    "pairs": ": its training has measured it, see evaluation.json there",
+}
 _WIDTHS = {0.03, 0.05, 0.07, 0.1, 0.14, 0.2}  # that `load_averages` makes, where snapshots allow
 
 
@@ -163,7 +167,7 @@ def _opened(workdir: str | Path) -> _Run:
     workdir = Path(expanded(str(workdir)))
     config = load_config(workdir)
     if config.task != "generator":
-        hint = ": python -m drifting_jax.rollout measures it" if config.task == "policy" else ""
+        hint = _MEASURED.get(config.task, "")
         raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'generator'{hint}")
     directory = layout.generator_checkpoints(workdir)
     if not directory.is_dir():

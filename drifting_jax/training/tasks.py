@@ -8,7 +8,10 @@ They are looked up by name when a run or a dry run begins. The module of a task 
 import importlib
 from types import ModuleType
 
-_MODULES = {"policy": "drifting_jax.policy.training"}
+_MODULES = {
+    "policy": "drifting_jax.policy.training",
+    "pairs": "drifting_jax.pairs.training",
+}
 
 
 def find_task(name: str) -> ModuleType | None:

@@ -1,0 +1,17 @@
+"""The scaling of each dimension by its range in the data."""
+
+import numpy as np
+
+from drifting_jax.steps.scaling import scaling_of
+
+
+def test_scaling_maps_the_range_to_one_and_centres_constants():
+    values = np.array([[1.0, 5.0, -2.0], [3.0, 5.0, 2.0], [2.0, 5.0, 0.0]], np.float32)
+    scaling = scaling_of(values)
+    found = scaling.scaled(values)
+    np.testing.assert_allclose(found, [[-1, 0, -1], [1, 0, 1], [0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(scaling.unscaled(found), values, atol=1e-6)
+    assert np.all(scaling.unscaled(np.ones((2, 3), np.float32))[:, 1] == 5)
+    np.testing.assert_allclose(scaling.scaled(values + 0.5)[:, 1], 0.5)
+    batch = np.stack([values, values + 1])
+    np.testing.assert_allclose(scaling.scaled(batch)[0], found, atol=1e-6)
