@@ -1,7 +1,8 @@
 """Compares rules for conditions with a single target each, on actions of two modes; prints a table.
 
-    python benchmarks/single_target.py
+    python benchmarks/single_target.py            # all rules; goes on where it was ended
     python benchmarks/single_target.py --rules=fair_energy,mean_shift+neighbours --seeds=0
+    python benchmarks/single_target.py --table    # prints the table of the results alone
 
 An observation (c, e), uniform in [-1, 1]², has two equally good actions, (±(0.6 + 0.3·c), 0.5·e),
 with normal noise of 0.05. A data set of 2000 observations shows one action of each. All rules have
@@ -11,9 +12,12 @@ are compared with their true actions:
 * both: share of the observations of which each mode has at least a fifth of the samples;
 * near: share of the samples within three standard deviations (0.15) of a mode;
 * distance: unbiased energy distance to as many true actions, mean over the observations.
+
+Each run is a row of a JSON file, and is not computed again with the same settings.
 """
 
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +25,7 @@ from absl import app, flags
 
 from drifting_jax.config import base_config, resolve
 from drifting_jax.distributed import meshes
+from drifting_jax.files import read_json, write_json
 from drifting_jax.policy.demonstrations import Demonstrations
 from drifting_jax.policy.networks import make_network
 from drifting_jax.policy.policy import Policy
@@ -52,6 +57,10 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 _STEPS = flags.DEFINE_integer("steps", 1200, "Training steps.")
 _GENERATED = flags.DEFINE_integer("generated", 16, "Samples of a row.")
 _WIDTH = flags.DEFINE_float("width", 0.05, "Width of the kernel on neighbours.")
+_RESULTS = flags.DEFINE_string(
+    "results", "benchmarks/results/single_target.json", "File of the rows."
+)
+_TABLE = flags.DEFINE_bool("table", False, "Print the table of the results, and end.")
 
 POINTS, NOISE, NEW, SAMPLES = 2000, 0.05, 200, 64
 
@@ -128,24 +137,56 @@ def measured(policy):
     }
 
 
-def main(_):
-    rules = [name for name in RULES if not _RULES.value or name.replace(", ", "+") in _RULES.value]
-    print(f"{'rule':<34}{'both':>14}{'near':>14}{'distance':>18}  temperature, seconds a run")
+def settings_of(rule, seed):
+    """What a row depends on."""
+    settings = {"rule": rule, "seed": seed, "steps": _STEPS.value}
+    return settings | {"generated": _GENERATED.value, "neighbour_width": _WIDTH.value}
+
+
+def kept_row(settings):
+    """The row of these settings, or None."""
+    path = Path(_RESULTS.value)
+    rows = read_json(path)["rows"] if path.is_file() else []
+    return next((row for row in rows if settings.items() <= row.items()), None)
+
+
+def measure_row(settings):
+    """Trains, measures, and adds a row to the results."""
+    started = time.process_time()
+    policy, last = trained(config_of(settings["rule"], settings["seed"]))
+    row = settings | measured(policy) | {"temperature": last.get("temperature")}
+    row["processor_seconds"] = round(time.process_time() - started, 1)
+    path = Path(_RESULTS.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = read_json(path)["rows"] if path.is_file() else []
+    write_json(path, {"rows": [*rows, row]})
+
+
+def print_table(rules, seeds):
+    """A row a rule: mean and deviation over the seeds that are measured."""
+    print("| rule | seeds | both | near | distance | temperature |\n|---|---|---|---|---|---|")
     for rule in rules:
-        rows, started, last = [], time.monotonic(), {}
-        for seed in _SEEDS.value:
-            policy, last = trained(config_of(rule, int(seed)))
-            rows.append(measured(policy))
-        cells = [
-            f"{np.mean([r[m] for r in rows]):.3f} ± {np.std([r[m] for r in rows]):.3f}"
-            for m in ("both", "near", "distance")
-        ]
-        temperature = f"{last['temperature']:.3f}" if "temperature" in last else "-"
-        seconds = (time.monotonic() - started) / len(rows)
-        print(
-            f"{rule:<34}{cells[0]:>14}{cells[1]:>14}{cells[2]:>18}  {temperature} {seconds:.0f}",
-            flush=True,
-        )
+        rows = [row for seed in seeds if (row := kept_row(settings_of(rule, seed)))]
+        if not rows:
+            continue
+        cells = [", ".join(str(row["seed"]) for row in rows)]
+        for name in ("both", "near", "distance"):
+            values = [row[name] for row in rows]
+            cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}")
+        learned = [f"{row['temperature']:.3f}" for row in rows if row["temperature"] is not None]
+        print("| " + " | ".join([rule, *cells, ", ".join(learned) or "–"]) + " |")
+
+
+def main(_):
+    """Measures what the results lack, and prints the table."""
+    rules = [name for name in RULES if not _RULES.value or name.replace(", ", "+") in _RULES.value]
+    seeds = [int(seed) for seed in _SEEDS.value]
+    for seed in () if _TABLE.value else seeds:
+        for rule in rules:
+            if kept_row(settings := settings_of(rule, seed)) is None:
+                measure_row(settings)
+                print(kept_row(settings), flush=True)
+    print_table(rules, seeds)
 
 
 if __name__ == "__main__":

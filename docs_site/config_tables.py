@@ -127,13 +127,11 @@ def markdown() -> str:
         " differ:",
         "",
         *table(different("encoder", "generator")),
-        "## Toy",
-        "",
     ]
-    lines += [line for part in sections("toy") for line in section_lines(part, "Toy: ")]
-    for name in ("Policy", "Pairs"):
-        lines += [f"## {name}", ""]
-        lines += [x for part in sections(name.lower()) for x in section_lines(part, f"{name}: ")]
+    for task in (name for name in SECTIONS if name not in ("generator", "encoder")):
+        lines += [f"## {task.capitalize()}", ""]
+        for part in sections(task):
+            lines += section_lines(part, f"{task.capitalize()}: ")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ release, a folder of diffusers or transformers, a file of torchvision's, torch.h
 tensors or of a generator's, or hf://owner/repo. No code in a file is run: the reader of pickles
 accepts only tensors. `--to=release` writes generators and autoencoders in the release's format,
 which the release's code loads too; `--to=plain` writes any network as network.json and params.npz.
-`--to=hub` writes a generator for the Hugging Face Hub, with a model card and samples.
+`--to=hub` writes a generator or a policy for the Hugging Face Hub, with a model card.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,12 @@ from drifting_jax.commands.hub_folder import write_hub_folder
 from drifting_jax.config import load_config
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
+from drifting_jax.files import check_new
 from drifting_jax.surroundings import check_devices
 from drifting_jax.training import build, data_identity
 from drifting_jax.training.encoder import read_trained
 from drifting_jax.training.restore import load_generator, load_run
+from drifting_jax.training.tasks import task_of
 from drifting_jax.weights import files, release
 from drifting_jax.weights.networks import KINDS, Network, load_network, save_network
 
@@ -91,8 +93,7 @@ def write_network(out: Path, network: Network, *, to: str) -> None:
     Raises:
       UserError: the folder exists, or the release has no format for such a network.
     """
-    if out.exists():
-        raise UserError(f"--out must be a new folder; {out} exists")
+    check_new(out)
     if to == "plain":
         save_network(out, network)
     elif release.has_format(network.model):
@@ -111,13 +112,18 @@ def write_network(out: Path, network: Network, *, to: str) -> None:
 
 
 def _write_for_hub(values: Any, out: Path) -> None:
-    """Writes the generator that the flags name as a folder for the Hub."""
-    if out.exists():
-        raise UserError(f"--out must be a new folder; {out} exists")
+    """Writes the generator or policy that the flags name as a folder for the Hub."""
+    check_new(out)
     source = Path(values.source)
     workdir = source if _is_workdir(source) else None
     if values.part != "generator" or values.kind not in ("", "generator"):
         raise UserError("--to=hub holds generators: use --to=plain for other networks")
+    if (task := task_of(values.source)) is not None:
+        if values.vae or values.kind:
+            raise UserError("--vae and --kind are for generators of images")
+        decay, name = values.ema_decay, values.license
+        print(task.write_for_hub(values.source, out, ema_decay=decay, license_name=name))
+        return
     if workdir is not None:
         generator = load_run(workdir, ema_decay=values.ema_decay, vae=values.vae)
     elif values.ema_decay is not None:

@@ -3,8 +3,8 @@
     python -m drifting_jax.export --workdir=runs/digits --out=sampler
     python sampler/sample.py --classes=3,7 --per_class=8 --out=samples.png
 
-Or of weights without a run: `--weights=FOLDER`. The workdir of a policy becomes a folder that acts
-(`policy.py` in it). The folder samples with JAX alone, on a CPU, a GPU or a TPU; with the extra
+Or of weights without a run: `--weights=FOLDER`. A policy becomes a folder that acts (`policy.py` in
+it). The folder samples with JAX alone, on a CPU, a GPU or a TPU; with the extra
 `onnx` it also holds the network as ONNX.
 """
 
@@ -16,13 +16,15 @@ from absl import flags
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.commands.exporting import export_generator
 from drifting_jax.commands.generator_choice import (
+    check_source,
     chosen_generator,
     define_average_flags,
     define_source_flags,
 )
 from drifting_jax.errors import UserError
-from drifting_jax.policy.exporting import export_policy
-from drifting_jax.policy.policy import is_policy, load_policy
+from drifting_jax.files import check_new
+from drifting_jax.surroundings import check_devices
+from drifting_jax.training.tasks import task_of
 
 
 def define_flags() -> None:
@@ -37,14 +39,15 @@ def main(_: Sequence[str]) -> None:
     values = flags.FLAGS
     if not values.out:
         raise UserError("expected --out, the folder that is written")
-    if Path(values.out).exists():
-        raise UserError(f"--out must be a new folder; {values.out} exists")
-    if values.workdir and is_policy(values.workdir):
+    check_new(Path(values.out))
+    check_source(values)
+    name = values.workdir or values.weights
+    if (task := task_of(name)) is not None:
         if values.ema_sigma is not None or values.vae:
             raise UserError("--ema_sigma and --vae are for generators of images")
-        policy = load_policy(values.workdir, ema_decay=values.ema_decay, step=values.step)
-        export_policy(policy, Path(values.out))
-        print(f"policy of step {policy.step}: {values.out}; {values.out}/policy.py says how to act")
+        check_devices()
+        out = Path(values.out)
+        print(task.export(name, out, ema_decay=values.ema_decay, step=values.step))
         return
     generator = chosen_generator(values)
     notes = export_generator(generator, Path(values.out))

@@ -43,6 +43,12 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
     write_bytes(path, buffer.getvalue())
 
 
+def check_new(folder: Path) -> None:
+    """Raises UserError if a folder that is to be written exists."""
+    if folder.exists():
+        raise UserError(f"what is written must be a new folder; {folder} exists")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a folder to write into, which becomes `path` if the block ends without an error.

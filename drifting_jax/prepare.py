@@ -73,7 +73,7 @@ def define_flags() -> None:
         lower_bound=0,
         upper_bound=2**32 - 1,
     )
-    flags.DEFINE_string("environment", "", "demonstrations: such as two_ways, metaworld:reach-v3.")
+    flags.DEFINE_string("environment", "", "demonstrations: such as two_ways, my_env.py:Mine.")
     flags.DEFINE_integer("episodes", 50, "demonstrations: how many.", lower_bound=1)
     flags.DEFINE_float("max_unreadable", 0.1, "Largest share of unreadable images.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, for several processes.")

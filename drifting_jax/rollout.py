@@ -2,6 +2,7 @@
 
     … --workdir=runs/two_ways --environment=two_ways --episodes=50 --seeds=0,1,2
     … --workdir=runs/reach --environment=metaworld:reach-v3 --gif_every=0
+    … --weights=hf://owner/name --environment=my_env.py:MyEnvironment --out=rollouts
 
 Writes rollouts.json, report.html with animations, and every episode. Each episode depends on the
 policy, the environment, the seed and its number alone. The same command goes on after a stop.
@@ -16,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from drifting_jax.commands.command_line import run_program
-from drifting_jax.control.environments.table import open_environment
+from drifting_jax.control.environments.table import code_digest, open_environment
 from drifting_jax.control.measurement import SUMMARY_FILE, Settings, measure
 from drifting_jax.control.page import percent, write_page
 from drifting_jax.control.rollouts import check_fit
@@ -30,9 +31,15 @@ from drifting_jax.workdir.lock import locked
 
 def define_flags() -> None:
     """Registers the command line's flags."""
-    flags.DEFINE_string("workdir", None, "Directory of the policy's run.", required=True)
+    flags.DEFINE_string("workdir", "", "Directory of the policy's run.")
     flags.DEFINE_string(
-        "environment", None, "Such as two_ways or metaworld:reach-v3.", required=True
+        "weights", "", "Instead of a run: a folder for the Hub, or hf://owner/repo."
+    )
+    flags.DEFINE_string(
+        "environment",
+        None,
+        "Such as two_ways, metaworld:reach-v3 or my_env.py:MyEnvironment.",
+        required=True,
     )
     flags.DEFINE_integer("episodes", 50, "Rollouts of each seed.", lower_bound=1)
     flags.DEFINE_list("seeds", ["0"], "Seeds of beginnings and noise: 0,1,2.")
@@ -51,17 +58,22 @@ def main(_: Sequence[str]) -> int:
     """Rolls out, writes the results, and says where they are; returns the exit status."""
     values = flags.FLAGS
     seeds = _seeds(values.seeds)
+    name = values.workdir or values.weights
+    if bool(values.workdir) == bool(values.weights):
+        raise UserError("expected one of --workdir and --weights")
+    if values.weights and not values.out:
+        raise UserError("--weights goes with --out, the folder of the results")
     check_devices()
     environment = open_environment(values.environment)
-    policy = load_policy(Path(values.workdir), ema_decay=values.ema_decay, step=values.step)
+    policy = load_policy(name, ema_decay=values.ema_decay, step=values.step)
     check_fit(policy, environment)
-    folder = values.environment.replace(":", "_")
+    folder = Path(values.environment).name.replace(":", "_")
     out = Path(values.out or Path(values.workdir) / "rollouts" / folder)
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         environment=values.environment,
         policy={
-            "workdir": values.workdir,
+            "workdir": name,
             "step": policy.step,
             "average": policy.ema_decay,
             "parameters": fingerprint_variables(policy.params),
@@ -69,6 +81,7 @@ def main(_: Sequence[str]) -> int:
         episodes=values.episodes,
         max_steps=values.max_steps,
         draw_every=values.gif_every,
+        code=code_digest(values.environment),
     )
     with locked(out), Interruption(soon="keeping this seed, then stopping") as interruption:
         found = measure(
@@ -84,7 +97,7 @@ def main(_: Sequence[str]) -> int:
             print("stopped; the same command goes on", file=sys.stderr)
             return interruption.exit_status
         episodes, summary = found
-        page = write_page(out, episodes, summary, title=f"Rollouts of {values.workdir}")
+        page = write_page(out, episodes, summary, title=f"Rollouts of {name}")
     success = percent(summary["success"], summary["success_deviation"])
     endings = ", ".join(f"{name} {percent(share)}" for name, share in summary["endings"].items())
     print(f"success {success} ({endings})")

@@ -9,7 +9,8 @@
 All methods have the same demonstrations, horizons, network, optimizer, schedule, average and number
 of steps. The rows of a baseline's step are as many as make its products cost what those of the
 drifting step cost. A seed is that of the training and of the rollouts; the demonstrations are the
-same for all. Each cell (task, method, seed) is a file of its own, and is not computed again.
+same for all. Each cell (task, method, seed) is a file of its own, and is not computed again unless
+the demonstrations have changed.
 """
 
 import os
@@ -31,6 +32,7 @@ from drifting_jax.control.environments.table import open_environment
 from drifting_jax.control.measurement import Settings, measure, read_seed
 from drifting_jax.control.pictures import paths_picture
 from drifting_jax.files import read_json, write_bytes, write_json
+from drifting_jax.policy.demonstrations import read_demonstrations
 from drifting_jax.policy.policy import load_policy, policy_of
 from drifting_jax.policy.program import policy_program
 from drifting_jax.policy.training import program, read_data
@@ -98,12 +100,23 @@ def cell_path(task: str, method: str, seed: int | str) -> Path:
     return Path(_RESULTS.value) / f"{task.replace(':', '_')}-{method}-seed{seed}.json"
 
 
-def collect_demonstrations(task: str) -> None:
-    """Writes the demonstrations of a task, unless they are there."""
+def collect_demonstrations(task: str) -> str:
+    """Writes the demonstrations of a task, unless they are there; returns their fingerprint."""
     if not demonstrations_path(task).exists():
         write_demonstrations(
             str(demonstrations_path(task)), task, episodes=TASKS[task].demonstrations, seed=0
         )
+    return read_demonstrations(str(demonstrations_path(task))).fingerprint
+
+
+def is_kept(path: Path, fingerprint: str) -> bool:
+    """Whether a cell is there, of these demonstrations; one that names none stays."""
+    if not path.exists():
+        return False
+    of_cell = read_json(path).get("demonstrations")
+    if of_cell is None:
+        print(f"{path} does not say what its demonstrations were; delete it to measure it again")
+    return of_cell in (None, fingerprint)
 
 
 def step_flops(config: Any) -> float:
@@ -112,13 +125,16 @@ def step_flops(config: Any) -> float:
     return product_flops(jax.make_jaxpr(built.step)(built.carry, built.frozen, built.batch))
 
 
-def trained(task: str, method: str, seed: int, cache: dict) -> tuple[Any, dict[str, Any]]:
+def trained(
+    task: str, method: str, seed: int, fingerprint: str, cache: dict
+) -> tuple[Any, dict[str, Any]]:
     """The policy of a cell, and what is known of its training."""
     config = policy_config(task, seed)
     flops = step_flops(config)
     began = time.perf_counter()
     if method == "drifting":
-        workdir = Path(_SCRATCH.value) / "runs" / f"{task.replace(':', '_')}-seed{seed}"
+        name = f"{task.replace(':', '_')}-seed{seed}-{fingerprint}"
+        workdir = Path(_SCRATCH.value) / "runs" / name
         if run(config, workdir=workdir):
             sys.exit(75)
         policy, record = load_policy(workdir), {"rows": config.train.conditions, "flops": flops}
@@ -131,13 +147,13 @@ def trained(task: str, method: str, seed: int, cache: dict) -> tuple[Any, dict[s
     return policy, record | {"training_seconds": time.perf_counter() - began}
 
 
-def measure_cell(task: str, method: str, seed: int, cache: dict) -> None:
+def measure_cell(task: str, method: str, seed: int, fingerprint: str, cache: dict) -> None:
     """Trains, rolls out, and writes a cell."""
-    collect_demonstrations(task)
-    policy, record = trained(task, method, seed, cache)
+    policy, record = trained(task, method, seed, fingerprint, cache)
+    of_policy = {"method": method, "training_seed": seed, "steps": _STEPS.value}
     settings = Settings(
         environment=task,
-        policy={"method": method, "training_seed": seed, "steps": _STEPS.value},
+        policy=of_policy | {"demonstrations": fingerprint},
         episodes=_EPISODES.value,
         max_steps=TASKS[task].max_steps,
         draw_every=0,
@@ -149,6 +165,7 @@ def measure_cell(task: str, method: str, seed: int, cache: dict) -> None:
     summary = found[1]
     kept = ("success", "endings", "steps_of_a_success", "episodes", "max_steps")
     cell = {"task": task, "method": method, "seed": seed, "training_steps": _STEPS.value}
+    cell["demonstrations"] = fingerprint
     cell |= {name: summary[name] for name in kept} | record
     write_json(
         cell_path(task, method, seed), cell | {"rollout_seconds": time.perf_counter() - began}
@@ -252,10 +269,11 @@ def main(_: list[str]) -> None:
     for seed in map(int, _SEEDS.value):
         for task in _TASKS.value or TASKS:
             cache: dict = {}
+            fingerprint = collect_demonstrations(task)
             for method in _METHODS.value or METHODS:
                 path = cell_path(task, method, seed)
-                if not path.exists():
-                    measure_cell(task, method, seed, cache)
+                if not is_kept(path, fingerprint):
+                    measure_cell(task, method, seed, fingerprint, cache)
                     print(path.read_text(), flush=True)
 
 

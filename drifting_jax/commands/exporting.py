@@ -15,12 +15,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from drifting_jax import __version__
 from drifting_jax.commands import exported_sample
+from drifting_jax.compiler.exported import PLATFORMS, exported
 from drifting_jax.compiler.onnx_graph import OPSET, UnsupportedError, write_onnx
 from drifting_jax.config import streams
 from drifting_jax.data.class_names import title
 from drifting_jax.distributed import meshes, transfer
-from drifting_jax.errors import UserError
-from drifting_jax.files import new_folder, write_bytes, write_json, write_npz
+from drifting_jax.files import check_new, new_folder, write_bytes, write_json, write_npz
 from drifting_jax.models import generators
 from drifting_jax.models.vae import decoder_params
 from drifting_jax.steps import sampling
@@ -30,7 +30,6 @@ from drifting_jax.surroundings import settled_jax
 PyTree = Any
 Model = TypeVar("Model", bound=nn.Module)
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 _SAMPLER, _WEIGHTS, _SCRIPT, _ONNX = "sampler.jax", "weights.npz", "sample.py", "network.onnx"
 
 
@@ -53,8 +52,7 @@ def export_generator(generator: Generator, folder: Path) -> list[str]:
         package flatbuffers is missing.
     """
     generator.check_makes_pixels()
-    if folder.exists():
-        raise UserError(f"--out must be a new folder; {folder} exists")
+    check_new(folder)
     params = _sampled_params(generator)
     program, image_shape = _exported(generator, params)
     with new_folder(folder) as partial:
@@ -108,11 +106,8 @@ def _exported(generator: Generator, params: PyTree) -> tuple[bytes, list[int]]:
     (n,) = jax.export.symbolic_shape("n")
     batch = of((n,), jnp.int32)
     arguments = (weights, batch, batch, of((), jnp.uint32), of((), jnp.float32))
-    found = jax.export.export(jax.jit(sample), platforms=PLATFORMS)(*arguments)
-    try:
-        return bytes(found.serialize()), list(found.out_avals[0].shape[1:])
-    except ImportError as error:
-        raise UserError(f"{error}: pip install -e '.[export]'") from None
+    program, outputs = exported(sample, *arguments)
+    return program, list(outputs[0].shape[1:])
 
 
 def _convention(num_classes: int, image_shape: list[int]) -> dict[str, Any]:

@@ -30,14 +30,14 @@ def define_average_flags() -> None:
     flags.DEFINE_integer("step", None, "Of the checkpoint; default: the newest.", lower_bound=0)
 
 
-def chosen_generator(values: Any) -> Generator:
-    """Starts JAX's devices and reads a generator.
+def check_source(values: Any) -> None:
+    """Checks that the flags that name weights go together.
 
     Args:
-      values: flags with `workdir`, `weights`, `vae`, `ema_decay`, `ema_sigma` and `step`.
+      values: flags with `workdir`, `weights`, `ema_decay`, `ema_sigma` and `step`.
 
     Raises:
-      UserError: the flags do not go together, or as `load_run` and `load_generator`.
+      UserError: they do not.
     """
     for name in ("ema_decay", "ema_sigma"):
         if values.weights and getattr(values, name) is not None:
@@ -46,6 +46,18 @@ def chosen_generator(values: Any) -> Generator:
         raise UserError("--step goes with --workdir: weights by themselves are of one step")
     if bool(values.workdir) == bool(values.weights):
         raise UserError("expected one of --workdir and --weights")
+
+
+def chosen_generator(values: Any) -> Generator:
+    """Starts JAX's devices and reads a generator.
+
+    Args:
+      values: as of `check_source`, with `vae`.
+
+    Raises:
+      UserError: as `check_source`, `load_run` and `load_generator`.
+    """
+    check_source(values)
     check_devices()
     if values.weights:
         return load_generator(values.weights, vae=values.vae)

@@ -2,21 +2,19 @@
 
 import html
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from drifting_jax.config import ConfigDict
-from drifting_jax.config.values import flat, plain
 from drifting_jax.data.class_names import title
 from drifting_jax.distributed import transfer
-from drifting_jax.errors import UserError
 from drifting_jax.evaluation import small_runs
 from drifting_jax.evaluation.metrics.catalogue import METRICS
 from drifting_jax.files import new_folder, read_json, shown, write_bytes
 from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.sampling import class_major
+from drifting_jax.weights import model_card
 from drifting_jax.weights.networks import Network, save_network
 from drifting_jax.workdir.image_files import image_grid, save_png
 
@@ -55,8 +53,7 @@ def write_hub_folder(
     Raises:
       UserError: the licence is no name, or as `Generator.sample`.
     """
-    if license_name and not re.fullmatch(r"[\w.+-]+", license_name):
-        raise UserError(f"--license must be a name such as apache-2.0; found {license_name!r}")
+    model_card.check_license(license_name)
     params = transfer.fetch(generator.params)
     network = Network(
         "generator",
@@ -101,14 +98,11 @@ def _card(
     metrics: Mapping[str, Any] | None,
     license_name: str,
 ) -> str:
-    """The model card, in Markdown with the header that the Hub reads."""
-    header = ["---", "library_name: drifting_jax", "tags: [drifting-model, image-generation, jax]"]
-    header += [f"license: {license_name}"] if license_name else []
-    one = "A [Drifting Model](https://arxiv.org/abs/2602.04770): each image is one evaluation of a"
+    """The model card."""
     parts = [
-        "\n".join([*header, "---"]),
         f"# {html.escape(name)}",
-        f"{one} network, guidance included. Trained and written with drifting_jax.",
+        f"A {model_card.PAPER}: each image is one evaluation of a network, guidance included. "
+        "Trained and written with drifting_jax.",
     ]
     if generator.makes_pixels:
         parts += [
@@ -120,8 +114,8 @@ def _card(
         parts += ["## Recipe", _recipe(generator, generator.config)]
     if metrics is not None:
         parts += ["## Metrics", _metrics_table(generator, metrics)]
-    parts += ["## Use", _use(generator), "## Licence", license_name or "Not stated."]
-    return "\n\n".join(parts) + "\n"
+    parts += ["## Use", _use(generator)]
+    return model_card.card(parts, tag="image-generation", license_name=license_name)
 
 
 def _data(generator: Generator, workdir: Path | None) -> str:
@@ -137,14 +131,9 @@ def _data(generator: Generator, workdir: Path | None) -> str:
 
 
 def _recipe(generator: Generator, config: ConfigDict) -> str:
-    values = flat(plain(config))
-    if not values["model.init_from"].startswith("hf://"):  # a folder means nothing to others
-        values["model.init_from"] = Path(values["model.init_from"]).name
-    kind = values["model.kind"]
+    kind = config.model.kind
     names = [name for name in _RECIPE if _OF_KIND.get(name, kind) == kind]
-    rows = [f"| `{name}` | {values[name]} |" for name in names if values.get(name, "") != ""]
-    average = f"Step {generator.step}, the moving average of decay {generator.ema_decay:g}."
-    return "\n".join([average, "", "| field | value |", "|---|---|", *rows])
+    return model_card.recipe(config, names, step=generator.step, ema_decay=generator.ema_decay)
 
 
 def _metrics_table(generator: Generator, metrics: Mapping[str, Any]) -> str:

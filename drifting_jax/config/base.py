@@ -22,7 +22,7 @@ def sections(task: str) -> tuple[Section, ...]:
     """Returns the sections of a task's config, with their fields.
 
     Args:
-      task: "generator", "encoder", "toy", "policy" or "pairs".
+      task: a name of `SECTIONS`, such as "generator" or "toy".
 
     Raises:
       UserError: There is no such task.
@@ -36,7 +36,7 @@ def fields(task: str) -> dict[str, Field]:
     """Returns the fields of a task's config by dotted names, such as "train.num_steps".
 
     Args:
-      task: "generator", "encoder", "toy", "policy" or "pairs".
+      task: a name of `SECTIONS`, such as "generator" or "toy".
 
     Raises:
       UserError: There is no such task.
@@ -48,7 +48,7 @@ def base_config(task: str) -> ConfigDict:
     """Returns the default config of a task; it has no other fields than the task's.
 
     Args:
-      task: "generator", "encoder", "toy", "policy" or "pairs".
+      task: a name of `SECTIONS`, such as "generator" or "toy".
 
     Raises:
       UserError: There is no such task.

@@ -49,6 +49,11 @@ _MODEL = section(
         "an MLP of whole chunks, or a transformer with a token for each action",
         choices=("mlp", "transformer"),
     ),
+    init_from=Field(
+        "",
+        "policy to start from: a workdir, a folder for the Hub or hf://owner/repo; empty = random",
+        is_path=True,
+    ),
     width=Field(256, "channels of each layer or token"),
     depth=Field(2, "blocks"),
     mlp_ratio=Field(2.0, "width of a block's feed-forward network over width"),

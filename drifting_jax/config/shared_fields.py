@@ -8,7 +8,7 @@ SCHEDULES = ("constant", "cosine")
 RUN = section(
     "",
     "The run as a whole.",
-    task=Field("generator", 'what is trained: "generator", "encoder", "toy", "policy" or "pairs"'),
+    task=Field("generator", 'what is trained, such as "generator", "encoder" or "toy"'),
     seed=Field(0, "root of every random number of the run", minimum=0, maximum=2**32 - 1),
     log_every=Field(50, "steps between two lines of metrics", on_resume="may change"),
     tracker=Field(

@@ -36,6 +36,7 @@ class Settings:
       episodes: rollouts of each seed.
       max_steps: actions after which an episode ends; 0: what the environment says.
       draw_every: steps between two pictures of an animation; 0: no animations.
+      code: digits of the file of an environment that is not ours; "" for one of ours.
     """
 
     environment: str
@@ -43,11 +44,13 @@ class Settings:
     episodes: int
     max_steps: int = 0
     draw_every: int = 2
+    code: str = ""
 
     def identity(self, seed: int) -> dict[str, Any]:
         """What the results of a seed depend on."""
         fields = dataclasses.asdict(self) | {"seed": seed}
-        return {name: value for name, value in fields.items() if name != "draw_every"}
+        left_out = {"draw_every"} | ({"code"} if not self.code else set())
+        return {name: value for name, value in fields.items() if name not in left_out}
 
 
 def measure(

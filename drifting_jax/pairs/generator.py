@@ -22,7 +22,7 @@ from drifting_jax.pairs.program import make_network, pairs_program
 from drifting_jax.steps.sampling import of_rows, to_uint8
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
-from drifting_jax.training.single_target import check_average, restored_state
+from drifting_jax.training.restore import chosen_decay, restored_items
 
 PyTree = Any
 BATCH_SIZE = 64
@@ -149,15 +149,17 @@ def load_pairs(
     config = load_config(workdir)
     if config.task != "pairs":
         raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'pairs'")
-    decay = config.eval.ema_decay if ema_decay is None else ema_decay
-    check_average(config, decay)
+    decay = chosen_decay(config, ema_decay)
     path = workdir / "data.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no generator of pairs: there is no {path}")
     facts = PairFacts.from_record(read_json(path), path)
     mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])
-    at, state = restored_state(workdir, pairs_program(config, facts.shapes, mesh), step=step)
-    return generator_of(config, facts, state, step=at, ema_decay=decay, batch_size=batch_size)
+    template = {"state": pairs_program(config, facts.shapes, mesh).carry.state}
+    at, trees = restored_items(workdir, template, step)
+    return generator_of(
+        config, facts, trees["state"], step=at, ema_decay=decay, batch_size=batch_size
+    )
 
 
 def generator_of(

@@ -9,7 +9,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
-from drifting_jax.distributed.agreement import on_all_processes, on_main_process, require_same
+from drifting_jax.distributed.agreement import on_all_processes
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.metrics.single_target import measure_samples, table
 from drifting_jax.files import write_json
@@ -19,10 +19,11 @@ from drifting_jax.pairs.generator import PairGenerator, generator_of
 from drifting_jax.pairs.pictures import rows_of_pairs
 from drifting_jax.pairs.program import pairs_program
 from drifting_jax.training import build, stage
+from drifting_jax.training.data_identity import keep_record
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.loop import Hook, Moment
 from drifting_jax.training.program import Program
-from drifting_jax.training.single_target import check_config, drift_labels, keep_data
+from drifting_jax.training.single_target import check_config, drift_labels
 from drifting_jax.training.stage import Stage
 from drifting_jax.workdir import pictures
 from drifting_jax.workdir.image_files import image_grid
@@ -51,12 +52,9 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     mesh = build.make_mesh(config)
     check_config(config, mesh)
     data = on_all_processes(read_data, config)
-    require_same(
-        data.source.fingerprint.encode(), "sees other pairs than process 0; all must see the same"
-    )
     program_of = pairs_program(config, data.facts.shapes, mesh)
-    named = f"the pairs in {config.data.path}"
-    on_main_process(keep_data, workdir, data.source, data.facts.record(), named)
+    identity = {"count": len(data.source), "fingerprint": data.source.fingerprint}
+    keep_record(config, workdir, identity, more=data.facts.record())
     draw = functools.partial(_draw, config, data, context)
     carry = stage.train(
         Stage(

@@ -5,18 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from drifting_jax import __version__
-from drifting_jax.errors import UserError
-from drifting_jax.files import new_folder, write_bytes, write_json, write_npz
+from drifting_jax.compiler.exported import PLATFORMS, exported
+from drifting_jax.files import check_new, new_folder, write_bytes, write_json, write_npz
 from drifting_jax.policy import exported_policy
-from drifting_jax.policy.policy import Policy, make_policy_sampler
+from drifting_jax.policy.policy import Policy, load_policy, make_policy_sampler
 from drifting_jax.surroundings import settled_jax
 
-PLATFORMS = ("cpu", "cuda", "tpu")
+
+def export(name: str, out: Path, *, ema_decay: float | None, step: int | None) -> str:
+    """Exports the policy of a workdir or of a folder for the Hub; returns a line for a person.
+
+    Raises:
+      UserError: as `load_policy` and `export_policy`.
+    """
+    policy = load_policy(name, ema_decay=ema_decay, step=step)
+    export_policy(policy, out)
+    return f"policy of step {policy.step}: {out}; {out}/policy.py says how to act"
 
 
 @settled_jax()
@@ -32,8 +40,7 @@ def export_policy(policy: Policy, folder: Path) -> None:
     Raises:
       UserError: the folder exists, or the package flatbuffers is missing.
     """
-    if folder.exists():
-        raise UserError(f"--out must be a new folder; {folder} exists")
+    check_new(folder)
     program = _exported(policy)
     horizons, sizes, executed = policy.horizons, policy.sizes, policy.horizons.executed
     with new_folder(folder) as partial:
@@ -66,13 +73,8 @@ def _exported(policy: Policy) -> bytes:
     of, rows = jax.ShapeDtypeStruct, policy.batch_size
     flat = flatten_dict(policy.params, sep="/")
     weights = {name: of(x.shape, x.dtype) for name, x in flat.items()}
-    found = jax.export.export(jax.jit(sample), platforms=PLATFORMS)(
-        weights,
-        of((rows, *policy.observation_shape), jnp.float32),
-        of((rows,), jnp.uint32),
-        of((), jnp.uint32),
+    observations = of((rows, *policy.observation_shape), jnp.float32)
+    program, _ = exported(
+        sample, weights, observations, of((rows,), jnp.uint32), of((), jnp.uint32)
     )
-    try:
-        return bytes(found.serialize())
-    except ImportError as error:
-        raise UserError(f"{error}: pip install -e '.[export]'") from None
+    return program

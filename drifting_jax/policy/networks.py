@@ -109,6 +109,14 @@ _NETWORKS: dict[str, Callable[[ConfigDict], nn.Module]] = {
 }
 
 
+MODULES: dict[str, type[nn.Module]] = {"mlp": ConditionedMLP, "transformer": ActionTransformer}
+
+
+def kind_of(model: nn.Module) -> str:
+    """The key of `MODULES` of a network."""
+    return next(kind for kind, module in MODULES.items() if type(model) is module)
+
+
 def make_network(config: ConfigDict) -> nn.Module:
     """Returns the network of config.model."""
     return _NETWORKS[config.model.kind](config)

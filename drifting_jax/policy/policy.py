@@ -15,8 +15,9 @@ from drifting_jax.config import ConfigDict, load_config
 from drifting_jax.config.streams import samples_key
 from drifting_jax.distributed import meshes, transfer
 from drifting_jax.errors import UserError
-from drifting_jax.files import expanded, read_json
+from drifting_jax.files import read_json
 from drifting_jax.models.calls import apply
+from drifting_jax.policy.folders import read_folder
 from drifting_jax.policy.networks import make_network
 from drifting_jax.policy.program import PolicySizes, horizons_of, policy_program
 from drifting_jax.policy.scaling import Scalings
@@ -24,7 +25,8 @@ from drifting_jax.policy.windows import Horizons
 from drifting_jax.steps.sampling import of_rows
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
-from drifting_jax.training.single_target import check_average, restored_state
+from drifting_jax.training.restore import chosen_decay, restored_items
+from drifting_jax.weights.files import fetch
 
 PyTree = Any
 BATCH_SIZE = 64
@@ -43,7 +45,7 @@ class Policy:
         depend on the number of the others.
       step: training steps of its parameters.
       ema_decay: of the moving average that they are.
-      config: of its run.
+      config: of its run; None for one of a folder for the Hub.
     """
 
     horizons: Horizons
@@ -53,7 +55,7 @@ class Policy:
     batch_size: int
     step: int
     ema_decay: float
-    config: ConfigDict
+    config: ConfigDict | None = None
 
     @property
     def sizes(self) -> PolicySizes:
@@ -134,48 +136,55 @@ def make_policy_sampler(model: nn.Module, horizons: Horizons) -> Callable[..., j
     return sampler
 
 
-def is_policy(workdir: str | Path) -> bool:
-    """Whether a folder is the workdir of a policy's run.
-
-    Raises:
-      UserError: it holds no run.
-    """
-    return load_config(Path(expanded(str(workdir)))).task == "policy"
-
-
 @settled_jax()
 def load_policy(
-    workdir: str | Path,
+    name: str | Path,
     *,
     ema_decay: float | None = None,
     step: int | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Policy:
-    """Reads a policy from the workdir of its run; the demonstrations need not be there.
+    """Reads a policy; the demonstrations need not be there.
 
     Args:
-      workdir: of a run of task "policy".
-      ema_decay: which moving average; None for the config's eval.ema_decay.
-      step: of the checkpoint; None for the newest.
+      name: the workdir of a run of task "policy", a folder for the Hub, or hf://owner/repo.
+      ema_decay: which moving average of a run; None for the config's eval.ema_decay.
+      step: of the checkpoint of a run; None for the newest.
       batch_size: rows that are computed at once, see `Policy`.
 
     Raises:
-      UserError: there is no such run, no checkpoint yet or of this step, or no such average.
+      UserError: there is no such run or folder, no checkpoint yet or of this step, or no such
+        average.
     """
-    workdir = Path(expanded(str(workdir)))
+    workdir = fetch(name)
+    if (weights := read_folder(workdir)) is not None:
+        if ema_decay is not None or step is not None:
+            raise UserError(f"{name} is one average of one step: leave out ema_decay and step")
+        return Policy(**weights._asdict(), batch_size=batch_size)
     config = load_config(workdir)
     if config.task != "policy":
         raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'policy'")
-    decay = config.eval.ema_decay if ema_decay is None else ema_decay
-    check_average(config, decay)
+    decay = chosen_decay(config, ema_decay)
+    scalings = read_scalings(workdir)
+    sizes = PolicySizes(*(len(scaling.centre) for scaling in scalings))
+    mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])
+    template = {"state": policy_program(config, sizes, mesh).carry.state}
+    at, trees = restored_items(workdir, template, step)
+    return policy_of(
+        config, scalings, trees["state"], step=at, ema_decay=decay, batch_size=batch_size
+    )
+
+
+def read_scalings(workdir: Path) -> Scalings:
+    """Reads the scalings of a run.
+
+    Raises:
+      UserError: it has none, or they are damaged.
+    """
     path = workdir / "data.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no policy: there is no {path}")
-    scalings = Scalings.from_record(read_json(path).get("scaling"), path)
-    sizes = PolicySizes(*(len(scaling.centre) for scaling in scalings))
-    mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])
-    at, state = restored_state(workdir, policy_program(config, sizes, mesh), step=step)
-    return policy_of(config, scalings, state, step=at, ema_decay=decay, batch_size=batch_size)
+    return Scalings.from_record(read_json(path).get("scaling"), path)
 
 
 def policy_of(

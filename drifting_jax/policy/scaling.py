@@ -2,8 +2,44 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from drifting_jax.errors import UserError
-from drifting_jax.steps.scaling import Scaling
+from drifting_jax.steps.scaling import LEAST_RANGE, Scaling
+
+_SHOWN = 20  # dimensions, in a line
+
+
+def frozen_lines(scalings: "Scalings", observations: np.ndarray, actions: np.ndarray) -> list[str]:
+    """Returns lines for a person about dimensions whose range is too small to be scaled.
+
+    Args:
+      scalings: of these values.
+      observations: [T, d_o].
+      actions: [T, d_a].
+    """
+    lines = []
+    for name, scaling, values, what in (
+        ("observations", scalings.observation, observations, "the policy hardly sees them"),
+        ("actions", scalings.action, actions, "the policy always gives the middle of the range"),
+    ):
+        frozen = np.flatnonzero(np.asarray(scaling.half_range) == 0)
+        ranges = np.ptp(values[:, frozen], axis=0)
+        constant = [str(dimension) for dimension in frozen[ranges == 0]]
+        if constant:
+            lines.append(f"note: dimensions {_some(constant)} of the {name} are constant")
+        tiny = [f"{i} (range {x:.2g})" for i, x in zip(frozen, ranges, strict=True) if x]
+        if tiny:
+            lines.append(
+                f"warning: dimensions {_some(tiny)} of the {name} have a range below "
+                f"{LEAST_RANGE:g} in the demonstrations and are not scaled: {what}; write them in "
+                "a smaller unit if they matter"
+            )
+    return lines
+
+
+def _some(words: list[str]) -> str:
+    return ", ".join(words[:_SHOWN]) + ", …" * (len(words) > _SHOWN)
 
 
 class Scalings(NamedTuple):

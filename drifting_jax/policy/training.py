@@ -2,18 +2,21 @@
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
-from drifting_jax.distributed.agreement import on_all_processes, on_main_process, require_same
+from drifting_jax.distributed.agreement import on_all_processes
+from drifting_jax.errors import UserError
 from drifting_jax.evaluation.metrics.single_target import table
 from drifting_jax.files import write_json
 from drifting_jax.policy.demonstrations import read_demonstrations
 from drifting_jax.policy.evaluation import measure
+from drifting_jax.policy.folders import read_folder
+from drifting_jax.policy.networks import kind_of, make_network
 from drifting_jax.policy.pictures import chunks_picture
-from drifting_jax.policy.policy import Policy, policy_of
+from drifting_jax.policy.policy import Policy, policy_of, read_scalings
 from drifting_jax.policy.program import (
     PolicySizes,
     check_config,
@@ -21,18 +24,25 @@ from drifting_jax.policy.program import (
     policy_program,
 )
 from drifting_jax.policy.readers import Keys
-from drifting_jax.policy.scaling import Scalings
+from drifting_jax.policy.scaling import Scalings, frozen_lines
 from drifting_jax.policy.windows import WindowSource
 from drifting_jax.steps.scaling import scaling_of
 from drifting_jax.training import build, stage
+from drifting_jax.training.data_identity import keep_record
 from drifting_jax.training.hooks import RunContext
+from drifting_jax.training.initial_states import differences
 from drifting_jax.training.loop import Hook, Moment
 from drifting_jax.training.program import Program
-from drifting_jax.training.single_target import drift_labels, keep_data
+from drifting_jax.training.single_target import drift_labels, params_of
 from drifting_jax.training.stage import Stage
+from drifting_jax.weights.files import fetch
+from drifting_jax.weights.own_folders import module_fields
 from drifting_jax.workdir import pictures
 from drifting_jax.workdir.layout import generator_checkpoints
 from drifting_jax.workdir.metrics import read_metrics
+from drifting_jax.workdir.opening import has_checkpoints
+
+PyTree = Any
 
 
 class PolicyData(NamedTuple):
@@ -42,11 +52,13 @@ class PolicyData(NamedTuple):
       windows: that it trains on.
       held_out: windows of other episodes, which it only measures; None without any.
       scalings: of the episodes that it trains on.
+      notes: lines for a person, about what of the demonstrations has no effect.
     """
 
     windows: WindowSource
     held_out: WindowSource | None
     scalings: Scalings
+    notes: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> PolicySizes:
@@ -58,13 +70,13 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     """Trains, measures and draws; returns whether it came to the end (else a signal stopped it)."""
     mesh = build.make_mesh(config)
     check_config(config, mesh)
-    data = on_all_processes(read_data, config)
-    require_same(
-        data.windows.fingerprint.encode(),
-        "sees other demonstrations than process 0; all must see the same",
-    )
-    facts, named = {"scaling": data.scalings.record()}, f"the demonstrations in {config.data.path}"
-    on_main_process(keep_data, workdir, data.windows, facts, named)
+    covering, network = on_all_processes(_read_start, config, workdir)
+    data = on_all_processes(read_data, config, covering)
+    if context.is_main_process:
+        for note in data.notes:
+            print(note, flush=True)
+    identity = {"count": len(data.windows), "fingerprint": data.windows.fingerprint}
+    keep_record(config, workdir, identity, more={"scaling": data.scalings.record()})
     draw = functools.partial(_draw, config, data, context)
     carry = stage.train(
         Stage(
@@ -73,6 +85,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
             batch_size=config.train.conditions,
             save_every=config.train.save_every,
             hooks=[Hook(config.train.sample_every, draw)],
+            params=None if network is None else params_of(config, network),
         ),
         config,
         data.windows,
@@ -89,7 +102,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         found = _measured(config, data, policy)
         print(table(found, "actions from -1 to 1"))
         # Last: it marks the run as complete.
-        write_json(workdir / "evaluation.json", {"step": step, **found})
+        write_json(workdir / "evaluation.json", {"step": step, "ema_decay": decay, **found})
     return True
 
 
@@ -103,20 +116,69 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
     return policy_program(config, read_data(config).sizes, mesh)
 
 
-def read_data(config: ConfigDict) -> PolicyData:
+def read_data(config: ConfigDict, covering: Scalings | None = None) -> PolicyData:
     """Reads the demonstrations of config.data.
 
+    Args:
+      config: of the run.
+      covering: of the policy to start from; the ranges of the scalings include its ranges.
+
     Raises:
-      UserError: they cannot be read, or hold no window.
+      UserError: they cannot be read, hold no window, or have other sizes than that policy.
     """
     d, horizons = config.data, horizons_of(config)
     keys = Keys(tuple(d.observation_keys), d.action_key)
     every = read_demonstrations(d.path, format=d.format, keys=keys)
     kept, others = every.split(d.held_out_episodes)
-    scalings = Scalings(scaling_of(kept.observations), scaling_of(kept.actions))
+    values = kept.observations, kept.actions
+    if covering is not None:
+        ours, theirs = [x.shape[1] for x in values], [len(x.centre) for x in covering]
+        if ours != theirs:
+            raise UserError(
+                f"the policy in {config.model.init_from} (config.model.init_from) has observations "
+                f"of {theirs[0]} and actions of {theirs[1]} numbers; the demonstrations in "
+                f"{d.path} have {ours[0]} and {ours[1]}"
+            )
+    scalings = Scalings(*map(scaling_of, values, covering or (None, None)))
     windows = WindowSource(kept, horizons, scalings, neighbours=config.single_target.neighbours)
     held_out = None if others is None else WindowSource(others, horizons, scalings)
-    return PolicyData(windows, held_out, scalings)
+    notes = frozen_lines(scalings, *values)
+    if short := windows.too_short + (0 if held_out is None else held_out.too_short):
+        notes.append(
+            f"warning: {short} of {len(every.episode_ends)} episodes are left out: they have fewer "
+            f"than the {horizons.shortest} steps that the horizons need"
+        )
+    return PolicyData(windows, held_out, scalings, tuple(notes))
+
+
+def _read_start(config: ConfigDict, workdir: Path) -> tuple[Scalings | None, PyTree | None]:
+    """The scalings that a run's own have to cover, and the network's parameters to start from.
+
+    A run that has a checkpoint goes on from it, with the scalings that it began with.
+    """
+    name = config.model.init_from
+    if not name:
+        return None, None
+    if has_checkpoints(workdir):
+        return read_scalings(workdir), None
+    weights = read_folder(fetch(name))
+    if weights is None:
+        raise UserError(
+            f"{name} (config.model.init_from) is no folder of a policy: "
+            "python -m drifting_jax.convert --to=hub writes one of a workdir"
+        )
+    model = make_network(config)
+    theirs = {"kind": kind_of(weights.model)} | weights.horizons._asdict()
+    ours = {"kind": kind_of(model)} | horizons_of(config)._asdict()
+    found = differences(theirs, ours)
+    if type(model) is type(weights.model):
+        found += differences(module_fields(weights.model), module_fields(model))
+    if found:
+        raise UserError(
+            f"the policy in {name} (config.model.init_from) differs from the config: "
+            f"{', '.join(found)}"
+        )
+    return weights.scalings, weights.params
 
 
 def _draw(config: ConfigDict, data: PolicyData, context: RunContext, moment: Moment) -> None:
@@ -134,7 +196,11 @@ def _measured(config: ConfigDict, data: PolicyData, policy: Policy) -> dict[str,
     given = {"training": data.windows, "held_out": data.held_out}
     return {
         name: measure(
-            policy, source, conditions=config.eval.conditions, samples=config.eval.samples
+            policy,
+            source,
+            conditions=config.eval.conditions,
+            samples=config.eval.samples,
+            seed=config.seed,
         )
         for name, source in given.items()
         if source is not None

@@ -29,6 +29,11 @@ class Horizons(NamedTuple):
         """The part of a predicted chunk that is carried out."""
         return slice(self.observation - 1, self.observation - 1 + self.action)
 
+    @property
+    def shortest(self) -> int:
+        """Steps of the shortest episode that has a window."""
+        return max(1, self.prediction - self.observation - self.action + 2)
+
     def check(self) -> None:
         """Raises UserError if the observations or the actions that are carried out do not fit."""
         if self.executed.stop > self.prediction:
@@ -66,6 +71,7 @@ class WindowSource(DecodedSource):
     Attributes:
       rows: [n, H] steps of each window.
       actions: [T, d_a] scaled actions of all steps.
+      too_short: the number of episodes that have no window.
 
     Raises:
       UserError: the horizons do not fit, every episode is too short for a window, or there are not
@@ -87,12 +93,12 @@ class WindowSource(DecodedSource):
         self.rows = window_rows(
             demonstrations.episode_starts, demonstrations.episode_ends, horizons
         )
+        lengths = np.diff(demonstrations.episode_ends, prepend=0)
+        self.too_short = int(np.sum(lengths < horizons.shortest))
         if not len(self.rows):
-            longest = np.diff(demonstrations.episode_ends, prepend=0).max()
-            needed = horizons.prediction - horizons.observation - horizons.action + 2
             raise UserError(
-                f"every episode is too short: the longest has {longest} steps, and the horizons "
-                f"need {needed}; lower config.data.prediction_horizon"
+                f"every episode is too short: the longest has {lengths.max()} steps, and the "
+                f"horizons need {horizons.shortest}; lower config.data.prediction_horizon"
             )
         self.horizons, self.fingerprint = horizons, demonstrations.fingerprint
         self._observations = scalings.observation.scaled(demonstrations.observations)

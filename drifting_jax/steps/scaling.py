@@ -8,7 +8,7 @@ import numpy as np
 
 from drifting_jax.errors import UserError
 
-_LEAST_RANGE = 1e-4  # below it a dimension counts as constant, and is only centred
+LEAST_RANGE = 1e-4  # below it a dimension counts as constant, and is only centred
 _PARTS = ("centre", "half_range")
 
 
@@ -59,11 +59,23 @@ class Scaling:
         return found
 
 
-def scaling_of(values: np.ndarray) -> Scaling:
-    """Returns the scaling of values [T, d]."""
+def scaling_of(values: np.ndarray, covering: Scaling | None = None) -> Scaling:
+    """Returns the scaling of values [T, d].
+
+    With another scaling to cover, a dimension whose values lie within that one's range keeps it,
+    and the range of any other includes it.
+    """
     low, high = values.min(axis=0), values.max(axis=0)
+    if covering is not None:
+        centre, reach = np.asarray(covering.centre), np.asarray(covering.half_range)
+        inside = (low >= centre - reach) & (high <= centre + reach)
+        wider = scaling_of(np.stack([low, high, centre - reach, centre + reach]))
+        return Scaling(
+            centre=np.where(inside, centre, wider.centre),
+            half_range=np.where(inside, reach, wider.half_range),
+        )
     half = (high.astype(np.float64) - low) / 2
-    constant = 2 * half < _LEAST_RANGE
+    constant = 2 * half < LEAST_RANGE
     return Scaling(
         centre=(low + half).astype(np.float32),
         half_range=np.where(constant, 0, half).astype(np.float32),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,30 @@ def open_source(config: ConfigDict, workdir: Path) -> Source:
     path = workdir / "data.json"
     began = read_json(path) if path.is_file() else None
     source = _open(config.data, began)
-    found = _record(source)
-    _require_same_everywhere(found)
-    on_main_process(_compare_or_write, config, workdir, found)
+    keep_record(config, workdir, _record(source))
     return source
+
+
+def keep_record(
+    config: ConfigDict,
+    workdir: Path,
+    found: dict[str, Any],
+    *,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Compares what identifies the data with data.json, or writes it if nothing was saved yet.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      found: the fields that must not change: "count", "fingerprint" and others.
+      more: fields that are written beside them, and not compared.
+
+    Raises:
+      UserError: the run began with other data, or its processes see different data.
+    """
+    _require_same_everywhere(found)
+    on_main_process(_compare_or_write, config, workdir, found, more)
 
 
 def _open(data: ConfigDict, began: dict[str, Any] | None) -> Source:
@@ -71,8 +92,9 @@ def _is_same(began: dict[str, Any], found: dict[str, Any]) -> bool:
     return all(began.get(name) == value for name, value in found.items())
 
 
-def _compare_or_write(config: ConfigDict, workdir: Path, found: dict[str, Any]) -> None:
-    """Compares the data with data.json, or writes that file if nothing was saved yet."""
+def _compare_or_write(
+    config: ConfigDict, workdir: Path, found: dict[str, Any], more: Mapping[str, Any] | None
+) -> None:
     path = workdir / "data.json"
     began = read_json(path) if path.is_file() else {}
     if _is_same(began, found):
@@ -80,11 +102,12 @@ def _compare_or_write(config: ConfigDict, workdir: Path, found: dict[str, Any]) 
     if began and has_checkpoints(workdir):
         raise UserError(
             f"the data in {config.data.path or config.data.source} is not what the run in "
-            f"{workdir} began with: {_words(began)} then, {_words(found)} now"
+            f"{workdir} began with: {_words(began)} then, {_words(found)} now; give another "
+            "workdir, or the same data"
         )
     for log in workdir.glob("unreadable_*.jsonl"):  # their indices are those of other data
         log.unlink()
-    write_json(path, found)
+    write_json(path, {**found, **(more or {})})
 
 
 def describe_data(source: Source) -> list[str]:
@@ -126,10 +149,9 @@ def _list_of(kind: type, value: Any) -> list[Any] | None:
 
 def _words(record: dict[str, Any]) -> str:
     names = record.get("class_names")
-    return (
-        f"{record.get('count')} records of {len(names) if isinstance(names, list) else 0} classes, "
-        f"fingerprint {record.get('fingerprint') or 'none'}"
-    )
+    classes = f" of {len(names)} classes" if isinstance(names, list) else ""
+    fingerprint = record.get("fingerprint") or "none"
+    return f"{record.get('count')} records{classes}, fingerprint {fingerprint}"
 
 
 def _require_same_everywhere(found: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The training states before the first step, and their shapes and shardings."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -22,14 +22,14 @@ from drifting_jax.models.mlp import MLP
 from drifting_jax.steps.state import TrainState, create_state
 from drifting_jax.training import build
 from drifting_jax.weights.networks import load_network
+from drifting_jax.weights.own_folders import module_fields
 from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
 
 # Fields of a generator that say how it is computed, or that only shapes of parameters depend on.
 _FREE_FIELDS = (
-    "parent", "name", "dtype", "attention_dtype", "attention_kernel", "remat", "condition_width",
-    "dropout",
+    "dtype", "attention_dtype", "remat", "condition_width", "dropout",
 )  # fmt: skip
 # Where q starts in a toy: its centre, and the factor on the last layer's kernel.
 _START_CENTRES = {"collapsed": (-1.5, 0.0), "between": (0.0, 0.0), "far": (5.0, 5.0)}
@@ -54,10 +54,10 @@ def read_start(config: ConfigDict, spec: DataSpec) -> PyTree | None:
     if not (name := config.model.init_from):
         return None
     network, model = load_network(name, kind="generator"), build.make_generator(config, spec)
-    if differences := _differences(network.model, model):
+    if found := _differences(network.model, model):
         raise UserError(
             f"the generator in {name} (config.model.init_from) differs from config.model and the "
-            f"data: {', '.join(differences)}"
+            f"data: {', '.join(found)}"
         )
     return network.variables["params"]
 
@@ -66,17 +66,25 @@ def _differences(theirs: nn.Module, ours: nn.Module) -> list[str]:
     """Where the parameters of two generators do not mean the same, in words; empty if nowhere."""
     if type(theirs) is not type(ours):
         return [f"it is a {type(theirs).__name__}, not a {type(ours).__name__}"]
-    fields = [field.name for field in dataclasses.fields(ours) if field.name not in _FREE_FIELDS]
-    found = [
-        f"{name} {getattr(theirs, name)!r} there, {getattr(ours, name)!r} here"
-        for name in fields
-        if getattr(theirs, name) != getattr(ours, name)
+    kept = [
+        {name: x for name, x in module_fields(model).items() if name not in _FREE_FIELDS}
+        for model in (theirs, ours)
     ]
+    found = differences(*kept)
     shapes = [flatten_dict(param_shapes(model), sep="/") for model in (theirs, ours)]
     if not found and shapes[0] != shapes[1]:  # what no field says
         (name, shape) = min(set(shapes[0].items()) ^ set(shapes[1].items()), key=str)
         found = [f"{name} {shape.shape}"]
     return found
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Returns where two mappings of the same names differ, in words."""
+    return [
+        f"{name} {theirs[name]!r} there, {value!r} here"
+        for name, value in ours.items()
+        if theirs[name] != value
+    ]
 
 
 def init_encoder(config: ConfigDict, spec: DataSpec) -> TrainState:

@@ -22,16 +22,13 @@ from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
 from drifting_jax.training import build, data_identity, initial_states
 from drifting_jax.training.snapshots import Snapshots, open_snapshots
+from drifting_jax.training.tasks import hint_of
 from drifting_jax.weights.networks import load_network, load_vae
 from drifting_jax.workdir import layout
 from drifting_jax.workdir.checkpoint import Checkpoints
 from drifting_jax.workdir.snapshots import snapshot_steps
 
 PyTree = Any
-_MEASURED = {  # {task without classes: how its runs are measured, for messages}
-    "policy": ": python -m drifting_jax.rollout measures it",
-    "pairs": ": its training has measured it, see evaluation.json there",
-}
 _WIDTHS = {0.03, 0.05, 0.07, 0.1, 0.14, 0.2}  # that `load_averages` makes, where snapshots allow
 
 
@@ -126,14 +123,43 @@ def load_run(
         params, error = _of_width(run, snapshots, ema_sigma)
         found = _generator(run, params, step=snapshots.steps[-1], vae=vae)
         return dataclasses.replace(found, ema_sigma=ema_sigma, fit_error=error)
-    decay = run.config.eval.ema_decay if ema_decay is None else ema_decay
-    if decay not in run.config.train.ema_decays:
-        raise UserError(
-            f"the run keeps the averages of decay {tuple(run.config.train.ema_decays)}; "
-            f"found {decay}"
-        )
+    decay = chosen_decay(run.config, ema_decay)
     at, averages = _of_checkpoint(run, step)
     return _generator(run, averages[ema_name(decay)], step=at, ema_decay=decay, vae=vae)
+
+
+def chosen_decay(config: ConfigDict, ema_decay: float | None) -> float:
+    """Returns the decay of an average of a run; None stands for the config's eval.ema_decay.
+
+    Raises:
+      UserError: the run keeps no such average.
+    """
+    decay = config.eval.ema_decay if ema_decay is None else ema_decay
+    if decay not in config.train.ema_decays:
+        raise UserError(
+            f"the run keeps the averages of decay {tuple(config.train.ema_decays)}; found {decay}"
+        )
+    return decay
+
+
+def restored_items(
+    workdir: Path, template: dict[str, PyTree], step: int | None
+) -> tuple[int, dict[str, PyTree]]:
+    """Returns the step and items of a checkpoint of a generator or policy; None for the newest.
+
+    Raises:
+      UserError: there is no checkpoint, or none of this step.
+    """
+    directory, restored = layout.generator_checkpoints(workdir), None
+    if directory.is_dir():
+        with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
+            if step is None:
+                restored = checkpoints.restore_latest(template)
+            else:
+                restored = step, checkpoints.restore_step(step, template)
+    if restored is None:
+        raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
+    return restored
 
 
 @settled_jax()
@@ -167,8 +193,8 @@ def _opened(workdir: str | Path) -> _Run:
     workdir = Path(expanded(str(workdir)))
     config = load_config(workdir)
     if config.task != "generator":
-        hint = _MEASURED.get(config.task, "")
-        raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'generator'{hint}")
+        words = f"is a run of task {config.task!r}; expected 'generator'"
+        raise UserError(f"{workdir} {words}{hint_of(config.task)}")
     directory = layout.generator_checkpoints(workdir)
     if not directory.is_dir():
         raise UserError(f"{workdir} has no generator yet: its training has not come to {directory}")
@@ -178,16 +204,8 @@ def _opened(workdir: str | Path) -> _Run:
 
 def _of_checkpoint(run: _Run, step: int | None) -> tuple[int, dict[str, PyTree]]:
     """Returns the step and the averages of a checkpoint, the newest if `step` is None."""
-    directory = layout.generator_checkpoints(run.workdir)
-    wanted = {"ema": _template(run).ema}
-    with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
-        if step is None:
-            restored = checkpoints.restore_latest(wanted)
-        else:
-            restored = step, checkpoints.restore_step(step, wanted)
-    if restored is None:
-        raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
-    return restored[0], restored[1]["ema"]
+    at, items = restored_items(run.workdir, {"ema": _template(run).ema}, step)
+    return at, items["ema"]
 
 
 def _of_width(run: _Run, snapshots: Snapshots, width: float) -> tuple[PyTree, float]:

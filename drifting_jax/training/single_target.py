@@ -1,4 +1,4 @@
-"""The program of a task whose conditions have a single target each, and the states that it leaves.
+"""The program of a task whose conditions have a single target each.
 
 Policies and images of conditions share it; a task adds its network, shapes and names.
 """
@@ -6,8 +6,6 @@ Policies and images of conditions share it; a task adds its network, shapes and 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -18,10 +16,8 @@ from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
-from drifting_jax.data.sources import Source
 from drifting_jax.distributed import meshes
 from drifting_jax.errors import UserError
-from drifting_jax.files import read_json, write_json
 from drifting_jax.method.fields.table import drift_names, field_named, negatives_of
 from drifting_jax.models.calls import init_params
 from drifting_jax.steps.culprit import culprit_name
@@ -33,9 +29,8 @@ from drifting_jax.steps.single_target_step import (
 from drifting_jax.steps.state import TrainState, create_state
 from drifting_jax.training import build, initial_states, scalars
 from drifting_jax.training.program import Carry, Program, jit_step, report_of
-from drifting_jax.workdir.checkpoint import Checkpoints
-from drifting_jax.workdir.layout import generator_checkpoints
-from drifting_jax.workdir.opening import has_checkpoints
+
+PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,67 +123,20 @@ def assemble(config: ConfigDict, task: Task, mesh: Mesh) -> Program:
     )
 
 
-def keep_data(workdir: Path, source: Source, facts: Mapping[str, Any], named: str) -> None:
-    """Compares the data with data.json, or writes that file if nothing was saved yet.
-
-    Args:
-      workdir: of the run.
-      source: of the batches.
-      facts: what sampling needs of the data; data.json holds them.
-      named: what to call the data in messages.
-
-    Raises:
-      UserError: the run began with other data.
-    """
-    path = workdir / "data.json"
-    identity = {"count": len(source), "fingerprint": source.fingerprint}
-    began = read_json(path) if path.is_file() else {}
-    if all(began.get(name) == value for name, value in identity.items()):
-        return
-    if began and has_checkpoints(workdir):
-        raise UserError(
-            f"{named} are not what the run in {workdir} began with: {began.get('count')} with "
-            f"fingerprint {began.get('fingerprint')} then, {len(source)} with "
-            f"{source.fingerprint} now: give another --workdir, or the same data"
-        )
-    write_json(path, {**identity, **facts})
+def params_of(config: ConfigDict, network: PyTree) -> PyTree:
+    """Returns all that is trained, with these parameters of the network."""
+    if not config.single_target.learned_temperature:
+        return {"network": network}
+    start = jnp.float32(math.log(config.drift.temperatures[0]))
+    return {"network": network, "log_temperature": start}
 
 
-def check_average(config: ConfigDict, decay: float) -> None:
-    """Raises UserError if a run keeps no moving average of this decay."""
-    if decay not in config.train.ema_decays:
-        raise UserError(
-            f"the run keeps the averages of decay {tuple(config.train.ema_decays)}; found {decay}"
-        )
-
-
-def restored_state(workdir: Path, program: Program, *, step: int | None) -> tuple[int, TrainState]:
-    """Returns the step and the training state of a checkpoint, the newest if `step` is None.
-
-    Raises:
-      UserError: there is no checkpoint yet, or none of this step.
-    """
-    directory, restored = generator_checkpoints(workdir), None
-    template = {"state": program.carry.state}
-    if directory.is_dir():
-        with Checkpoints(directory, keep=1, read_only=True) as checkpoints:
-            if step is None:
-                restored = checkpoints.restore_latest(template)
-            else:
-                restored = step, checkpoints.restore_step(step, template)
-    if restored is None:
-        raise UserError(f"{directory} holds no checkpoint yet: train longer, or wait for a save")
-    at, trees = restored
-    return at, trees["state"]
-
-
-def _init(config: ConfigDict, task: Task) -> TrainState:
-    """The state before the first step."""
-    noise, conditions = jnp.zeros((1, 1, *task.target)), jnp.zeros((1, *task.condition))
-    key = stream_key(config, f"{task.name}_init")
-    params = {"network": init_params(task.model, key, noise, conditions)}
-    if config.single_target.learned_temperature:
-        params["log_temperature"] = jnp.float32(math.log(config.drift.temperatures[0]))
+def _init(config: ConfigDict, task: Task, params: PyTree | None = None) -> TrainState:
+    """The state before the first step, with these parameters or random ones."""
+    if params is None:
+        noise, conditions = jnp.zeros((1, 1, *task.target)), jnp.zeros((1, *task.condition))
+        key = stream_key(config, f"{task.name}_init")
+        params = params_of(config, init_params(task.model, key, noise, conditions))
     return create_state(params, _optimizer(config), ema_decays=config.train.ema_decays)
 
 

@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar, cast
 
 import flax.linen as nn
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from drifting_jax.errors import UserError
 from drifting_jax.models import generators
@@ -34,9 +33,8 @@ from drifting_jax.weights import (
     wrappers,
 )
 from drifting_jax.weights.foreign_files import PIPELINE, describe_folder
-from drifting_jax.weights.mapping import Tensor, assemble
 from drifting_jax.weights.reading import read_json
-from drifting_jax.weights.shapes import check_fields, param_shapes
+from drifting_jax.weights.shapes import check_fields
 
 PyTree = Any
 Model = TypeVar("Model", bound=nn.Module, covariant=True)
@@ -202,11 +200,7 @@ def save_network(path: str | Path, network: Network[nn.Module], *, for_hub: bool
 
     With `for_hub` it holds config.json and model.safetensors, and all that is known of the network.
     """
-    fields = {
-        f.name: own_folders.to_json(f.name, getattr(network.model, f.name))
-        for f in dataclasses.fields(network.model)
-        if f.name not in ("parent", "name", "attention_kernel")  # the last belongs to a device
-    }
+    fields = own_folders.fields_record(network.model)
     record: dict[str, Any] = {"network": network.kind, "fields": fields}
     if network.kind == _GENERATOR:
         kind = generators.kind_of(network.model)
@@ -224,10 +218,7 @@ def _from_ours(description: Path, params: Path) -> Network[nn.Module]:
         model = _module_of(record)(**{name: own_folders.from_json(name, x) for name, x in given})
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{description} describes no network: {error!r}") from None
-    tensors = files.read_tensors(params)
-    template = param_shapes(model, tensors=len(tensors))
-    table = {name: Tensor(name) for name in flatten_dict(template, sep="/")}
-    found = assemble(template, table, tensors, origin=str(params))
+    found = own_folders.read_params(model, params)
     facts = own_folders.facts_of(record, description)
     return Network(record["network"], model, {"params": found}, **facts)
 

@@ -3,11 +3,13 @@
 The second is the form for the Hugging Face Hub. Both hold the same parameters by the same names.
 """
 
+import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +17,15 @@ from flax.traverse_util import flatten_dict
 
 from drifting_jax.errors import UserError
 from drifting_jax.files import write_bytes, write_json
+from drifting_jax.weights.files import read_tensors
+from drifting_jax.weights.mapping import Tensor, assemble
 from drifting_jax.weights.reading import read_json
 from drifting_jax.weights.safetensors import write_safetensors
+from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
 
+_NOT_THE_NETWORK = ("parent", "name", "attention_kernel")
 _PLAIN = ("network.json", "params.npz")
 _HUB = ("config.json", "model.safetensors")
 
@@ -56,6 +62,36 @@ def write(folder: Path, record: Mapping[str, Any], params: PyTree, *, for_hub: b
         np.savez(data, **arrays)
         write_bytes(folder / _PLAIN[1], data.getvalue())
     write_json(folder / (_HUB if for_hub else _PLAIN)[0], record)
+
+
+def module_fields(model: nn.Module) -> dict[str, Any]:
+    """Returns the fields of a module by name, without those of every module or of a device."""
+    names = [field.name for field in dataclasses.fields(model)]
+    return {name: getattr(model, name) for name in names if name not in _NOT_THE_NETWORK}
+
+
+def fields_record(model: nn.Module) -> dict[str, Any]:
+    """Returns the fields of a module as JSON holds them."""
+    return {name: to_json(name, value) for name, value in module_fields(model).items()}
+
+
+def read_params(
+    model: nn.Module, path: Path, *, inputs: Sequence[jax.ShapeDtypeStruct] = ()
+) -> PyTree:
+    """Returns the parameters of a network in a file with the same names.
+
+    Args:
+      model, inputs: as of `param_shapes`.
+      path: of the file.
+
+    Raises:
+      UserError: it is no file of tensors, or they do not fit the network.
+      ValueError: the network has many more layers than the file has tensors.
+    """
+    tensors = read_tensors(path)
+    template = param_shapes(model, tensors=len(tensors), inputs=inputs)
+    table = {name: Tensor(name) for name in flatten_dict(template, sep="/")}
+    return assemble(template, table, tensors, origin=str(path))
 
 
 def to_json(name: str, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,16 @@ _FEW = 64  # layers that are described in any case, so that missing tensors can 
 _LARGEST = 2**20  # of any size of a network
 
 
-def param_shapes(model: nn.Module, *, tensors: int | None = None) -> PyTree:
+def param_shapes(
+    model: nn.Module, *, tensors: int | None = None, inputs: Sequence[jax.ShapeDtypeStruct] = ()
+) -> PyTree:
     """Tree of `jax.ShapeDtypeStruct`s of a network's parameters; nothing is computed.
 
     Args:
       model: a generator, or a network with the method `example_inputs`.
       tensors: how many tensors a file has for the network. With wrong sizes it could have so many
         layers that it would take for ever to describe them. None where the sizes are known.
+      inputs: of a network without that method.
 
     Raises:
       ValueError: the network has many more layers than there are tensors, or a size above 2**20.
@@ -44,7 +48,9 @@ def param_shapes(model: nn.Module, *, tensors: int | None = None) -> PyTree:
     key = root_key(0)
     if generators.is_generator(model):
         return jax.eval_shape(functools.partial(generators.init_generator, model=model), key)
-    return jax.eval_shape(functools.partial(init_params, model), key, *model.example_inputs())
+    return jax.eval_shape(
+        functools.partial(init_params, model), key, *(inputs or model.example_inputs())
+    )
 
 
 def check_fields(model: nn.Module, step: Any, origin: Path) -> None:

@@ -1,33 +1,25 @@
 """Demonstrations, a policy of them, and its rollouts, by their commands."""
 
-import functools
+import re
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from absl import flags
+from own_flags import run_command
 
 import drifting_jax as dj
 from drifting_jax import prepare, rollout
 from drifting_jax.errors import UserError
 from drifting_jax.files import read_json
+from drifting_jax.models.calls import init_params
+from drifting_jax.models.conditioned import ConditionedMLP
+from drifting_jax.policy.folders import Weights, write_folder
+from drifting_jax.policy.scaling import Scalings
+from drifting_jax.policy.windows import Horizons
+from drifting_jax.steps.scaling import scaling_of
 
-
-class Flags:
-    """absl's flags, in a set of their own."""
-
-    def __init__(self):
-        self.FLAGS = flags.FlagValues()
-
-    def __getattr__(self, name):
-        return functools.partial(getattr(flags, name), flag_values=self.FLAGS)
-
-
-def run_command(module, *words):
-    """Runs the main function of a command with a command line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "flags", stand_in := Flags())
-        module.define_flags()
-        return module.main(stand_in.FLAGS(["command", *words]))
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +72,10 @@ def test_rollouts_of_a_run_and_the_same_command_again(folder, capsys):
         (["--seeds=a"], "found a"),
         (["--environment=nowhere"], "found 'nowhere'"),
         (["--workdir=nowhere"], "nowhere"),
+        (["--workdir="], "expected one of --workdir and --weights"),
+        (["--weights=x"], "expected one of --workdir and --weights"),
+        (["--workdir=", "--weights=x"], "--weights goes with --out"),
+        (["--environment=no/my_env.py:Mine"], "there is no file no/my_env.py"),
     ],
 )
 def test_mistakes_of_rollout(folder, words, message):
@@ -101,3 +97,57 @@ def test_mistakes_of_rollout(folder, words, message):
 def test_mistakes_of_prepare(words, message):
     with pytest.raises(UserError, match=message):
         run_command(prepare, *words)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A working folder with the environment of the documentation, my_env.py."""
+    text = (ROOT / "docs" / "rollouts.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n([^`]*class MyEnvironment[^`]*)^```$", text, re.MULTILINE)
+    (tmp_path / "my_env.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_environment_of_the_documentation(own, capsys):
+    """Its demonstrations, and rollouts of a policy that has learned nothing, from a folder."""
+    words = ("--environment=my_env.py:MyEnvironment", "--episodes=2")
+    run_command(prepare, "demonstrations", *words, "--out=demos.npz")
+    assert "2 demonstrations of my_env.py:MyEnvironment" in capsys.readouterr().out
+    with np.load("demos.npz") as arrays:
+        scalings = Scalings(*(scaling_of(arrays[n]) for n in ("observations", "actions")))
+    model = ConditionedMLP(width=4, depth=1, condition_width=4, condition_depth=1)
+    sizes = [len(scaling.centre) for scaling in scalings]
+    inputs = np.zeros((1, 1, 4, sizes[1])), np.zeros((1, 2, sizes[0]))
+    params = jax.device_get(init_params(model, jax.random.key(0), *inputs))
+    write_folder(own / "hub", Weights(model, params, Horizons(2, 4, 2), scalings, 3, 0.99))
+    words = (*words, "--weights=hub", "--out=out", "--gif_every=10")
+    run_command(rollout, *words)
+    found = read_json("out/rollouts.json")
+    assert found["environment"] == "my_env.py:MyEnvironment" and found["policy"]["step"] == 3
+    assert list(own.glob("out/seed_0_*.gif"))
+    before = Path("out/seed_0.json").stat().st_mtime_ns
+    run_command(rollout, *words)
+    assert Path("out/seed_0.json").stat().st_mtime_ns == before
+    with open("my_env.py", "a") as file:  # another environment, so the results are not its own
+        file.write("\nMyEnvironment.max_steps = 3\n")
+    run_command(rollout, *words)
+    episodes = read_json("out/seed_0.json")["episodes"]
+    assert max(episode["steps"] for episode in episodes) <= 3
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("class Other: pass", "has no class 'MyEnvironment'; it has Other"),
+        ("MyEnvironment = 3", "has no class 'MyEnvironment'; it has none"),
+        ("raise RuntimeError('of mine')", "my_env.py fails: RuntimeError: of mine"),
+        ("class MyEnvironment:\n    def __init__(self, x): pass", "my_env.py fails: TypeError"),
+        ("class MyEnvironment:\n    action_size = 2", "lacks observation_size, max_steps, steps_"),
+    ],
+)
+def test_files_without_such_an_environment(tmp_path, code, message):
+    (tmp_path / "my_env.py").write_text(code)
+    environment = f"--environment={tmp_path / 'my_env.py'}:MyEnvironment"
+    with pytest.raises(UserError, match=message):
+        run_command(prepare, "demonstrations", environment, f"--out={tmp_path / 'x.npz'}")

@@ -40,11 +40,16 @@ from drifting_jax.evaluation.features.feature_store import FeatureStore
 from drifting_jax.evaluation.measurement import measure_all
 from drifting_jax.evaluation.reference import read_reference
 from drifting_jax.files import read_json
+from drifting_jax.models.calls import init_params
+from drifting_jax.models.conditioned import ConditionedMLP
 from drifting_jax.models.dit import DiT
 from drifting_jax.pairs.data import Pairs, read_pairs
 from drifting_jax.pairs.facts import PairFacts, facts_of
 from drifting_jax.policy.demonstrations import read_demonstrations
+from drifting_jax.policy.folders import Weights, write_folder
+from drifting_jax.policy.policy import load_policy
 from drifting_jax.policy.scaling import Scalings
+from drifting_jax.policy.windows import Horizons
 from drifting_jax.steps.scaling import scaling_of
 from drifting_jax.training import batch_log, data_identity
 from drifting_jax.training.toy import read_frames
@@ -183,6 +188,12 @@ def _runs() -> dict[str, Target]:
         batch_log.unreadable_records(folder, 1.0, 10)
         batch_log.BatchLog(folder, stage="a", start=1)
 
+    def policy(folder: Path) -> None:
+        model = ConditionedMLP(width=4, depth=1, condition_width=4, condition_depth=1)
+        inputs = np.zeros((1, 1, 4, 2)), np.zeros((1, 2, 2))
+        params = jax.device_get(init_params(model, jax.random.key(0), *inputs))
+        write_folder(folder, Weights(model, params, Horizons(2, 4, 2), scalings, 3, 0.99))
+
     def snapshot(folder: Path) -> None:
         params = {"a": {"b": np.linspace(-1, 1, 6, dtype=np.float32)}}
         write_snapshot(folder, step=3, updates=3, averages={0.05: params, 0.1: params})
@@ -220,6 +231,7 @@ def _runs() -> dict[str, Target]:
             lambda folder: PairFacts.from_record(read_json(folder / "data.json"), "data.json"),
             (UserError,),
         ),
+        "run policy": Target(_made_by(policy), load_policy, (UserError,)),
         "run demonstrations": Target(
             {"demos.npz": _npz(observations=walk, actions=walk, episode_ends=np.array([2, 5]))},
             lambda folder: read_demonstrations(str(folder / "demos.npz")),

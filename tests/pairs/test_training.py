@@ -225,7 +225,7 @@ def test_maps_need_conditions_that_are_maps(tmp_path):
 def test_a_run_keeps_its_pairs(workdir, tmp_path):
     image = np.zeros((20, 4, 4, 1), np.uint8)
     np.savez(tmp_path / "others.npz", condition=np.zeros((20, 2, 2, 1)), image=image)
-    with pytest.raises(UserError, match=r"others\.npz are not what the run in .* began with: 16"):
+    with pytest.raises(UserError, match=r"others\.npz is not what the run in .* began with: 16"):
         run.run(config(tmp_path / "others.npz", {"train.num_steps": 6}), workdir=workdir)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from drifting_jax import export
 from drifting_jax.config import base_config, resolve
 from drifting_jax.errors import UserError
+from drifting_jax.policy import training
 from drifting_jax.policy.policy import load_policy
 from drifting_jax.training import dry_run, run
 from drifting_jax.workdir.metrics import read_metrics
@@ -177,7 +178,7 @@ def test_a_run_keeps_its_demonstrations(workdir, demos, tmp_path):
         changed = {**arrays, "actions": arrays["actions"] + 1}
     np.savez(tmp_path / "others.npz", **changed)
     fields = config(tmp_path / "others.npz", **_dunder(LEARNED), train__num_steps=6)
-    with pytest.raises(UserError, match=r"others\.npz are not what the run in .* began with: 36"):
+    with pytest.raises(UserError, match=r"others\.npz is not what the run in .* began with: 36"):
         run.run(fields, workdir=workdir)
 
 
@@ -252,6 +253,20 @@ def test_an_exported_policy_acts_as_the_policy_does(workdir, tmp_path, monkeypat
     assert exported.config["step"] == 4
     with pytest.raises(UserError, match="must be a new folder"):
         export.main([])
+
+
+def test_what_has_no_effect_is_said(demos, tmp_path):
+    """A constant observation, an action that hardly changes, and an episode of one step."""
+    with np.load(demos) as arrays:
+        actions = arrays["actions"] * np.float32([1, 1e-6])
+        ends = np.array([10, 11, 20, 30, 40, 50])
+        np.savez(tmp_path / "demos.npz", **{**arrays, "actions": actions, "episode_ends": ends})
+    found = training.read_data(config(tmp_path / "demos.npz", data__prediction_horizon=6)).notes
+    for note, said in zip(
+        found, ("dimensions 2 of the obs", "dimensions 1 (range", "1 of 6 episodes"), strict=True
+    ):
+        assert said in note
+    assert "fewer than the 4 steps that the horizons need" in found[-1]
 
 
 def test_a_dry_run_reads_the_sizes_of_the_demonstrations(demos):

@@ -8,7 +8,7 @@ import pytest
 from drifting_jax.data.neighbours import nearest_conditions
 from drifting_jax.errors import UserError
 from drifting_jax.policy.demonstrations import Demonstrations
-from drifting_jax.policy.scaling import Scalings
+from drifting_jax.policy.scaling import Scalings, frozen_lines
 from drifting_jax.policy.windows import Horizons, WindowSource, window_rows
 from drifting_jax.steps.scaling import scaling_of
 
@@ -70,10 +70,31 @@ def test_what_is_carried_out_begins_at_the_last_observation():
 
 def test_episodes_that_are_too_short_have_no_window():
     data = demonstrations((7, 8))
-    assert len(WindowSource(data, PAPER, scalings_of(data))) == 1  # of the second episode
+    source = WindowSource(data, PAPER, scalings_of(data))
+    assert (len(source), source.too_short) == (1, 1)  # a window of the second episode
     data = demonstrations((7, 5))
     with pytest.raises(UserError, match="the longest has 7 steps, and the horizons need 8"):
         WindowSource(data, PAPER, scalings_of(data))
+
+
+def test_dimensions_that_are_not_scaled_are_named():
+    rng = np.random.default_rng(0)
+    observations, actions = rng.uniform(-1, 1, (2, 50, 4))
+    observations[:, 2] = np.linspace(0, 3e-5, 50)
+    actions[:, 0], actions[:, 3] = 0.5, np.linspace(7, 7 + 5e-5, 50)
+    values = observations.astype(np.float32), actions.astype(np.float32)
+    found = frozen_lines(Scalings(*map(scaling_of, values)), *values)
+    assert [line[: line.index(" and are" if "warning" in line else " of")] for line in found] == [
+        "warning: dimensions 2 (range 3e-05) of the observations have a range below 0.0001 in the "
+        "demonstrations",
+        "note: dimensions 0",
+        "warning: dimensions 3 (range 5e-05) of the actions have a range below 0.0001 in the "
+        "demonstrations",
+    ]
+    assert "hardly sees" in found[0] and "always gives the middle" in found[2]
+    scaled = [x * 1e3 for x in values]
+    found = frozen_lines(Scalings(*map(scaling_of, scaled)), *scaled)
+    assert found == ["note: dimensions 0 of the actions are constant"]
 
 
 def test_json_keeps_a_scaling_exactly():

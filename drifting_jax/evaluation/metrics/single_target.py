@@ -6,6 +6,8 @@ import numpy as np
 
 from drifting_jax.steps.single_target_step import energy_score
 
+NAMES = ("energy_score", "error", "nearest", "spread")
+
 
 def measure_samples(samples: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Returns metrics of samples of conditions.
@@ -39,9 +41,8 @@ def measure_samples(samples: np.ndarray, targets: np.ndarray) -> dict[str, float
 
 def table(found: dict[str, dict[str, float]], title: str) -> str:
     """Returns `measure_samples` of some parts of the data, {name: metrics}, as plain text."""
-    names = ("energy_score", "error", "nearest", "spread")
-    lines = [f"{title:<30}" + "".join(f"{name:>14}" for name in names)]
+    lines = [f"{title:<30}" + "".join(f"{name:>14}" for name in NAMES)]
     for part, values in found.items():
-        cells = "".join(f"{values[name]:>14.4f}" for name in names)
+        cells = "".join(f"{values[name]:>14.4f}" for name in NAMES)
         lines.append(f"{part.replace('_', ' '):<30}{cells}")
     return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""Benchmarks that go on: they keep what they measured, and nothing of other settings or data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from own_flags import load_script
+
+import drifting_jax.policy.training
+import drifting_jax.training.run  # noqa: F401 (before the flags of a script are apart)
+from drifting_jax.files import read_json, write_json
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_a_row_is_measured_once_for_its_settings(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "new" / "rows.json"
+    words = ["--rules=fair_energy,mean_shift+neighbours", "--seeds=0,1", f"--results={results}"]
+    script = load_script(BENCHMARKS / "single_target.py", *words)
+    asked = []
+
+    def train(config):
+        asked.append((config.drift.field, config.seed))
+        return None, {"temperature": 0.5} if config.seed else {}
+
+    monkeypatch.setattr(script, "trained", train)
+    monkeypatch.setattr(
+        script, "measured", lambda policy: {"both": 1.0, "near": 0.5, "distance": 0.25}
+    )
+    script.main([])
+    fields = ("fair_energy", "mean_shift")
+    assert asked == [(field, seed) for seed in (0, 1) for field in fields]
+    rows = read_json(results)["rows"]
+    assert [(r["rule"], r["seed"], r["temperature"]) for r in rows[1:3]] == [
+        ("mean_shift, neighbours", 0, None), ("fair_energy", 1, 0.5)
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert (
+        "| fair_energy | 0, 1 | 1.000 ± 0.000 | 0.500 ± 0.000 | 0.250 ± 0.000 | 0.500 |" in printed
+    )
+    write_json(results, {"rows": rows[1:]})  # as if it had been ended, or a row taken out
+    script.main([])
+    assert asked[4:] == [("fair_energy", 0)] and len(read_json(results)["rows"]) == 4
+    more = load_script(BENCHMARKS / "single_target.py", *words, "--steps=7")
+    assert more.kept_row(more.settings_of("fair_energy", 0)) is None
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch):
+    words = [f"--results={tmp_path / 'cells'}", f"--scratch={tmp_path}", "--episodes=2"]
+    words += ["--tasks=two_ways", "--methods=regression", "--seeds=0"]
+    script = load_script(BENCHMARKS / "control" / "compare.py", *words)
+    demonstrations = script.TASKS["two_ways"]._replace(demonstrations=2)
+    monkeypatch.setitem(script.TASKS, "two_ways", demonstrations)
+    return script
+
+
+def test_a_cell_of_other_demonstrations_is_measured_again(compare, monkeypatch, capsys):
+    asked = []
+
+    def measure(task, method, seed, fingerprint, cache):
+        asked.append(fingerprint)
+        write_json(compare.cell_path(task, method, seed), {"demonstrations": fingerprint})
+
+    monkeypatch.setattr(compare, "measure_cell", measure)
+    compare.main([])
+    compare.main([])
+    assert len(asked) == 1
+    path = compare.demonstrations_path("two_ways")
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, "actions": arrays["actions"] + 1})
+    compare.main([])
+    assert len(asked) == 2 and asked[0] != asked[1]
+    capsys.readouterr()
+    cell = compare.cell_path("two_ways", "regression", 0)
+    write_json(cell, {"success": 0.5})  # as they were before they named their demonstrations
+    compare.main([])
+    assert len(asked) == 2 and f"{cell} does not say" in capsys.readouterr().out
+
+
+def test_a_cell_says_its_demonstrations(compare, monkeypatch):
+    class Planner:
+        pass
+
+    kept = {}
+
+    def measure(policy, open_one, out, *, settings, seeds):
+        kept.update(settings.policy)
+        names = ("success", "endings", "steps_of_a_success", "episodes", "max_steps")
+        return {}, dict.fromkeys(names, 1)
+
+    monkeypatch.setattr(compare, "trained", lambda *given: (Planner(), {"rows": 3}))
+    monkeypatch.setattr(compare, "measure", measure)
+    compare.main([])
+    cell = read_json(compare.cell_path("two_ways", "regression", 0))
+    expected = compare.collect_demonstrations("two_ways")
+    assert cell["demonstrations"] == kept["demonstrations"] == expected and cell["rows"] == 3

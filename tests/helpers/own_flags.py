@@ -1,0 +1,40 @@
+"""Commands and benchmarks with flags of their own, apart from those of the process."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import absl
+import pytest
+from absl import flags
+
+
+class Flags:
+    """absl's flags, in a set of their own."""
+
+    def __init__(self):
+        self.FLAGS = flags.FlagValues()
+
+    def __getattr__(self, name):
+        return functools.partial(getattr(flags, name), flag_values=self.FLAGS)
+
+
+def run_command(module, *words):
+    """Runs the main function of a command with a command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "flags", stand_in := Flags())
+        module.define_flags()
+        return module.main(stand_in.FLAGS(["command", *words]))
+
+
+def load_script(path, *words):
+    """The module of a script that defines flags when it is imported, with a command line."""
+    path = Path(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(path.parent))
+        patch.setattr(absl, "flags", stand_in := Flags())
+        spec.loader.exec_module(module)
+    stand_in.FLAGS(["script", *words])
+    return module
