@@ -30,9 +30,10 @@ from drifting_jax.policy.demonstrations import Demonstrations
 from drifting_jax.policy.networks import make_network
 from drifting_jax.policy.policy import Policy
 from drifting_jax.policy.program import horizons_of, policy_program
-from drifting_jax.policy.scaling import Scalings, scaling_of
+from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.training import PolicyData
 from drifting_jax.policy.windows import WindowSource
+from drifting_jax.steps.scaling import scaling_of
 from drifting_jax.surroundings import settled_jax
 
 RULES = {

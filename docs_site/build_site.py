@@ -32,6 +32,7 @@ NAVIGATION = {
         "toy": "The toy",
         "demo": "The demo",
         "data": "Your data",
+        "conditions": "Images of conditions",
         "control": "Control",
         "rollouts": "Rollouts",
         "reading_a_run": "Reading a run",

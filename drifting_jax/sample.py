@@ -5,6 +5,9 @@ Or of published weights, with nothing trained: `--weights=FOLDER --classes=207,3
 Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c] uint8, `arr_1` [n]
 labels, class-major), or a `.png` grid with the classes one after another.
 
+A run of pairs makes images of the conditions in a file: `--workdir=runs/pairs
+--conditions=FILE.npz`. `arr_1` is then the number of each sample's condition.
+
 With `--interpolate=8`, each sample is followed by the way to the next one of its class: 8 images,
 the first of which is the sample, and the last the next one. In a `.png`, each row shows one way.
 """
@@ -25,7 +28,9 @@ from drifting_jax.commands.generator_choice import (
     define_average_flags,
     define_source_flags,
 )
+from drifting_jax.commands.pair_samples import chosen_pairs, write_pair_samples
 from drifting_jax.errors import UserError
+from drifting_jax.pairs.generator import is_pairs
 from drifting_jax.steps.generator import Generator
 from drifting_jax.steps.sampling import class_major
 from drifting_jax.workdir.sample_files import check_out, write_samples
@@ -35,7 +40,12 @@ def define_flags() -> None:
     """Registers the command line's flags."""
     define_source_flags()
     flags.DEFINE_string("classes", "", "Such as 0-9, or 0,3,7-9, or names; empty for all.")
-    flags.DEFINE_integer("per_class", 10, "Samples of each class.", lower_bound=1)
+    flags.DEFINE_integer("per_class", 10, "Samples of each class or condition.", lower_bound=1)
+    flags.DEFINE_string(
+        "conditions",
+        "",
+        "Of a run of pairs: .npz with the array condition, or .npy; --classes chooses some.",
+    )
     flags.DEFINE_integer(
         "interpolate", None, "Images of a way from each sample to the next one.", lower_bound=2
     )
@@ -53,6 +63,13 @@ def main(_: Sequence[str]) -> None:
     check_out(out)
     if not 0 < values.cfg_scale < float("inf"):
         raise UserError(f"--cfg_scale must be a number above 0; found {values.cfg_scale}")
+    if values.workdir and not values.weights and is_pairs(values.workdir):
+        of_pairs = chosen_pairs(values)
+        count = write_pair_samples(of_pairs, values)
+        print(f"{count} samples of step {of_pairs.step}, one network evaluation each: {out}")
+        return
+    if values.conditions:
+        raise UserError("--conditions is for runs of pairs")
     generator = chosen_generator(values)
     if generator.alpha_range is not None:
         _note_outside(*generator.alpha_range, values.cfg_scale)

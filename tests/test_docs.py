@@ -33,7 +33,7 @@ OTHERS = {
 WRITTEN = {"sampler/sample.py": "drifting_jax/commands/exported_sample.py"}
 SETUP = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
 # What a block of Python needs that the tests do not have: a run, weights, or time.
-NEEDS_MORE = {"load_run", "load_generator", "load_network", "load_policy", "train"}
+NEEDS_MORE = {"load_run", "load_generator", "load_network", "load_policy", "load_pairs", "train"}
 
 
 def names(paths: list[Path]) -> list[str]:

@@ -25,7 +25,7 @@ LAYERS = (
     {"steps", "workdir"},
     {"evaluation"},
     {"training"},
-    {"policy"},
+    {"policy", "pairs"},
     {"control"},
     {"demonstration"},
     {"commands"},

@@ -199,7 +199,7 @@ def train(config: ConfigDict, loss_name: str, *, flops: float) -> tuple[PyTree, 
     source = read_data(config).windows
     every = np.arange(len(source))
     observations = jnp.asarray(source.observation(every))
-    actions = jnp.asarray(np.stack([source[i]["action"][0] for i in every]))
+    actions = jnp.asarray(np.stack([source[i]["target"][0] for i in every]))
     model, optimizer = make_network(config), build.generator_optimizer(config)
     decay = config.eval.ema_decay
     state = create_state(initial(config), optimizer, ema_decays=(decay,))

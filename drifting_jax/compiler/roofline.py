@@ -23,6 +23,7 @@ _FREE = {
     *("after-all", "partition-id", "replica-id"),
 }
 _EXACT = ('"operand_precision":["HIGHEST"', "operand_precision={highest")  # of true float32
+_PRODUCTS = {"forward": 2, "backward": 7}  # of Pallas' attention, with t x t entries or terms each
 _LAUNCH_SECONDS = 3e-6
 _SHARE_OF_PEAK, _SHARE_OF_BANDWIDTH = 0.65, 0.8  # assumed
 
@@ -148,12 +149,15 @@ def _custom(one: Instruction, computation: Computation, times: int) -> Kernel:
     kind = match[1] if match else one.opcode
     operands = [shape for x in one.operands for shape in computation[x].results]
     result = one.results[0] if one.results else Shape("pred", (0,))
-    flops = 0.0
+    flops, size = 0.0, sum(shape.num_bytes for shape in operands) + result.num_bytes
     if "cublas" in kind or "matmul" in kind:
         flops = _product(operands[0], one.numbers("lhs_contracting_dimensions"), result)
     elif "cudnn$conv" in kind:
         flops = _convolution(kind, one, operands, result)
-    size = sum(shape.num_bytes for shape in operands) + result.num_bytes
+    elif (name := re.search(r"/mha_(forward|backward)/", one.attributes)) is not None:
+        b, t, heads, d = operands[0].dimensions
+        flops = _PRODUCTS[name[1]] * 2.0 * b * heads * t * t * d
+        size += sum(shape.num_bytes for shape in one.results[1:])
     exact = any(text in one.attributes for text in _EXACT)
     dtype = operands[0].dtype if flops else ""
     return Kernel(kind, flops, size, dtype, exact, times)

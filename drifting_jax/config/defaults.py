@@ -8,6 +8,7 @@ that is removed goes into `REMOVED`.
 
 from drifting_jax.config.field import Section
 from drifting_jax.config.generator_fields import ENCODER, GENERATOR
+from drifting_jax.config.pairs_fields import PAIRS
 from drifting_jax.config.policy_fields import POLICY
 from drifting_jax.config.toy_fields import TOY
 
@@ -16,6 +17,7 @@ SECTIONS: dict[str, tuple[Section, ...]] = {
     "encoder": ENCODER,
     "toy": TOY,
     "policy": POLICY,
+    "pairs": PAIRS,
 }
 
 # Fields that stored configs may have and no task has any more: {"section.field": why}.

@@ -63,7 +63,7 @@ _IMAGE_DATA = section(
     ),
 )
 
-_MODEL = section(
+MODEL = section(
     "model",
     "The generator (A.2).",
     kind=Field("dit", 'architecture; "dit" is the paper\'s, "unet" has fields of its own'),
@@ -84,11 +84,18 @@ _MODEL = section(
     styles_per_book=Field(16, "entries that each of them is drawn from; 0 = no styles", minimum=0),
     dtype=Field("float32", "dtype of the computation; parameters are float32", choices=DTYPES),
     attention_dtype=Field("float32", "dtype of the attention's computation", choices=DTYPES),
+    attention_kernel=Field(
+        "auto",
+        "matrix products (products), or one kernel on an NVIDIA GPU (fused); auto = fused in the"
+        " training on GPUs from Ampere on",
+        choices=("auto", "products", "fused"),
+        on_resume="may change",
+    ),
     remat=REMAT,
     scan=Field(False, "dit: compile one block and use it for all: shorter compilation"),
 )
 
-_UNET = section(
+UNET = section(
     "model.unet",
     "What a generator of the kind unet has besides; a level has half the side of the one before.",
     multipliers=Field((1, 2, 2, 2), "channels of each level over the width"),
@@ -238,8 +245,8 @@ GENERATOR = (
     PIXEL_ENCODERS,
     VAE,
     FEATURES,
-    _MODEL,
-    _UNET,
+    MODEL,
+    UNET,
     DRIFT,
     _GUIDANCE,
     _QUEUE,

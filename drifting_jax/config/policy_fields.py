@@ -72,7 +72,7 @@ _CONDITION = section(
 
 _DRIFT = DRIFT.with_defaults(field="fair_energy")
 
-_SINGLE_TARGET = section(
+SINGLE_TARGET = section(
     "single_target",
     "What helps where a condition has one target alone.",
     statistics=Field(
@@ -126,7 +126,7 @@ POLICY = (
     _MODEL,
     _CONDITION,
     _DRIFT,
-    _SINGLE_TARGET,
+    SINGLE_TARGET,
     _OPTIM,
     _TRAIN,
     _EVAL,

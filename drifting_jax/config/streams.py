@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 STREAMS = {"encoder_init": 0, "encoder_steps": 1, "generator_init": 2, "generator_steps": 3,
            "classifier": 4, "pictures": 5, "toy_init": 6, "toy_steps": 7, "samples": 8,
-           "diagnosis": 9, "policy_init": 10, "policy_steps": 11}  # fmt: skip
+           "diagnosis": 9, "policy_init": 10, "policy_steps": 11,
+           "pairs_init": 12, "pairs_steps": 13}  # fmt: skip
 
 
 def root_key(seed: int | jax.Array) -> jax.Array:

@@ -74,6 +74,20 @@ def embed_condition(
     return y + _SCALE_EMBEDDING_GAIN * scale_embedding(cfg_scale)
 
 
+def check_given(condition: jax.Array, width: int) -> jax.Array:
+    """Returns a condition that was made elsewhere, in place of labels without styles and α.
+
+    Raises:
+      ValueError: it is not [b, width] of floats.
+    """
+    if condition.shape[1:] != (width,) or not jnp.issubdtype(condition.dtype, jnp.floating):
+        raise ValueError(
+            f"without styles and cfg_scale, expected a condition [b, {width}] of floats in place "
+            f"of labels; found {condition.shape} {condition.dtype}"
+        )
+    return condition
+
+
 class Condition(nn.Module):
     """`embed_condition` with its embeddings: labels, styles, alpha -> [b, width]."""
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from drifting_jax.models import layers, rematerialisation
-from drifting_jax.models.condition import ScaleEmbedding, embed_condition, normal_02
+from drifting_jax.models.condition import ScaleEmbedding, check_given, embed_condition, normal_02
 from drifting_jax.models.transformer import Block, Modulation, modulate
 
 PyTree = Any
@@ -61,6 +61,7 @@ class DiT(nn.Module):
       rms_norm: RMSNorm instead of LayerNorm without parameters.
       dtype: compute dtype; parameters are always float32.
       attention_dtype: dtype of queries, keys, values and softmax; None means `dtype`.
+      attention_kernel: "fused" for one kernel on a GPU with Triton, or "products" (`KERNELS`).
       remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
       scan: compile one block for all; their parameters are then stacked as "blocks", in place of
         "block_0", "block_1", ... (see `stack_blocks`).
@@ -85,6 +86,7 @@ class DiT(nn.Module):
     rms_norm: bool = True
     dtype: DTypeLike = jnp.float32
     attention_dtype: DTypeLike | None = None
+    attention_kernel: str = "products"
     remat: str | bool = "none"
     scan: bool = False
 
@@ -122,6 +124,7 @@ class DiT(nn.Module):
                 self.rms_norm,
                 self.dtype,
                 self.attention_dtype or self.dtype,
+                self.attention_kernel,
                 name=name,
             )
             for name in names
@@ -129,13 +132,18 @@ class DiT(nn.Module):
         self.final = FinalLayer(self.patch_size**2 * self.out_channels, self.rms_norm, self.dtype)
 
     def __call__(
-        self, noise: jax.Array, labels: jax.Array, styles: jax.Array, cfg_scale: jax.Array
+        self,
+        noise: jax.Array,
+        labels: jax.Array,
+        styles: jax.Array | None = None,
+        cfg_scale: jax.Array | None = None,
     ) -> jax.Array:
         """Generates images from noise.
 
         Args:
           noise: [b, h, w, in_channels] float32, standard normal.
-          labels: [b] int32 in [0, num_classes).
+          labels: [b] int32 in [0, num_classes); or, without styles and cfg_scale, the condition
+            itself, [b, condition_width].
           styles: [b, k] int32 in [0, styles_per_book); ignored where `styles_per_book` is 0.
           cfg_scale: [b] float32, alpha >= 1.
 
@@ -151,7 +159,10 @@ class DiT(nn.Module):
                 f"noise must have shape {expected} (labels, image_size, in_channels), "
                 f"found {noise.shape}"
             )
-        condition = self.condition(labels, styles, cfg_scale)  # [b, condition_width]
+        if styles is None or cfg_scale is None:
+            condition = check_given(labels, self.condition_width or self.width)
+        else:
+            condition = self.condition(labels, styles, cfg_scale)  # [b, condition_width]
         patches = layers.patchify(noise.astype(self.dtype), self.patch_size)  # [b, h', w', d]
         b, rows, columns, _ = patches.shape
         x = self.patch_embedding(patches.reshape(b, rows * columns, -1))

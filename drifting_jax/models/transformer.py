@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from drifting_jax.models import layers, rematerialisation
+from drifting_jax.models import fused_attention, layers, rematerialisation
 
+KERNELS = ("products", "fused")
 _LOGITS_WORTH_A_PART = 2**17  # of a sample: half a MiB in float32
 
 
@@ -79,14 +80,43 @@ def _in_parts(function: Callable) -> Callable:
 attention.defvjp(_attention_forward, _attention_backward)
 
 
+@jax.custom_vjp
+def attention_on_gpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`attention` that is one kernel on a GPU by CUDA, and the same products elsewhere."""
+    return _fused_forward(q, k, v)[0]
+
+
+def _fused_forward(q: jax.Array, k: jax.Array, v: jax.Array):
+    def products(q, k, v):
+        return attention(q, k, v), fused_attention.no_log_sums(q)
+
+    found = jax.lax.platform_dependent(q, k, v, cuda=fused_attention.forward, default=products)
+    y, log_sums = (rematerialisation.kept(x) for x in found)
+    return y, (q, k, v, y, log_sums)
+
+
+def _fused_backward(kept: tuple[jax.Array, ...], g: jax.Array):
+    def products(q, k, v, y, _, g):
+        return _attention_backward((q, k, v, y), g)
+
+    return jax.lax.platform_dependent(*kept, g, cuda=fused_attention.pull_back, default=products)
+
+
+attention_on_gpu.defvjp(_fused_forward, _fused_backward)
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention [b, t, width] -> same, with optional QK-norm and RoPE."""
+    """Multi-head self-attention [b, t, width] -> same, with optional QK-norm and RoPE.
+
+    `attention_kernel` is one of `KERNELS`; "fused" is for GPUs that have Triton.
+    """
 
     num_heads: int
     qk_norm: bool
     rms_norm: bool
     dtype: DTypeLike
     attention_dtype: DTypeLike
+    attention_kernel: str = "products"
     out_init: Callable[..., jax.Array] = layers.xavier_uniform
 
     @nn.compact
@@ -107,7 +137,9 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q = layers.apply_rotary(q, *rotation)
             k = layers.apply_rotary(k, *rotation)
-        y = attention(q * head_width**-0.5, k, v).reshape(b, t, width).astype(self.dtype)
+        is_fused = self.attention_kernel == "fused" and fused_attention.fits(q)
+        attend = attention_on_gpu if is_fused else attention
+        y = attend(q * head_width**-0.5, k, v).reshape(b, t, width).astype(self.dtype)
         return layers.linear(width, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
 
 
@@ -174,6 +206,7 @@ class Block(nn.Module):
     rms_norm: bool
     dtype: DTypeLike
     attention_dtype: DTypeLike
+    attention_kernel: str = "products"
 
     @nn.compact
     def __call__(
@@ -195,6 +228,7 @@ class Block(nn.Module):
             self.rms_norm,
             self.dtype,
             self.attention_dtype,
+            self.attention_kernel,
             name="attention",
         )(y, rotation)
         y = modulate(norm(name="feed_forward_norm")(x), shift2, scale2)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from drifting_jax.models import layers, rematerialisation
-from drifting_jax.models.condition import Condition
+from drifting_jax.models.condition import Condition, check_given
 from drifting_jax.models.transformer import Modulation, SelfAttention, modulate
 
 _ZEROS = nn.initializers.zeros
@@ -88,6 +88,7 @@ class AttentionBlock(nn.Module):
     groups: int
     dtype: DTypeLike
     attention_dtype: DTypeLike
+    attention_kernel: str = "products"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -99,6 +100,7 @@ class AttentionBlock(nn.Module):
             rms_norm=False,
             dtype=self.dtype,
             attention_dtype=self.attention_dtype,
+            attention_kernel=self.attention_kernel,
             out_init=_ZEROS,
             name="attention",
         )
@@ -154,6 +156,7 @@ class UNet(nn.Module):
       styles_per_book: number of codes of a style book; 0 for no style embeddings.
       dtype: compute dtype; parameters and norm statistics are always float32.
       attention_dtype: dtype of queries, keys, values and softmax; None means `dtype`.
+      attention_kernel: "fused" for one kernel on a GPU with Triton, or "products".
       remat: what blocks keep for the backward pass, of `rematerialisation.POLICIES`.
     """
 
@@ -174,6 +177,7 @@ class UNet(nn.Module):
     styles_per_book: int = 64
     dtype: DTypeLike = jnp.float32
     attention_dtype: DTypeLike | None = None
+    attention_kernel: str = "products"
     remat: str | bool = "none"
 
     @nn.compact
@@ -181,15 +185,16 @@ class UNet(nn.Module):
         self,
         noise: jax.Array,
         labels: jax.Array,
-        styles: jax.Array,
-        cfg_scale: jax.Array,
+        styles: jax.Array | None = None,
+        cfg_scale: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
         """Generates images from noise.
 
         Args:
           noise: [b, h, w, in_channels] float32, standard normal.
-          labels: [b] int32 in [0, num_classes).
+          labels: [b] int32 in [0, num_classes); or, without styles and cfg_scale, the condition
+            itself, [b, condition_width].
           styles: [b, k] int32 in [0, styles_per_book); ignored where `styles_per_book` is 0.
           cfg_scale: [b] float32, alpha >= 1.
           dropout_keys: [b] typed keys of the samples' dropout masks; None for no dropout.
@@ -247,10 +252,14 @@ class UNet(nn.Module):
         return layers.patchify(noise.astype(self.dtype), self.patch_size)
 
     @nn.nowrap
-    def _condition(self, *inputs: jax.Array) -> jax.Array | None:
-        """The condition [b, condition_width] of labels, styles and alpha, if there is one."""
+    def _condition(
+        self, labels: jax.Array, styles: jax.Array | None, cfg_scale: jax.Array | None
+    ) -> jax.Array | None:
+        """The condition [b, condition_width], if there is one: see `__call__`."""
         if not self.condition_width:
             return None
+        if styles is None or cfg_scale is None:
+            return check_given(labels, self.condition_width)
         embed = Condition(
             self.condition_width,
             self.num_classes,
@@ -259,7 +268,7 @@ class UNet(nn.Module):
             self.dtype,
             name="condition",
         )
-        return embed(*inputs)
+        return embed(labels, styles, cfg_scale)
 
     @nn.nowrap
     def _residual(self, name: str, level: int) -> nn.Module:
@@ -269,8 +278,8 @@ class UNet(nn.Module):
     @nn.nowrap
     def _attention(self, name: str) -> nn.Module:
         block = rematerialisation.with_policy(AttentionBlock, self.remat)
-        dtype = self.attention_dtype or self.dtype
-        return block(self.num_heads, self.groups, self.dtype, dtype, name=name)
+        dtype, kernel = self.attention_dtype or self.dtype, self.attention_kernel
+        return block(self.num_heads, self.groups, self.dtype, dtype, kernel, name=name)
 
     @nn.nowrap
     def _resampling(self, block: type[nn.Module], name: str) -> nn.Module:

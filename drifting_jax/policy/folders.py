@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from drifting_jax.errors import UserError, first_line
-from drifting_jax.policy.networks import MODULES
+from drifting_jax.policy.networks import MODULES, kind_of
 from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
 from drifting_jax.weights import own_folders
@@ -33,10 +33,9 @@ class Weights(NamedTuple):
 
 def write_folder(folder: Path, weights: Weights) -> None:
     """Writes config.json and model.safetensors into a folder, which is made."""
-    kind = next(kind for kind, module in MODULES.items() if type(weights.model) is module)
     record = {
         "network": _NAME,
-        "kind": kind,
+        "kind": kind_of(weights.model),
         "fields": own_folders.fields_record(weights.model),
         "horizons": weights.horizons._asdict(),
         "scaling": weights.scalings.record(),

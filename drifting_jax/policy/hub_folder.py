@@ -7,8 +7,8 @@ from typing import Any
 
 from drifting_jax.digests import fingerprint_variables
 from drifting_jax.errors import UserError
+from drifting_jax.evaluation.metrics.single_target import NAMES
 from drifting_jax.files import check_new, new_folder, read_json, shown, write_bytes, write_json
-from drifting_jax.policy.evaluation import METRICS
 from drifting_jax.policy.folders import Weights, write_folder
 from drifting_jax.policy.policy import Policy, load_policy
 from drifting_jax.weights import model_card
@@ -114,10 +114,10 @@ def _tables(found: Mapping[str, Any]) -> list[str]:
     tables = []
     measured = {part: found[part] for part in ("training", "held_out") if part in found}
     if measured:
-        lines = [f"| actions from -1 to 1 | {' | '.join(METRICS)} |"]
-        lines += ["|---" * (len(METRICS) + 1) + "|"]
+        lines = [f"| actions from -1 to 1 | {' | '.join(NAMES)} |"]
+        lines += ["|---" * (len(NAMES) + 1) + "|"]
         for part, values in measured.items():
-            cells = " | ".join(f"{values[name]:.4f}" for name in METRICS)
+            cells = " | ".join(f"{values[name]:.4f}" for name in NAMES)
             lines.append(f"| {part.replace('_', ' ')} demonstrations | {cells} |")
         tables.append("\n".join(lines))
     if rollouts := found.get("rollouts"):

@@ -15,59 +15,11 @@ import numpy as np
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.models import layers
+from drifting_jax.models.conditioned import ConditionedMLP, check_rows, unit_norm
 from drifting_jax.models.conditions import ContextTokens, VectorCondition
-from drifting_jax.models.transformer import Block, FeedForward, Modulation, modulate
+from drifting_jax.models.transformer import Block, Modulation, modulate
 
 _FLOAT = jnp.float32
-
-
-class _MLPBlock(nn.Module):
-    """Residual block with adaLN-zero: [c, g, width] and [c, condition_width] -> [c, g, width]."""
-
-    mlp_ratio: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        shift, scale, gate = Modulation(x.shape[-1], 3, _FLOAT, name="modulation")(condition)
-        y = modulate(_norm("norm")(x), shift, scale)
-        return x + gate * FeedForward(self.mlp_ratio, True, _FLOAT, name="feed_forward")(y)
-
-
-class ActionMLP(nn.Module):
-    """An MLP of whole chunks: residual blocks with adaLN-zero.
-
-    The output layer does not start at zero, so that the first samples of a condition differ.
-
-    Attributes:
-      width: channels of each layer.
-      depth: blocks.
-      mlp_ratio: width of a block's feed-forward network over `width`.
-      condition_width: channels of the encoded observations.
-      condition_depth: layers of their network.
-    """
-
-    width: int = 256
-    depth: int = 2
-    mlp_ratio: float = 2.0
-    condition_width: int = 256
-    condition_depth: int = 2
-
-    @nn.compact
-    def __call__(self, noise: jax.Array, observations: jax.Array) -> jax.Array:
-        """noise [c, g, H, d_a] and observations [c, h, d_o] -> [c, g, H, d_a] float32."""
-        _check(noise, observations)
-        condition = VectorCondition(self.condition_width, self.condition_depth, name="condition")(
-            observations
-        )  # [c, condition_width]
-        x = layers.linear(self.width, dtype=_FLOAT, name="input")(
-            noise.reshape(*noise.shape[:2], -1)
-        )  # [c, g, width]
-        for i in range(self.depth):
-            x = _MLPBlock(self.mlp_ratio, name=f"block_{i}")(x, condition)
-        shift, scale = Modulation(self.width, 2, _FLOAT, name="final_modulation")(condition)
-        x = modulate(_norm("final_norm")(x), shift, scale)
-        size = noise.shape[2] * noise.shape[3]
-        return layers.linear(size, dtype=_FLOAT, name="output")(x).reshape(noise.shape)
 
 
 class ActionTransformer(nn.Module):
@@ -97,7 +49,7 @@ class ActionTransformer(nn.Module):
     @nn.compact
     def __call__(self, noise: jax.Array, observations: jax.Array) -> jax.Array:
         """noise [c, g, H, d_a] and observations [c, h, d_o] -> [c, g, H, d_a] float32."""
-        _check(noise, observations)
+        check_rows(noise, observations)
         head_width = self.width // self.num_heads
         if self.width % self.num_heads or head_width % 2:
             raise ValueError(
@@ -123,25 +75,13 @@ class ActionTransformer(nn.Module):
             )(x, condition, rotation)
         x = x[:, self.num_context_tokens :]  # [c * g, H, width]
         shift, scale = Modulation(self.width, 2, _FLOAT, name="final_modulation")(condition)
-        x = modulate(_norm("final_norm")(x), shift, scale)
+        x = modulate(unit_norm("final_norm")(x), shift, scale)
         return layers.linear(size, dtype=_FLOAT, name="output")(x).reshape(noise.shape)
 
 
-def _norm(name: str) -> nn.Module:
-    return layers.token_norm(rms=True, affine=False, dtype=_FLOAT, name=name)
-
-
-def _check(noise: jax.Array, observations: jax.Array) -> None:
-    if noise.ndim != 4 or observations.ndim != 3 or len(noise) != len(observations):
-        raise ValueError(
-            "expected noise [c, g, H, d_a] and observations [c, h, d_o]; found "
-            f"{noise.shape} and {observations.shape}"
-        )
-
-
-def _make_mlp(config: ConfigDict) -> ActionMLP:
+def _make_mlp(config: ConfigDict) -> ConditionedMLP:
     m, c = config.model, config.condition
-    return ActionMLP(
+    return ConditionedMLP(
         width=m.width,
         depth=m.depth,
         mlp_ratio=m.mlp_ratio,
@@ -169,7 +109,12 @@ _NETWORKS: dict[str, Callable[[ConfigDict], nn.Module]] = {
 }
 
 
-MODULES: dict[str, type[nn.Module]] = {"mlp": ActionMLP, "transformer": ActionTransformer}
+MODULES: dict[str, type[nn.Module]] = {"mlp": ConditionedMLP, "transformer": ActionTransformer}
+
+
+def kind_of(model: nn.Module) -> str:
+    """The key of `MODULES` of a network."""
+    return next(kind for kind, module in MODULES.items() if type(model) is module)
 
 
 def make_network(config: ConfigDict) -> nn.Module:

@@ -22,6 +22,7 @@ from drifting_jax.policy.networks import make_network
 from drifting_jax.policy.program import PolicySizes, horizons_of, policy_program
 from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
+from drifting_jax.steps.sampling import of_rows
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
 from drifting_jax.training.restore import chosen_decay, restored_items
@@ -96,15 +97,11 @@ class Policy:
         if chosen.shape != (n,):
             raise ValueError(f"indices must be [{n}]; found {list(chosen.shape)}")
         sampler = make_policy_sampler(self.model, self.horizons)
-        parts = [np.zeros((0, self.horizons.prediction, self.sizes.action), np.float32)]
-        for start in range(0, n, self.batch_size):
-            part = slice(start, start + self.batch_size)
-            missing = self.batch_size - len(chosen[part])
-            rows = np.pad(observations[part], ((0, missing), (0, 0), (0, 0)))
-            numbers = np.pad(chosen[part].astype(np.uint32), (0, missing))
-            found = sampler(self.params, self.scalings, rows, numbers, np.uint32(seed))
-            parts.append(np.asarray(found)[: len(chosen[part])])
-        actions = np.concatenate(parts)
+
+        def sample(rows: np.ndarray, numbers: np.ndarray) -> jax.Array:
+            return sampler(self.params, self.scalings, rows, numbers, np.uint32(seed))
+
+        actions = of_rows(sample, observations, chosen, batch_size=self.batch_size)
         if not np.isfinite(actions).all():
             raise UserError(
                 "the actions are not finite: the observations are not, or the training diverged"

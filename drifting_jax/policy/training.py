@@ -9,30 +9,31 @@ from jax.sharding import Mesh
 from drifting_jax.config import ConfigDict
 from drifting_jax.distributed.agreement import on_all_processes
 from drifting_jax.errors import UserError
+from drifting_jax.evaluation.metrics.single_target import table
 from drifting_jax.files import write_json
 from drifting_jax.policy.demonstrations import read_demonstrations
-from drifting_jax.policy.evaluation import METRICS, measure
+from drifting_jax.policy.evaluation import measure
 from drifting_jax.policy.folders import read_folder
-from drifting_jax.policy.networks import make_network
+from drifting_jax.policy.networks import kind_of, make_network
 from drifting_jax.policy.pictures import chunks_picture
 from drifting_jax.policy.policy import Policy, policy_of, read_scalings
 from drifting_jax.policy.program import (
     PolicySizes,
     check_config,
-    drift_labels,
     horizons_of,
-    params_of,
     policy_program,
 )
 from drifting_jax.policy.readers import Keys
-from drifting_jax.policy.scaling import Scalings, frozen_lines, scaling_of
+from drifting_jax.policy.scaling import Scalings, frozen_lines
 from drifting_jax.policy.windows import WindowSource
+from drifting_jax.steps.scaling import scaling_of
 from drifting_jax.training import build, stage
 from drifting_jax.training.data_identity import keep_record
 from drifting_jax.training.hooks import RunContext
 from drifting_jax.training.initial_states import differences
 from drifting_jax.training.loop import Hook, Moment
 from drifting_jax.training.program import Program
+from drifting_jax.training.single_target import drift_labels, params_of
 from drifting_jax.training.stage import Stage
 from drifting_jax.weights.files import fetch
 from drifting_jax.weights.own_folders import module_fields
@@ -99,7 +100,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         records = read_metrics(workdir, stage="policy")
         pictures.write_drift(workdir / "drift.png", records, drift_labels(config))
         found = _measured(config, data, policy)
-        print(_table(found))
+        print(table(found, "actions from -1 to 1"))
         # Last: it marks the run as complete.
         write_json(workdir / "evaluation.json", {"step": step, "ema_decay": decay, **found})
     return True
@@ -167,8 +168,8 @@ def _read_start(config: ConfigDict, workdir: Path) -> tuple[Scalings | None, PyT
             "python -m drifting_jax.convert --to=hub writes one of a workdir"
         )
     model = make_network(config)
-    theirs = {"kind": type(weights.model).__name__} | weights.horizons._asdict()
-    ours = {"kind": type(model).__name__} | horizons_of(config)._asdict()
+    theirs = {"kind": kind_of(weights.model)} | weights.horizons._asdict()
+    ours = {"kind": kind_of(model)} | horizons_of(config)._asdict()
     found = differences(theirs, ours)
     if type(model) is type(weights.model):
         found += differences(module_fields(weights.model), module_fields(model))
@@ -204,12 +205,3 @@ def _measured(config: ConfigDict, data: PolicyData, policy: Policy) -> dict[str,
         for name, source in given.items()
         if source is not None
     }
-
-
-def _table(found: dict[str, dict[str, float]]) -> str:
-    """The metrics as plain text."""
-    lines = ["actions from -1 to 1; " + f"{'':<8}" + "".join(f"{name:>14}" for name in METRICS)]
-    for part, values in found.items():
-        cells = "".join(f"{values[name]:>14.4f}" for name in METRICS)
-        lines.append(f"{part.replace('_', ' '):<30}{cells}")
-    return "\n".join(lines)

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drifting_jax.data.in_memory import DecodedSource
+from drifting_jax.data.neighbours import nearest_conditions
 from drifting_jax.errors import UserError
 from drifting_jax.policy.demonstrations import Demonstrations
-from drifting_jax.policy.neighbours import nearest_conditions
 from drifting_jax.policy.scaling import Scalings
 
 
@@ -64,8 +64,8 @@ def window_rows(
 class WindowSource(DecodedSource):
     """The windows of demonstrations as records, scaled to [-1, 1].
 
-    A record is {"observation": [h, d_o] float32, "action": [p, H, d_a] float32, "label": 0}. Its
-    actions are those of the window itself and then of its `neighbours`, p - 1 windows of the
+    A record is {"condition": [h, d_o] float32, "target": [p, H, d_a] float32, "label": 0}. Its
+    targets are the actions of the window itself and then of its `neighbours`, p - 1 windows of the
     nearest observations. If there are any, "distance" [p] float32 says how far these are.
 
     Attributes:
@@ -120,8 +120,8 @@ class WindowSource(DecodedSource):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = {
-            "observation": self.observation(index),
-            "action": self.actions[self.rows[self._nearest[index]]],
+            "condition": self.observation(index),
+            "target": self.actions[self.rows[self._nearest[index]]],
             "label": np.int32(0),
         }
         return record if self._distance is None else record | {"distance": self._distance[index]}

@@ -173,3 +173,30 @@ def sample_all(
     """Returns the samples of all labels on the host; arguments as in `sample_in_batches`."""
     batches = sample_in_batches(sampler, params, key, labels, *args, **kwargs)
     return concatenated(batches, len(labels))
+
+
+def of_rows(
+    sample: Callable[[np.ndarray, np.ndarray], Array],
+    conditions: np.ndarray,
+    indices: np.ndarray,
+    *,
+    batch_size: int,
+) -> np.ndarray:
+    """Returns samples [n, ...] of conditions, `batch_size` at once, the last ones with padding.
+
+    So every call has one shape, and a row's bits do not depend on the number of the others.
+
+    Args:
+      sample: (conditions [batch_size, ...], indices [batch_size] uint32) -> samples.
+      conditions: [n, ...].
+      indices: [n] integers.
+      batch_size: rows of a call.
+    """
+    parts = []
+    for start in range(0, max(len(conditions), 1), batch_size):
+        rows = conditions[start : start + batch_size]
+        missing = batch_size - len(rows)
+        padded = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+        numbers = np.pad(indices[start : start + batch_size].astype(np.uint32), (0, missing))
+        parts.append(np.asarray(sample(padded, numbers))[: len(rows)])
+    return np.concatenate(parts)

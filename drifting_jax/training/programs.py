@@ -31,6 +31,7 @@ from drifting_jax.steps.generator_step import first_negatives, first_statistics,
 from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
 from drifting_jax.training import activations, build, dataset, frozen, initial_states, scalars
+from drifting_jax.training.attention_kernel import with_attention_kernel
 from drifting_jax.training.memory_plan import MemoryPlan, memory_plan
 from drifting_jax.training.program import Carry, Program, jit_step, report_of
 from drifting_jax.training.queues import make_queue
@@ -224,7 +225,7 @@ def _planned(
     mesh: Mesh,
     networks: Mapping[str, Any],
 ) -> tuple[ConfigDict, MemoryPlan]:
-    """Returns the config with the rematerialisation of a plan for the memory, and the plan.
+    """Returns the config with what suits the device and its memory, and the plan for the memory.
 
     `held` are the carry, the frozen networks' variables, and what else a device holds throughout.
     """
@@ -234,7 +235,8 @@ def _planned(
     least = activations.least_of_pixels(config, spec, variables, **networks)
     bytes_held = meshes.bytes_per_device(held)
     plan = memory_plan(config, mesh, held=bytes_held, maps=maps, least=least, activations=kept)
-    return activations.with_remat(config, plan.remat), plan
+    config = activations.with_remat(config, plan.remat)
+    return with_attention_kernel(config, mesh.devices.flat[0]), plan
 
 
 def _negatives(

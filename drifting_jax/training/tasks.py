@@ -21,13 +21,18 @@ from drifting_jax.weights import files
 
 
 class _Task(NamedTuple):
-    """Names of modules: of the task, and of the command that measures its runs."""
+    """The name of its module, and how its runs are measured, for messages."""
 
     module: str
-    measured_by: str
+    measured: str
 
 
-_TASKS = {"policy": _Task("drifting_jax.policy.task", "drifting_jax.rollout")}
+_TASKS = {
+    "policy": _Task("drifting_jax.policy.task", "python -m drifting_jax.rollout measures it"),
+    "pairs": _Task(
+        "drifting_jax.pairs.task", "its training has measured it, see evaluation.json there"
+    ),
+}
 
 
 def find_task(name: str) -> ModuleType | None:
@@ -56,4 +61,4 @@ def task_of(name: str) -> ModuleType | None:
 
 def hint_of(task: str) -> str:
     """Returns the end of a message that refuses a run of a task; empty for one of this folder."""
-    return f": python -m {_TASKS[task].measured_by} measures it" if task in _TASKS else ""
+    return f": {_TASKS[task].measured}" if task in _TASKS else ""

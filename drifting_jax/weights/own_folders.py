@@ -25,6 +25,7 @@ from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
 
+_NOT_THE_NETWORK = ("parent", "name", "attention_kernel")
 _PLAIN = ("network.json", "params.npz")
 _HUB = ("config.json", "model.safetensors")
 
@@ -64,9 +65,9 @@ def write(folder: Path, record: Mapping[str, Any], params: PyTree, *, for_hub: b
 
 
 def module_fields(model: nn.Module) -> dict[str, Any]:
-    """Returns the fields of a module by name, without those that every module has."""
+    """Returns the fields of a module by name, without those of every module or of a device."""
     names = [field.name for field in dataclasses.fields(model)]
-    return {name: getattr(model, name) for name in names if name not in ("parent", "name")}
+    return {name: getattr(model, name) for name in names if name not in _NOT_THE_NETWORK}
 
 
 def fields_record(model: nn.Module) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def list_contents(workdir: Path) -> str:
         "encoder_parameters.txt": "the encoder's parameters, by name",
         "generator_parameters.txt": "the generator's parameters, by name",
         "policy_parameters.txt": "the policy's parameters, by name",
+        "pairs_parameters.txt": "the parameters of the generator of pairs, by name",
     }
     there = {str(workdir / name): words for name, words in entries.items()}
     there = {path: words for path, words in there.items() if Path(path).exists()}

@@ -51,6 +51,7 @@ def test_an_artifact_is_sampled_through_the_decoder(tmp_path, monkeypatch, capsy
         "ema_decay": None,
         "ema_sigma": None,
         "interpolate": None,
+        "conditions": "",
         "step": None,
         "batch_size": 8,
         "out": str(tmp_path / "samples.npz"),

@@ -162,7 +162,7 @@ def test_mistakes_are_one_line(command, tmp_path, words, told):
     assert {path.name for path in tmp_path.iterdir()} == {"data", "samples.npz"}
 
 
-@pytest.mark.parametrize("task", ["toy", "policy"])
+@pytest.mark.parametrize("task", ["toy", "policy", "pairs"])
 def test_runs_without_images_are_refused(command, tmp_path, task):
     save_config(tmp_path / "run", base_config(task))
     with pytest.raises(UserError, match=f"a run of task '{task}'; expected 'generator'"):

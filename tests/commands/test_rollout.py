@@ -13,10 +13,11 @@ from drifting_jax import prepare, rollout
 from drifting_jax.errors import UserError
 from drifting_jax.files import read_json
 from drifting_jax.models.calls import init_params
+from drifting_jax.models.conditioned import ConditionedMLP
 from drifting_jax.policy.folders import Weights, write_folder
-from drifting_jax.policy.networks import ActionMLP
-from drifting_jax.policy.scaling import Scalings, scaling_of
+from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
+from drifting_jax.steps.scaling import scaling_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +116,7 @@ def test_the_environment_of_the_documentation(own, capsys):
     assert "2 demonstrations of my_env.py:MyEnvironment" in capsys.readouterr().out
     with np.load("demos.npz") as arrays:
         scalings = Scalings(*(scaling_of(arrays[n]) for n in ("observations", "actions")))
-    model = ActionMLP(width=4, depth=1, condition_width=4, condition_depth=1)
+    model = ConditionedMLP(width=4, depth=1, condition_width=4, condition_depth=1)
     sizes = [len(scaling.centre) for scaling in scalings]
     inputs = np.zeros((1, 1, 4, sizes[1])), np.zeros((1, 2, sizes[0]))
     params = jax.device_get(init_params(model, jax.random.key(0), *inputs))

@@ -26,6 +26,7 @@ from drifting_jax.method.losses import drifting_loss
 from drifting_jax.models import generators
 from drifting_jax.models.convnext import ConvNeXtV2
 from drifting_jax.models.dinov2 import DINOv2
+from drifting_jax.models.dit import DiT
 from drifting_jax.models.inception import InceptionV3
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
@@ -183,6 +184,35 @@ def test_the_step_of_the_toy_and_the_sampler_of_digits(name):
     numbers = jax.ShapeDtypeStruct((16,), jnp.int32)
     inputs = shapes_on(name, (params, key, numbers, numbers, jax.ShapeDtypeStruct((), "f4")))
     check(compiled(name, jax.jit(make_sampler(model, mesh)).lower(*inputs)))
+
+
+@pytest.mark.parametrize("name", (*NAMES, "h100:2"))
+def test_attention_is_one_kernel(name):
+    """Of 65 tokens, in a loop over blocks that are computed again, on one device and on two."""
+    given = {"image_size": 16, "in_channels": 3, "out_channels": 3, "patch_size": 2, "width": 64}
+    sizes = {"depth": 2, "num_heads": 2, "num_classes": 4, "num_context_tokens": 1, "scan": True}
+    model = DiT(**given, **sizes, remat="block", attention_kernel="fused")
+    mesh = meshes.make_mesh(len(targets.devices_of(name)), 1, devices=targets.devices_of(name))
+    params = jax.eval_shape(lambda: generators.init_generator(jax.random.key(0), model))
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh)), params
+    )
+    noise = jax.ShapeDtypeStruct((4, 16, 16, 3), "f4", sharding=meshes.batch_sharding(mesh))
+
+    def total(params, noise):
+        zeros = jnp.zeros((4, model.num_style_books), jnp.int32)
+        inputs = noise, zeros[:, 0], zeros, jnp.ones(4)
+        return jnp.sum(model.apply({"params": params}, *inputs))
+
+    device = mesh.devices.flat[0]
+    lowered = jax.jit(jax.grad(total)).lower(params, noise)
+    module = hlo.parse(compiled_report.compile_for(device, lowered).as_text())
+    check(module)
+    kernels = [one for _, one, _ in module.executed() if "xla.gpu.triton" in one.attributes]
+    # Forward, the same again, what the backward pass starts with, and the backward pass.
+    assert len(kernels) == 4
+    for one in kernels:
+        assert one.results[0].dimensions[0] == 4 // mesh.size, one
 
 
 SMALL = {

@@ -55,6 +55,15 @@ CONVOLUTION = """ENTRY %main (x: bf16[2,8,8,16], k: bf16[32,3,3,16]) -> bf16[2,8
 }
 """  # noqa: E501
 
+ATTENTION = """ENTRY %main (q: f32[2,64,3,32], g: f32[2,3,64]) -> f32[2,64,3,32] {
+  %q = f32[2,64,3,32]{3,2,1,0} parameter(0)
+  %g = f32[2,3,64]{2,1,0} parameter(1)
+  %y = (f32[2,64,3,32]{3,2,1,0}, f32[2,3,64]{2,1,0}) custom-call(%q, %q, %q), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/jit(mha)/mha_forward/pallas_call"}
+  %d = (f32[2,64,3,32]{3,2,1,0}, f32[2,64,3,32]{3,2,1,0}, f32[2,64,3,32]{3,2,1,0}) custom-call(%q, %q, %q, %q, %g), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/mha_backward/pallas_call"}
+  ROOT %o = f32[2,64,3,32]{3,2,1,0} get-tuple-element(%d), index=0
+}
+"""  # noqa: E501
+
 H100 = GPUS["h100"]
 
 
@@ -88,6 +97,13 @@ def test_a_convolution():
     (one,) = kernels(CONVOLUTION)
     assert one.flops == 2 * (2 * 8 * 8 * 32) * (3 * 3 * 16)
     assert one.num_bytes == 2 * (2 * 8 * 8 * 16 + 32 * 3 * 3 * 16 + 2 * 8 * 8 * 32)
+
+
+def test_an_attention():
+    forward, backward = kernels(ATTENTION)
+    product, tokens, sums = 2 * 2 * 3 * 64 * 64 * 32, 4 * 2 * 64 * 3 * 32, 4 * 2 * 3 * 64
+    assert (forward.flops, forward.num_bytes) == (2 * product, 4 * tokens + sums)
+    assert (backward.flops, backward.num_bytes) == (7 * product, 7 * tokens + sums)
 
 
 def test_the_sums():

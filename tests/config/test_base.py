@@ -5,7 +5,7 @@ import pytest
 from drifting_jax.config import base_config, fields, resolve, sections, validate
 from drifting_jax.errors import UserError
 
-TASKS = ("generator", "encoder", "toy", "policy")
+TASKS = ("generator", "encoder", "toy", "policy", "pairs")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -32,7 +32,7 @@ def test_every_field_is_described_once(task):
 
 def test_other_tasks_are_refused():
     for function in (base_config, fields, sections):
-        with pytest.raises(UserError, match=r"one of 'generator', .*'policy'; found 'toi'"):
+        with pytest.raises(UserError, match=r"one of 'generator', .*'pairs'; found 'toi'"):
             function("toi")
 
 

@@ -78,6 +78,7 @@ def test_every_config_resolves_and_gives_its_command(path):
         "mae_latent": ("256", "640"),
         "mae_pixel": ("256", "640"),
         "mnist": ("mnist", "fashion"),
+        "pairs": ("large", "small"),
         "toy2d": ("far", "between,two_moons", "checkerboard,attraction_only"),
     }.items(),
 )

@@ -20,6 +20,8 @@ def test_the_numbers_of_the_streams_never_change():
         "diagnosis": 9,
         "policy_init": 10,
         "policy_steps": 11,
+        "pairs_init": 12,
+        "pairs_steps": 13,
     }
 
 

@@ -17,7 +17,7 @@ def cells(text: str, name: str) -> list[str]:
     return re.split(r" (?<!\\)\| ", found)
 
 
-@pytest.mark.parametrize("task", ["generator", "toy", "policy"])
+@pytest.mark.parametrize("task", ["generator", "toy", "policy", "pairs"])
 def test_every_field_has_a_row(task):
     for name, field in fields(task).items():
         default, _, meaning, on_resume = cells(TASKS[task.capitalize()], name)
@@ -46,7 +46,7 @@ def test_an_encoder_shows_the_fields_that_differ():
         ("data.flip", "`False`", "bool"),
         ("data.path", '`""`', "path"),
         ("data.crop", '`"center"`', "str: `center`, `random_resized`"),
-        ("task", '`"generator"`', "str: `generator`, `encoder`, `toy`, `policy`"),
+        ("task", '`"generator"`', "str: `generator`, `encoder`, `toy`, `policy`, `pairs`"),
         (
             "extra_encoder.kind",
             '`"none"`',

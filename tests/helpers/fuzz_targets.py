@@ -41,13 +41,16 @@ from drifting_jax.evaluation.measurement import measure_all
 from drifting_jax.evaluation.reference import read_reference
 from drifting_jax.files import read_json
 from drifting_jax.models.calls import init_params
+from drifting_jax.models.conditioned import ConditionedMLP
 from drifting_jax.models.dit import DiT
+from drifting_jax.pairs.data import Pairs, read_pairs
+from drifting_jax.pairs.facts import PairFacts, facts_of
 from drifting_jax.policy.demonstrations import read_demonstrations
 from drifting_jax.policy.folders import Weights, write_folder
-from drifting_jax.policy.networks import ActionMLP
 from drifting_jax.policy.policy import load_policy
-from drifting_jax.policy.scaling import Scalings, scaling_of
+from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
+from drifting_jax.steps.scaling import scaling_of
 from drifting_jax.training import batch_log, data_identity
 from drifting_jax.training.toy import read_frames
 from drifting_jax.weights import files
@@ -172,6 +175,7 @@ def _runs() -> dict[str, Target]:
     )
     walk = np.ones((5, 2), np.float32)
     scalings = Scalings(scaling_of(walk), scaling_of(walk))
+    pairs = Pairs(walk, np.zeros((5, 2, 2, 1), np.uint8))
     digits = SimpleNamespace(data=SimpleNamespace(source="digits", path=""), train=config.train,
                              encoder=config.encoder, task="generator")  # fmt: skip
 
@@ -185,7 +189,7 @@ def _runs() -> dict[str, Target]:
         batch_log.BatchLog(folder, stage="a", start=1)
 
     def policy(folder: Path) -> None:
-        model = ActionMLP(width=4, depth=1, condition_width=4, condition_depth=1)
+        model = ConditionedMLP(width=4, depth=1, condition_width=4, condition_depth=1)
         inputs = np.zeros((1, 1, 4, 2)), np.zeros((1, 2, 2))
         params = jax.device_get(init_params(model, jax.random.key(0), *inputs))
         write_folder(folder, Weights(model, params, Horizons(2, 4, 2), scalings, 3, 0.99))
@@ -215,6 +219,16 @@ def _runs() -> dict[str, Target]:
             lambda folder: Scalings.from_record(
                 read_json(folder / "data.json").get("scaling"), "data.json"
             ),
+            (UserError,),
+        ),
+        "run pairs": Target(
+            {"pairs.npz": _npz(condition=pairs.conditions, image=pairs.images)},
+            lambda folder: read_pairs(str(folder / "pairs.npz")),
+            (UserError,),
+        ),
+        "run data.json of pairs": Target(
+            {"data.json": json.dumps(facts_of(pairs).record()).encode()},
+            lambda folder: PairFacts.from_record(read_json(folder / "data.json"), "data.json"),
             (UserError,),
         ),
         "run policy": Target(_made_by(policy), load_policy, (UserError,)),

@@ -169,7 +169,11 @@ def test_a_range_within_that_of_the_start_stays(hub, tmp_path):
     [
         ({}, {"model.width": 8}, "differs from the config: width 16 there, 8 here"),
         ({}, {"data.action_horizon": 1}, "action 2 there, 1 here"),
-        ({}, {"model.kind": "transformer"}, "kind 'ActionMLP' there, 'ActionTransformer' here"),
+        (
+            {},
+            {"model.kind": "transformer"},
+            "kind 'mlp' there, 'transformer' here",
+        ),
         ({"observation": 2}, {}, "observations of 3 and actions of 2 .* have 2 and 2"),
         ({}, {"model.init_from": "nowhere"}, "nowhere .* is no folder of a policy: .*--to=hub"),
     ],

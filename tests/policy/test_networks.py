@@ -72,7 +72,7 @@ def test_in_context_tokens_carry_the_condition_and_may_be_none():
 
 def test_inputs_and_heads_that_do_not_fit():
     noise, observations = inputs()
-    with pytest.raises(ValueError, match=r"expected noise \[c, g, H, d_a\] and observations"):
+    with pytest.raises(ValueError, match=r"expected noise \[c, g, \.\.\.\] and conditions"):
         init_params(make("mlp"), jax.random.key(0), noise, observations[:2])
     with pytest.raises(ValueError, match="width 16 must be num_heads times an even head width"):
         init_params(make("transformer", num_heads=16), jax.random.key(0), noise, observations)

@@ -195,7 +195,7 @@ def test_a_run_keeps_its_demonstrations(workdir, demos, tmp_path):
         ({"drift__negatives": "stale"}, "must not be 'stale' for a policy"),
         ({"model__kind": "transformer", "model__width": 36}, "width 36 and 4 heads"),
         ({"data__path": ""}, "config.data.path must name the demonstrations"),
-        ({"single_target__neighbours": 99}, "neighbours must be below the 36 windows; found 99"),
+        ({"single_target__neighbours": 99}, "neighbours must be below the 36 conditions; found 99"),
         ({"data__held_out_episodes": 5}, "held_out_episodes must be below the 5 episodes"),
     ],
     ids=str,

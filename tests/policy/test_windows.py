@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from drifting_jax.data.neighbours import nearest_conditions
 from drifting_jax.errors import UserError
 from drifting_jax.policy.demonstrations import Demonstrations
-from drifting_jax.policy.neighbours import nearest_conditions
-from drifting_jax.policy.scaling import Scaling, Scalings, frozen_lines, scaling_of
+from drifting_jax.policy.scaling import Scalings, frozen_lines
 from drifting_jax.policy.windows import Horizons, WindowSource, window_rows
+from drifting_jax.steps.scaling import scaling_of
 
 PAPER = Horizons(observation=2, prediction=16, action=8)
 
@@ -53,12 +54,12 @@ def test_the_ends_repeat_the_first_observation_and_the_last_action():
     source = WindowSource(data, PAPER, scalings)
     assert len(source) == 20 + 1 + 7 - 16 + 1
     first, last = source[0], source[len(source) - 1]
-    raw = scalings.observation.unscaled(first["observation"])
+    raw = scalings.observation.unscaled(first["condition"])
     np.testing.assert_allclose(raw, data.observations[[0, 0]], rtol=1e-5)
-    assert last["action"].shape == (1, 16, 2)
-    raw = scalings.action.unscaled(last["action"][0])
+    assert last["target"].shape == (1, 16, 2)
+    raw = scalings.action.unscaled(last["target"][0])
     np.testing.assert_allclose(raw, data.actions[[*range(11, 20), *[19] * 7]], rtol=1e-5, atol=1e-6)
-    assert set(first) == {"observation", "action", "label"}
+    assert set(first) == {"condition", "target", "label"}
 
 
 def test_what_is_carried_out_begins_at_the_last_observation():
@@ -74,18 +75,6 @@ def test_episodes_that_are_too_short_have_no_window():
     data = demonstrations((7, 5))
     with pytest.raises(UserError, match="the longest has 7 steps, and the horizons need 8"):
         WindowSource(data, PAPER, scalings_of(data))
-
-
-def test_scaling_maps_the_range_to_one_and_centres_constants():
-    values = np.array([[1.0, 5.0, -2.0], [3.0, 5.0, 2.0], [2.0, 5.0, 0.0]], np.float32)
-    scaling = scaling_of(values)
-    found = scaling.scaled(values)
-    np.testing.assert_allclose(found, [[-1, 0, -1], [1, 0, 1], [0, 0, 0]], atol=1e-6)
-    np.testing.assert_allclose(scaling.unscaled(found), values, atol=1e-6)
-    assert np.all(scaling.unscaled(np.ones((2, 3), np.float32))[:, 1] == 5)
-    np.testing.assert_allclose(scaling.scaled(values + 0.5)[:, 1], 0.5)
-    batch = np.stack([values, values + 1])
-    np.testing.assert_allclose(scaling.scaled(batch)[0], found, atol=1e-6)
 
 
 def test_dimensions_that_are_not_scaled_are_named():
@@ -108,14 +97,6 @@ def test_dimensions_that_are_not_scaled_are_named():
     assert found == ["note: dimensions 0 of the actions are constant"]
 
 
-def test_a_scaling_covers_another():
-    values = np.array([[0, 0, 3], [1, 2, 3]], np.float32)
-    earlier = Scaling(np.float32([0.5, 4, 3]), np.float32([2, 1, 0]))  # [-1.5, 2.5], [3, 5], 3
-    found = scaling_of(values, earlier)
-    np.testing.assert_array_equal(found.centre, [0.5, 2.5, 3])
-    np.testing.assert_array_equal(found.half_range, [2, 2.5, 0])
-
-
 def test_json_keeps_a_scaling_exactly():
     data = demonstrations((9,))
     scalings = scalings_of(data)
@@ -131,27 +112,8 @@ def test_json_keeps_a_scaling_exactly():
         good | {"action": {"centre": [1], "half_range": [-1]}},
         good | {"action": {"centre": [10**400], "half_range": [1]}},
     ):
-        with pytest.raises(UserError, match=r"data\.json does not hold the scaling of a policy"):
+        with pytest.raises(UserError, match=r"data\.json does not hold the scaling of a"):
             Scalings.from_record(bad, "data.json")
-
-
-def test_neighbours_are_the_nearest_conditions():
-    rng = np.random.default_rng(0)
-    conditions = rng.uniform(-1, 1, (40, 3)).astype(np.float32)
-    number, distance = nearest_conditions(conditions, 5)
-    apart = np.sqrt(np.mean((conditions[:, None].astype(float) - conditions[None]) ** 2, axis=-1))
-    np.testing.assert_array_equal(number, np.argsort(apart, axis=1)[:, :6])
-    np.testing.assert_allclose(distance, np.sort(apart, axis=1)[:, :6], atol=1e-6)
-
-
-def test_a_condition_is_its_own_first_neighbour_among_equal_ones():
-    conditions = np.repeat(np.array([[0.0], [1.0]], np.float32), 6, axis=0)
-    number, distance = nearest_conditions(conditions, 2)
-    np.testing.assert_array_equal(number[:, 0], np.arange(12))
-    assert not distance.any()
-    assert all(len(set(row)) == 3 and len({n < 6 for n in row}) == 1 for row in number.tolist())
-    with pytest.raises(UserError, match="neighbours must be below the 12 windows; found 12"):
-        nearest_conditions(conditions, 12)
 
 
 def test_a_record_has_the_actions_of_its_neighbours():
@@ -159,8 +121,8 @@ def test_a_record_has_the_actions_of_its_neighbours():
     source = WindowSource(data, Horizons(1, 1, 1), scalings_of(data), neighbours=3)
     record = source[5]
     number, distance = nearest_conditions(source.observation(np.arange(24))[:, 0], 3)
-    assert record["action"].shape == (4, 1, 2) and record["distance"][0] == 0
-    np.testing.assert_array_equal(record["action"], source.action(number[5]))
+    assert record["target"].shape == (4, 1, 2) and record["distance"][0] == 0
+    np.testing.assert_array_equal(record["target"], source.action(number[5]))
     np.testing.assert_array_equal(record["distance"], distance[5])
 
 

@@ -1,4 +1,4 @@
-"""The training step of a policy (5.3): the drifting loss on raw actions, a row for each condition.
+"""The training step where a row is one condition with a single target: raw actions (5.3), images.
 
 Parameters are {"network": …}, with a learned temperature {"network": …, "log_temperature": []}.
 """
@@ -32,8 +32,8 @@ _FRESH, _FIELD = 1, 2  # numbers of a step's further keys
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyStepConfig:
-    """Sizes and settings of a policy's step.
+class SingleTargetStepConfig:
+    """Sizes and settings of a step.
 
     Attributes:
       generated: g, samples of each condition.
@@ -55,16 +55,16 @@ class PolicyStepConfig:
 
 
 @flax.struct.dataclass
-class PolicyMetrics:
-    """What a policy's step reports.
+class SingleTargetMetrics:
+    """What a step reports.
 
     Attributes:
       updates: [] int32, updates before this step; skipped steps do not count.
       loss: [] nearly constant by construction.
       gradient_norm: [] before the clip.
-      statistics: of the one feature, the chunks of actions.
+      statistics: of the one feature, the targets' raw entries.
       energy_score: [] mean distance to the targets less half of that between samples of a row, as
-        the root mean square over the entries of a chunk; it is least where the samples are
+        the root mean square over the entries of a target; it is least where the samples are
         distributed as the targets are.
       temperature: [] the learned one; None without.
     """
@@ -82,38 +82,38 @@ def temperature_of(params: PyTree) -> jax.Array:
     return jnp.maximum(jnp.exp(params["log_temperature"]), LEAST_TEMPERATURE)
 
 
-def policy_step(
+def single_target_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
     key: jax.Array,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    settings: PolicyStepConfig,
-) -> tuple[TrainState, PolicyMetrics]:
-    """Draws noise, generates chunks of actions, drifts them towards their targets, and updates.
+    settings: SingleTargetStepConfig,
+) -> tuple[TrainState, SingleTargetMetrics]:
+    """Draws noise, generates samples of each condition, drifts them to its target, and updates.
 
     Args:
       state: donated by the caller's jit.
-      batch: "observation" [c, h, d_o]; "action" [c, p, H, d_a], of the condition itself and of its
+      batch: "condition" [c, ...]; "target" [c, p, ...], of the condition itself and of its
         neighbours; "distance" [c, p], of their conditions, unless p is 1. All are scaled.
       key: the root key of this stage; the step folds in its own number.
-      model: a network of `policy.networks`.
+      model: (noise [c, g, ...], conditions [c, ...]) -> samples [c, g, ...].
       optimizer: of the parameters.
-      settings: see `PolicyStepConfig`.
+      settings: see `SingleTargetStepConfig`.
     """
     s = settings
     key = jax.random.fold_in(key, state.step)
-    c, _, horizon, size = batch["action"].shape
+    c, _, *of_target = batch["target"].shape
     noise, other_noise = (
-        jax.random.normal(k, (c, s.generated, horizon, size))
+        jax.random.normal(k, (c, s.generated, *of_target))
         for k in (key, jax.random.fold_in(key, _FRESH))
     )
 
-    def chunks(params: PyTree, noise: jax.Array) -> jax.Array:
-        return _flat(apply(model, params["network"], noise, batch["observation"]))
+    def samples(params: PyTree, noise: jax.Array) -> jax.Array:
+        return _flat(apply(model, params["network"], noise, batch["condition"]))
 
-    fresh = chunks(state.params, other_noise) if negatives_of(s.drift) == "fresh" else None
+    fresh = samples(state.params, other_noise) if negatives_of(s.drift) == "fresh" else None
 
     def loss_function(params: PyTree):
         moment = Moment(
@@ -121,19 +121,20 @@ def policy_step(
             progress=state.step / s.num_steps if s.drift.annealed else None,
             key=jax.random.fold_in(key, _FIELD) if field_named(s.drift.field).draws else None,
         )
-        return _losses(chunks(params, noise), fresh, batch, moment, s)
+        return _losses(samples(params, noise), fresh, batch, moment, s)
 
     (_, found), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
     loss, statistics, score, temperature = found
     norm = optax.tree.norm(gradients)
-    metrics = PolicyMetrics(state.step - state.skipped, loss, norm, statistics, score, temperature)
+    updates = state.step - state.skipped
+    metrics = SingleTargetMetrics(updates, loss, norm, statistics, score, temperature)
     state = apply_gradients(
         state,
         gradients,
         optimizer,
         ema_decays=s.ema_decays,
         finite=jnp.isfinite(loss) & jnp.isfinite(norm),
-        culprit=drift_culprit({"actions": statistics}),
+        culprit=drift_culprit({"target": statistics}),
     )
     return state, metrics
 
@@ -143,10 +144,10 @@ def _losses(
     fresh: jax.Array | None,
     batch: Mapping[str, jax.Array],
     moment: Moment,
-    settings: PolicyStepConfig,
+    settings: SingleTargetStepConfig,
 ) -> tuple[jax.Array, tuple[jax.Array, DriftingStatistics, jax.Array, jax.Array | None]]:
     """The sum of all losses [], and what the metrics have of them."""
-    s, positive, weight = settings, _flat(batch["action"]), None
+    s, positive, weight = settings, _flat(batch["target"]), None
     if positive.shape[1] > 1:
         weight = neighbour_weights(batch["distance"], s.neighbour_width)
     loss, statistics = single_target_loss(
@@ -180,6 +181,6 @@ def energy_score(samples: jax.Array, target: jax.Array) -> jax.Array:
     return to_target - 0.5 * between
 
 
-def _flat(chunks: jax.Array) -> jax.Array:
-    """Chunks [c, n, H, d_a] as one location of H·d_a channels, [c, n, 1, H·d_a]."""
-    return chunks.reshape(*chunks.shape[:2], 1, -1)
+def _flat(samples: jax.Array) -> jax.Array:
+    """[c, n, ...] as one location with all entries for channels, [c, n, 1, d]."""
+    return samples.reshape(*samples.shape[:2], 1, -1)

@@ -21,7 +21,7 @@ def nearest_conditions(conditions: np.ndarray, count: int) -> tuple[np.ndarray, 
     n, d = conditions.shape
     if count >= n:
         raise UserError(
-            f"config.single_target.neighbours must be below the {n} windows; found {count}"
+            f"config.single_target.neighbours must be below the {n} conditions; found {count}"
         )
     from sklearn.neighbors import NearestNeighbors  # it takes seconds to import
 
