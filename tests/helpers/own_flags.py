@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 import absl
+import absl.app  # before the flags of a script are apart: it has some itself
 import pytest
 from absl import flags
 
