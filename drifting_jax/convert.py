@@ -24,7 +24,7 @@ from drifting_jax.surroundings import check_devices
 from drifting_jax.training import build, data_identity
 from drifting_jax.training.encoder import read_trained
 from drifting_jax.training.restore import load_generator, load_run
-from drifting_jax.training.tasks import task_of
+from drifting_jax.training.tasks import module_of
 from drifting_jax.weights import files, release
 from drifting_jax.weights.networks import KINDS, Network, load_network, save_network
 
@@ -118,7 +118,7 @@ def _write_for_hub(values: Any, out: Path) -> None:
     workdir = source if _is_workdir(source) else None
     if values.part != "generator" or values.kind not in ("", "generator"):
         raise UserError("--to=hub holds generators: use --to=plain for other networks")
-    if (task := task_of(values.source)) is not None:
+    if (task := module_of(values.source, "write_for_hub")) is not None:
         if values.vae or values.kind:
             raise UserError("--vae and --kind are for generators of images")
         decay, name = values.ema_decay, values.license

@@ -24,7 +24,7 @@ from drifting_jax.commands.generator_choice import (
 from drifting_jax.errors import UserError
 from drifting_jax.files import check_new
 from drifting_jax.surroundings import check_devices
-from drifting_jax.training.tasks import task_of
+from drifting_jax.training.tasks import module_of
 
 
 def define_flags() -> None:
@@ -42,7 +42,7 @@ def main(_: Sequence[str]) -> None:
     check_new(Path(values.out))
     check_source(values)
     name = values.workdir or values.weights
-    if (task := task_of(name)) is not None:
+    if (task := module_of(name, "export")) is not None:
         if values.ema_sigma is not None or values.vae:
             raise UserError("--ema_sigma and --vae are for generators of images")
         check_devices()

@@ -93,8 +93,7 @@ def _sampled_params(generator: Generator) -> PyTree:
 def _exported(generator: Generator, params: PyTree) -> tuple[bytes, list[int]]:
     """The sampler for one device of any of `PLATFORMS`, and the shape of an image."""
     mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])
-    model = _portable(generator.model)
-    sampler = sampling.make_sampler(model, mesh, vae=generator.vae)
+    sampler = sampling.make_sampler(generator.model, mesh, vae=generator.vae)
 
     def sample(weights, labels, indices, seed, alpha):
         key = streams.samples_key(seed)
@@ -129,7 +128,7 @@ def _write_network(
     generator: Generator, params: PyTree, path: Path
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Writes the network without the random numbers as ONNX: its description, and notes."""
-    model = _portable(_in_float32(generator.model))
+    model = _in_float32(generator.model)
     vae = _in_float32(generator.vae) if generator.vae is not None else None
     (b,) = jax.export.symbolic_shape("n")
     key = jax.eval_shape(functools.partial(streams.root_key, 0))
@@ -154,11 +153,6 @@ def _write_network(
     except UnsupportedError as error:
         return None, [f"no {path.name}: {error}"]
     return _description(path.name, inputs, generator.model), []
-
-
-def _portable(model: Model) -> Model:
-    """The same network of operations that every backend has."""
-    return model.clone(attention_kernel="products") if hasattr(model, "attention_kernel") else model
 
 
 def _in_float32(model: Model) -> Model:

@@ -89,6 +89,7 @@ MODEL = section(
         "matrix products (products), or one kernel on an NVIDIA GPU (fused); auto = fused in the"
         " training on GPUs from Ampere on",
         choices=("auto", "products", "fused"),
+        absent="products",
         on_resume="may change",
     ),
     remat=REMAT,

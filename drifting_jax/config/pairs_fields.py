@@ -37,7 +37,7 @@ _DATA = section(
 )
 
 _MODEL = (
-    _without(MODEL, "init_from", "num_style_books", "styles_per_book")
+    _without(MODEL, "init_from", "num_style_books", "styles_per_book", "attention_kernel")
     .changed(
         "kind",
         doc="a transformer with a token for each patch, a U-Net with fields of its own, or an MLP"

@@ -84,7 +84,6 @@ def _common_fields(
         "styles_per_book": section.styles_per_book,
         "dtype": jnp.dtype(section.dtype),
         "attention_dtype": jnp.dtype(section.attention_dtype),
-        "attention_kernel": "fused" if section.attention_kernel == "fused" else "products",
         "remat": "none" if section.remat == "auto" else section.remat,
     }
 

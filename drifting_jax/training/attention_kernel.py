@@ -1,25 +1,30 @@
-"""Which program computes a generator's attention on a device."""
+"""Which program computes a generator's attention in training."""
 
+import flax.linen as nn
 import jax
 
 from drifting_jax.compiler import targets
-from drifting_jax.config import ConfigDict
-from drifting_jax.config.stored import with_values
 from drifting_jax.errors import UserError
 
 
-def with_attention_kernel(config: ConfigDict, device: jax.Device) -> ConfigDict:
-    """Returns the config with the kernel for a device, where `model.attention_kernel` is "auto".
+def with_attention_kernel(model: nn.Module, kernel: str, device: jax.Device) -> nn.Module:
+    """Returns a generator that computes its attention as `model.attention_kernel` says.
+
+    Args:
+      model: a generator; one without attention is returned as it is.
+      kernel: "products", "fused", or "auto" for "fused" where the kind of device has it.
+      device: of the training.
 
     Raises:
-      UserError: the config asks for a kernel that this kind of GPU lacks.
+      UserError: this kind of GPU lacks the kernel.
     """
-    chosen, has_triton = config.model.attention_kernel, targets.has_triton(device)
-    if chosen == "fused" and device.platform == "gpu" and not has_triton:
+    has_triton = targets.has_triton(device)
+    if kernel == "fused" and device.platform == "gpu" and not has_triton:
         raise UserError(
             "config.model.attention_kernel is 'fused', which needs an NVIDIA GPU of compute "
             f"capability 8 or more; found {device.device_kind}: set it to 'auto'"
         )
-    if chosen != "auto":
-        return config
-    return with_values(config, {"model.attention_kernel": "fused" if has_triton else "products"})
+    if not hasattr(model, "attention_kernel"):
+        return model
+    is_fused = kernel == "fused" or (kernel == "auto" and has_triton)
+    return model.clone(attention_kernel="fused" if is_fused else "products")

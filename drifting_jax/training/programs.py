@@ -86,7 +86,11 @@ def generator_program(
     schedule, drifts = build.generator_schedule(config), drift_names(settings.drift)
     given: dict[str, Any] = {
         "key": stream_key(config, "generator_steps"),
-        "model": build.make_generator(config, spec),
+        "model": with_attention_kernel(
+            build.make_generator(config, spec),
+            config.model.attention_kernel,
+            mesh.devices.flat[0],
+        ),
         "feature_function": feature_function,
         "settings": settings,
     }
@@ -225,7 +229,7 @@ def _planned(
     mesh: Mesh,
     networks: Mapping[str, Any],
 ) -> tuple[ConfigDict, MemoryPlan]:
-    """Returns the config with what suits the device and its memory, and the plan for the memory.
+    """Returns the config with the rematerialisation of a plan for the memory, and the plan.
 
     `held` are the carry, the frozen networks' variables, and what else a device holds throughout.
     """
@@ -235,8 +239,7 @@ def _planned(
     least = activations.least_of_pixels(config, spec, variables, **networks)
     bytes_held = meshes.bytes_per_device(held)
     plan = memory_plan(config, mesh, held=bytes_held, maps=maps, least=least, activations=kept)
-    config = activations.with_remat(config, plan.remat)
-    return with_attention_kernel(config, mesh.devices.flat[0]), plan
+    return activations.with_remat(config, plan.remat), plan
 
 
 def _negatives(

@@ -1,7 +1,7 @@
 """Tasks that have a folder of their own, which lies above this one.
 
-They are looked up by name when a run, a dry run or a command begins. The module of a task has four
-functions:
+They are looked up by name when a run, a dry run or a command begins. The module of a task has two
+functions, and two more if its networks can leave their workdir:
 
 * `train(config, workdir=…, context=…)` returns whether it came to the end.
 * `program(config, mesh)` assembles the step.
@@ -33,6 +33,7 @@ _TASKS = {
         "drifting_jax.pairs.task", "its training has measured it, see evaluation.json there"
     ),
 }
+_LEAVING = {"export": "exported", "write_for_hub": "written for the Hub"}
 
 
 def find_task(name: str) -> ModuleType | None:
@@ -40,14 +41,15 @@ def find_task(name: str) -> ModuleType | None:
     return importlib.import_module(_TASKS[name].module) if name in _TASKS else None
 
 
-def task_of(name: str) -> ModuleType | None:
+def module_of(name: str, function: str) -> ModuleType | None:
     """Returns the module of the task whose workdir or folder for the Hub this is, or None.
 
     Args:
       name: a path, or hf://owner/repo.
+      function: that the module has to have, of `_LEAVING`.
 
     Raises:
-      UserError: it cannot be fetched from the Hub.
+      UserError: it cannot be fetched from the Hub, or its task has no such function.
     """
     folder = files.fetch(name)
     try:
@@ -56,7 +58,12 @@ def task_of(name: str) -> ModuleType | None:
         return None
     config = record.get("config")
     task = config.get("task") if isinstance(config, dict) else record.get("network")
-    return find_task(task) if isinstance(task, str) else None
+    module = find_task(task) if isinstance(task, str) else None
+    if module is not None and not hasattr(module, function):
+        raise UserError(
+            f"{name} is of task {task!r}, whose networks cannot be {_LEAVING[function]}"
+        )
+    return module
 
 
 def hint_of(task: str) -> str:

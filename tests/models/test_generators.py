@@ -14,7 +14,7 @@ from drifting_jax.models.mlp import MLP
 SECTION = SimpleNamespace(
     patch_size=2, width=16, depth=1, num_heads=2, mlp_ratio=2.0, num_context_tokens=1,
     num_style_books=3, styles_per_book=5, dtype="bfloat16", attention_dtype="float32",
-    attention_kernel="auto", remat=True, scan=False,
+    remat=True, scan=False,
 )  # fmt: skip
 MODEL = DiT(
     image_size=8, in_channels=4, out_channels=4, patch_size=2, width=16, depth=1, num_heads=2,
