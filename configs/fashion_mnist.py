@@ -11,7 +11,10 @@ boots are recognised; textures are noisy, and the patches of 4x4 show. More step
 networks need a GPU: `configs/mnist.py:fashion`.
 
 `:unet` differs in the generator alone, a U-Net whose step takes as many operations: 31.2 GFLOP
-instead of 30.8, of products. It has not been trained.
+instead of 30.8, of products. Its run took 33 minutes on one core, and gave 23.3 on pixels, 2.3 in
+the classifier's features, precision 0.61, recall 0.27 and accuracy 0.80; with
+`--config.features.raw_weight=8` beside it 20.2, 2.4, 0.62, 0.32 and 0.82 (one seed each). Outlines
+are cleaner than with patches of 4x4; textures stay noisy.
 """
 
 from drifting_jax.config import base_config, check_variant
