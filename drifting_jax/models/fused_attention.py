@@ -9,6 +9,7 @@ what is kept for the backward pass are float32.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -84,8 +85,10 @@ def _pull_back(interpret: bool, *arrays: jax.Array):
 
 
 def _kernel() -> Any:
-    # Its import needs the parts of JAX for GPUs, and warns from jax 0.12 on.
-    from jax.experimental.pallas.ops.gpu import attention
+    """JAX's module of the kernel, whose import warns from jax 0.12 on that a later one lacks it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu import attention
 
     return attention
 
