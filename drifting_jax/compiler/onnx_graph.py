@@ -195,6 +195,11 @@ class _Graph:
         bounds = [(end - size, end, axis) for end, size in pairs]
         return [self.node("Slice", [x, *np.asarray(each)[:, None]]) for each in bounds]
 
+    def _unstack(self, equation: Any, x: Any) -> list[str]:
+        """The entries of an axis, which jax 0.12 has for a loop over an array."""
+        axis, count = int(equation.params["axis"]), len(equation.outvars)
+        return [self.node("Gather", [x, np.asarray(i, np.int64)], axis=axis) for i in range(count)]
+
     def _reduce(self, equation: Any, x: Any) -> str:
         axes = np.asarray(equation.params["axes"], np.int64)
         return self.node(_REDUCTIONS[equation.primitive.name], [x, axes], keepdims=0)

@@ -205,6 +205,7 @@ def test_sampling_a_run(resumed, tmp_path, monkeypatch, capsys):
         batch_size=5,
         step=None,
         interpolate=None,
+        conditions="",
         out=str(tmp_path / "samples.npz"),
     )
     monkeypatch.setattr(sample, "flags", SimpleNamespace(FLAGS=values))
