@@ -31,10 +31,11 @@ def test_pairs_are_read_and_split(tmp_path):
     np.testing.assert_array_equal(pairs.spread(3).images, given["image"][[1, 3, 5]])
     with pytest.raises(UserError, match="held_out must be below the 6 pairs; found 6"):
         pairs.split(6)
-    with_image = read_conditions(str(tmp_path / "p.npz"))
+    with_image = read_conditions(str(tmp_path / "p.npz"), with_images=True)
     np.testing.assert_array_equal(with_image[1], given["image"])
+    assert read_conditions(str(tmp_path / "p.npz"))[1] is None
     np.save(tmp_path / "c.npy", np.arange(4))
-    conditions, images = read_conditions(str(tmp_path / "c.npy"))
+    conditions, images = read_conditions(str(tmp_path / "c.npy"), with_images=True)
     assert conditions.shape == (4, 1) and images is None
 
 
@@ -127,5 +128,5 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="is no file"):
         read_pairs(str(tmp_path))
     np.savez(tmp_path / "i.npz", image=np.zeros((1, 2, 2, 1), np.uint8))
-    with pytest.raises(UserError, match="must hold the array condition; found image"):
+    with pytest.raises(UserError, match="must hold the array condition; found none"):
         read_conditions(str(tmp_path / "i.npz"))
