@@ -245,6 +245,15 @@ def test_a_run_keeps_its_pairs(workdir, tmp_path):
         run.run(config(tmp_path / "others.npz", {"train.num_steps": 6}), workdir=workdir)
 
 
+def test_a_run_keeps_its_pairs_that_are_held_out(workdir, pairs, tmp_path):
+    with np.load(pairs) as arrays:
+        image = arrays["image"].copy()
+    image[-1] ^= 1
+    np.savez(tmp_path / "others.npz", condition=conditions_of(pairs), image=image)
+    with pytest.raises(UserError, match=r"others\.npz is not what the run in .* began with: 16"):
+        run.run(config(tmp_path / "others.npz", {"train.num_steps": 6}), workdir=workdir)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
