@@ -6,7 +6,8 @@ Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c]
 labels, class-major), or a `.png` grid with the classes one after another.
 
 A run of pairs makes images of the conditions in a file: `--workdir=runs/pairs
---conditions=FILE.npz`. `arr_1` is then the number of each sample's condition.
+--conditions=FILE.npz`. `arr_0` is then uint8, or float32 in [-1, 1] if the run learned from floats,
+and `arr_1` the number of each sample's condition.
 
 With `--interpolate=8`, each sample is followed by the way to the next one of its class: 8 images,
 the first of which is the sample, and the last the next one. In a `.png`, each row shows one way.
@@ -52,7 +53,9 @@ def define_flags() -> None:
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
     flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
     define_average_flags()
-    flags.DEFINE_integer("batch_size", 64, "Samples made at once.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", 64, "Samples made at once; not of a run of pairs.", lower_bound=1
+    )
     flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")
 
 

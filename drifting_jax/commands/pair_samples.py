@@ -20,7 +20,13 @@ def chosen_pairs(values: Any) -> PairGenerator:
     Raises:
       UserError: a flag is for generators of classes, or as `load_pairs`.
     """
-    unused = {"ema_sigma": None, "vae": "", "interpolate": None, "cfg_scale": 1.0}
+    unused = {
+        "ema_sigma": None,
+        "vae": "",
+        "interpolate": None,
+        "cfg_scale": 1.0,
+        "batch_size": 64,
+    }
     if given := [name for name, empty in unused.items() if getattr(values, name) != empty]:
         raise UserError(f"--{given[0]} is for generators of classes; {values.workdir} has pairs")
     if not values.conditions:
@@ -29,20 +35,16 @@ def chosen_pairs(values: Any) -> PairGenerator:
             "array condition"
         )
     check_devices()
-    return load_pairs(
-        values.workdir,
-        ema_decay=values.ema_decay,
-        step=values.step,
-        batch_size=values.batch_size,
-    )
+    return load_pairs(values.workdir, ema_decay=values.ema_decay, step=values.step)
 
 
 def write_pair_samples(generator: PairGenerator, values: Any) -> int:
     """Writes samples of the conditions that flags name; returns their number.
 
     Sample k of a condition depends on the condition, the seed and k alone. In an .npz file `arr_0`
-    has the samples [n, h, w, c] and `arr_1` the number of each one's condition. A .png has a row
-    for each condition, with what `rows_of_pairs` shows.
+    has the samples [n, h, w, c], uint8 or float32 in [-1, 1] as the images that the run learned
+    from, and `arr_1` the number of each one's condition. A .png has a row for each condition, with
+    what `rows_of_pairs` shows.
 
     Args:
       generator: of `chosen_pairs`.
@@ -51,16 +53,12 @@ def write_pair_samples(generator: PairGenerator, values: Any) -> int:
     Raises:
       UserError: the conditions cannot be read or do not fit, or as `write_samples`.
     """
-    conditions, targets = read_conditions(values.conditions)
-    if conditions.shape[1:] != generator.facts.shapes.condition:
-        raise UserError(
-            f"the run's conditions are {['n', *generator.facts.shapes.condition]}; those of "
-            f"{values.conditions} are {list(conditions.shape)}"
-        )
-    numbers = parse_classes(values.classes, [str(i) for i in range(len(conditions))])
     per, out = values.per_class, Path(values.out)
+    conditions, targets = _read(generator, values.conditions, with_images=out.suffix == ".png")
+    numbers = parse_classes(values.classes, [str(i) for i in range(len(conditions))])
+    chosen = conditions[numbers]
     samples = generator.sample(
-        np.repeat(conditions[numbers], per, axis=0),
+        np.repeat(chosen, per, axis=0),
         seed=values.seed,
         indices=np.tile(np.arange(per), len(numbers)),
     )
@@ -69,12 +67,26 @@ def write_pair_samples(generator: PairGenerator, values: Any) -> int:
         return len(samples)
     rows = samples.reshape(-1, per, *samples.shape[1:])
     shown = None if targets is None else targets[numbers]
-    if shown is not None and shown.shape[1:] != samples.shape[1:]:
-        raise UserError(
-            f"image of {values.conditions} must be {['n', *samples.shape[1:]]}; found "
-            f"{list(shown.shape)}"
-        )
-    tiles = rows_of_pairs(conditions[numbers], shown, rows, generator.facts)
-    flat = tiles.reshape(-1, *tiles.shape[2:])
-    write_samples(out, flat, np.repeat(numbers, tiles.shape[1]), per_class=tiles.shape[1])
+    tiles = rows_of_pairs(chosen, shown, rows, generator.facts)
+    columns = tiles.shape[1]
+    flat, labels = tiles.reshape(-1, *tiles.shape[2:]), np.repeat(numbers, columns)
+    write_samples(out, flat, labels, per_class=columns, columns=columns)
     return len(samples)
+
+
+def _read(
+    generator: PairGenerator, path: str, *, with_images: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The conditions of a file, and its images or None, of the shapes that the run has."""
+    conditions, images = read_conditions(path, with_images=with_images)
+    shapes = generator.facts.shapes
+    if conditions.shape[1:] != shapes.condition:
+        raise UserError(
+            f"the run's conditions are {['n', *shapes.condition]}; those of {path} are "
+            f"{list(conditions.shape)}"
+        )
+    if images is not None and images.shape[1:] != shapes.image:
+        raise UserError(
+            f"image of {path} must be {['n', *shapes.image]}; found {list(images.shape)}"
+        )
+    return conditions, images

@@ -58,11 +58,11 @@ _MODEL = (
 
 _CONDITION = section(
     "condition",
-    "What a sample is told, and the network that makes one vector of it.",
+    "What a sample is conditioned on, and the network that makes one vector of it.",
     kind=Field(
         "vector",
-        "any array, which is told by the vector alone (vector), or a map [h, w, c] whose sides"
-        " divide the image's, which the network also sees beside its noise (map)",
+        "any array, which the network sees as the vector alone (vector), or a map [h, w, c] whose"
+        " sides divide the image's, which it also sees beside its noise (map)",
         choices=("vector", "map"),
     ),
     width=Field(256, "channels of the vector and of each layer"),

@@ -74,7 +74,7 @@ def read_pairs(path: str) -> Pairs:
         )
     if not Path(path).is_file():
         raise UserError(f"config.data.path={path} is no file")
-    arrays = _arrays(path)
+    arrays = _arrays(path, (CONDITION, IMAGE))
     if missing := [name for name in (CONDITION, IMAGE) if name not in arrays]:
         raise UserError(
             f"{path} must hold the arrays condition and image; found no {' and no '.join(missing)}"
@@ -84,22 +84,23 @@ def read_pairs(path: str) -> Pairs:
     return Pairs(conditions, images)
 
 
-def read_conditions(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+def read_conditions(
+    path: str, *, with_images: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Reads the conditions [n, ...] float32 of a file to sample from, and any images of them.
 
     Args:
       path: an .npz file with the array condition, and perhaps image; or an .npy file of conditions.
+      with_images: whether to read image; None takes its place otherwise, and where there is none.
 
     Raises:
       UserError: there is no such file, or it holds none.
     """
     if not Path(path).is_file():
         raise UserError(f"there is no file {path} of conditions")
-    arrays = _arrays(path)
+    arrays = _arrays(path, (CONDITION, IMAGE) if with_images else (CONDITION,))
     if CONDITION not in arrays:
-        raise UserError(
-            f"{path} must hold the array condition; found {', '.join(arrays) or 'others'}"
-        )
+        raise UserError(f"{path} must hold the array condition; found none")
     conditions = _conditions(arrays[CONDITION], path)
     if IMAGE not in arrays:
         return conditions, None
@@ -163,14 +164,14 @@ class PairSource(DecodedSource):
         return f"pair {index}"
 
 
-def _arrays(path: str) -> Mapping[str, np.ndarray]:
-    """The arrays of an .npz file that are known, or the array of an .npy file as condition."""
+def _arrays(path: str, names: tuple[str, ...]) -> Mapping[str, np.ndarray]:
+    """Those arrays of an .npz file that have these names, or that of an .npy file as condition."""
     try:
         found = np.load(path)
         if isinstance(found, np.ndarray):
             return {CONDITION: found}
         with found:
-            return {name: found[name] for name in found.files if name in (CONDITION, IMAGE)}
+            return {name: found[name] for name in found.files if name in names}
     except Exception as error:  # of many types, for damaged files
         raise UserError(f"{path} cannot be read as .npz: {first_line(error)}") from None
 

@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from drifting_jax.errors import UserError
 from drifting_jax.pairs.data import Pairs
-from drifting_jax.steps.scaling import Scaling, scaling_of
+from drifting_jax.steps.scaling import LEAST_RANGE, Scaling, scaling_of
 
 
 class PairShapes(NamedTuple):
@@ -65,4 +67,23 @@ def facts_of(pairs: Pairs) -> PairFacts:
         shapes=PairShapes(c.shape[1:], (height, width, channels)),
         makes_bytes=pairs.images.dtype == "uint8",
         scaling=scaling_of(c.reshape(-1, c.shape[-1])),
+    )
+
+
+def frozen_line(facts: PairFacts, pairs: Pairs) -> str | None:
+    """Returns a line for a person about entries whose range is too small to be scaled, or None.
+
+    Args:
+      facts: of these pairs.
+      pairs: that a run trains on.
+    """
+    ranges = np.ptp(pairs.conditions.reshape(-1, len(facts.scaling.centre)), axis=0)
+    tiny = np.flatnonzero((np.asarray(facts.scaling.half_range) == 0) & (ranges > 0))
+    if not len(tiny):
+        return None
+    return (
+        f"warning: {len(tiny)} of the {len(ranges)} entries of the last axis of condition have a "
+        f"range below {LEAST_RANGE:g}, first entry {tiny[0]} (range {ranges[tiny[0]]:.2g}), and "
+        "are only centred: the network hardly sees them; write them in a smaller unit if they "
+        "matter"
     )

@@ -19,13 +19,13 @@ from drifting_jax.files import expanded, read_json
 from drifting_jax.models.calls import apply
 from drifting_jax.pairs.facts import PairFacts, PairShapes
 from drifting_jax.pairs.program import make_network, pairs_program
-from drifting_jax.steps.sampling import of_rows, to_uint8
+from drifting_jax.steps.sampling import sample_rows, to_uint8
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
 from drifting_jax.training.restore import chosen_decay, restored_items
 
 PyTree = Any
-BATCH_SIZE = 64
+_BATCH_SIZE = 64  # one for all: in a batch of another size, an image may be rounded otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,6 @@ class PairGenerator:
       facts: of the pairs that it learned from.
       params: of the network.
       model: the network.
-      batch_size: images that are made at once. It is fixed, so that an image does not depend on the
-        number of the others.
       step: training steps of its parameters.
       ema_decay: of the moving average that they are.
       config: of its run.
@@ -46,7 +44,6 @@ class PairGenerator:
     facts: PairFacts
     params: PyTree
     model: nn.Module
-    batch_size: int
     step: int
     ema_decay: float
     config: ConfigDict
@@ -88,10 +85,12 @@ class PairGenerator:
             raise ValueError(f"indices must be [{n}]; found {list(chosen.shape)}")
         sampler = make_pair_sampler(self.model, self.facts.shapes)
 
-        def sample(rows: np.ndarray, numbers: np.ndarray) -> jax.Array:
-            return sampler(self.params, self.facts.scaling, rows, numbers, np.uint32(seed))
+        params = jax.device_put(self.params)  # once for all batches
 
-        images = of_rows(sample, conditions, chosen, batch_size=self.batch_size)
+        def sample(rows: np.ndarray, numbers: np.ndarray) -> jax.Array:
+            return sampler(params, self.facts.scaling, rows, numbers, np.uint32(seed))
+
+        images = sample_rows(sample, conditions, chosen, batch_size=_BATCH_SIZE)
         if not np.isfinite(images).all():
             raise UserError(
                 "the images are not finite: the conditions are not, or the training diverged"
@@ -132,7 +131,6 @@ def load_pairs(
     *,
     ema_decay: float | None = None,
     step: int | None = None,
-    batch_size: int = BATCH_SIZE,
 ) -> PairGenerator:
     """Reads a generator from the workdir of its run; the pairs need not be there.
 
@@ -140,7 +138,6 @@ def load_pairs(
       workdir: of a run of task "pairs".
       ema_decay: which moving average; None for the config's eval.ema_decay.
       step: of the checkpoint; None for the newest.
-      batch_size: images that are made at once, see `PairGenerator`.
 
     Raises:
       UserError: there is no such run, no checkpoint yet or of this step, or no such average.
@@ -157,9 +154,7 @@ def load_pairs(
     mesh = meshes.make_mesh(1, 1, devices=jax.local_devices()[:1])
     template = {"state": pairs_program(config, facts.shapes, mesh).carry.state}
     at, trees = restored_items(workdir, template, step)
-    return generator_of(
-        config, facts, trees["state"], step=at, ema_decay=decay, batch_size=batch_size
-    )
+    return generator_of(config, facts, trees["state"], step=at, ema_decay=decay)
 
 
 def generator_of(
@@ -169,14 +164,12 @@ def generator_of(
     *,
     step: int,
     ema_decay: float,
-    batch_size: int = BATCH_SIZE,
 ) -> PairGenerator:
     """Returns the generator of a moving average of a training state; see `PairGenerator`."""
     return PairGenerator(
         facts=facts,
         params=transfer.fetch(state.ema[ema_name(ema_decay)]["network"]),
         model=make_network(config, facts.shapes),
-        batch_size=batch_size,
         step=step,
         ema_decay=ema_decay,
         config=config,

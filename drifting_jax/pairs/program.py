@@ -1,14 +1,11 @@
 """The network and the program of a generator that learns from pairs."""
 
 import flax.linen as nn
-import jax
 from jax.sharding import Mesh
 
 from drifting_jax.config import ConfigDict
-from drifting_jax.config.streams import stream_key
 from drifting_jax.errors import UserError
 from drifting_jax.models import generators
-from drifting_jax.models.calls import init_params
 from drifting_jax.models.conditioned import ConditionedGenerator, ConditionedMLP
 from drifting_jax.pairs.facts import PairShapes
 from drifting_jax.training import single_target
@@ -56,35 +53,23 @@ def _section(config: ConfigDict) -> ConfigDict:
     return ConfigDict(values)
 
 
-def task_of(config: ConfigDict, shapes: PairShapes) -> single_target.Task:
-    """Returns the task of pairs of these shapes.
+def pairs_program(config: ConfigDict, shapes: PairShapes, mesh: Mesh) -> Program:
+    """Assembles the step of a generator of pairs.
 
     Raises:
       UserError: the network does not fit the pairs.
     """
-    model = make_network(config, shapes)
-    task = single_target.Task(
+    task = single_target.TaskSpec(
         name="pairs",
         feature="images",
-        model=model,
+        model=make_network(config, shapes),
         condition=shapes.condition,
         target=shapes.image,
     )
-    noise, conditions = (
-        jax.ShapeDtypeStruct((1, *shape), float) for shape in ((1, *shapes.image), shapes.condition)
-    )
     try:
-        jax.eval_shape(
-            lambda *inputs: init_params(model, stream_key(config, "pairs_init"), *inputs),
-            noise,
-            conditions,
-        )
-    except ValueError as error:
+        return single_target.assemble(config, task, mesh)
+    except UserError:
+        raise
+    except ValueError as error:  # of the network, whose shapes are traced
         reason = str(error).partition("\n")[0]
         raise UserError(f"config.model does not fit the data: {reason}") from None
-    return task
-
-
-def pairs_program(config: ConfigDict, shapes: PairShapes, mesh: Mesh) -> Program:
-    """Assembles the step of a generator of pairs."""
-    return single_target.assemble(config, task_of(config, shapes), mesh)

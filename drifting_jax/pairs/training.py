@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -14,7 +14,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.evaluation.metrics.single_target import measure_samples, table
 from drifting_jax.files import write_json
 from drifting_jax.pairs.data import Pairs, PairSource, as_floats, read_pairs
-from drifting_jax.pairs.facts import PairFacts, facts_of
+from drifting_jax.pairs.facts import PairFacts, facts_of, frozen_line
 from drifting_jax.pairs.generator import PairGenerator, generator_of
 from drifting_jax.pairs.pictures import rows_of_pairs
 from drifting_jax.pairs.program import pairs_program
@@ -46,6 +46,12 @@ class PairData(NamedTuple):
     parts: dict[str, Pairs]
     facts: PairFacts
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells them from others, the pairs that are held out included."""
+        prints = (pairs.fingerprint for pairs in self.parts.values())
+        return {"count": len(self.source), "fingerprint": "-".join(prints)}
+
 
 def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     """Trains, measures and draws; returns whether it came to the end (else a signal stopped it)."""
@@ -53,8 +59,10 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     check_config(config, mesh)
     data = on_all_processes(read_data, config)
     program_of = pairs_program(config, data.facts.shapes, mesh)
-    identity = {"count": len(data.source), "fingerprint": data.source.fingerprint}
-    keep_record(config, workdir, identity, more=data.facts.record())
+    note = frozen_line(data.facts, data.parts["training"])
+    if note and context.is_main_process:
+        print(note, flush=True)
+    keep_record(config, workdir, data.identity, more=data.facts.record())
     draw = functools.partial(_draw, config, data, context)
     carry = stage.train(
         Stage(

@@ -22,7 +22,7 @@ from drifting_jax.policy.networks import make_network
 from drifting_jax.policy.program import PolicySizes, horizons_of, policy_program
 from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
-from drifting_jax.steps.sampling import of_rows
+from drifting_jax.steps.sampling import sample_rows
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
 from drifting_jax.training.restore import chosen_decay, restored_items
@@ -101,7 +101,7 @@ class Policy:
         def sample(rows: np.ndarray, numbers: np.ndarray) -> jax.Array:
             return sampler(self.params, self.scalings, rows, numbers, np.uint32(seed))
 
-        actions = of_rows(sample, observations, chosen, batch_size=self.batch_size)
+        actions = sample_rows(sample, observations, chosen, batch_size=self.batch_size)
         if not np.isfinite(actions).all():
             raise UserError(
                 "the actions are not finite: the observations are not, or the training diverged"

@@ -44,7 +44,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
 def policy_program(config: ConfigDict, sizes: PolicySizes, mesh: Mesh) -> Program:
     """Assembles a policy's step."""
     horizons = horizons_of(config)
-    task = single_target.Task(
+    task = single_target.TaskSpec(
         name="policy",
         feature="actions",
         model=make_network(config),

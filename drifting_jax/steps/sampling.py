@@ -175,7 +175,7 @@ def sample_all(
     return concatenated(batches, len(labels))
 
 
-def of_rows(
+def sample_rows(
     sample: Callable[[np.ndarray, np.ndarray], Array],
     conditions: np.ndarray,
     indices: np.ndarray,

@@ -34,7 +34,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class TaskSpec:
     """What a task adds.
 
     Attributes:
@@ -85,7 +85,7 @@ def check_config(config: ConfigDict, mesh: Mesh) -> None:
             raise UserError(f"config.single_target.learned_temperature needs {needed}")
 
 
-def assemble(config: ConfigDict, task: Task, mesh: Mesh) -> Program:
+def assemble(config: ConfigDict, task: TaskSpec, mesh: Mesh) -> Program:
     """Assembles the step of a task."""
     settings, schedule = _step_config(config), build.generator_schedule(config)
     drifts = drift_labels(config)
@@ -131,7 +131,7 @@ def params_of(config: ConfigDict, network: PyTree) -> PyTree:
     return {"network": network, "log_temperature": start}
 
 
-def _init(config: ConfigDict, task: Task, params: PyTree | None = None) -> TrainState:
+def _init(config: ConfigDict, task: TaskSpec, params: PyTree | None = None) -> TrainState:
     """The state before the first step, with these parameters or random ones."""
     if params is None:
         noise, conditions = jnp.zeros((1, 1, *task.target)), jnp.zeros((1, *task.condition))
@@ -168,7 +168,7 @@ def _step_config(config: ConfigDict) -> SingleTargetStepConfig:
     )
 
 
-def _batch(config: ConfigDict, task: Task, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(config: ConfigDict, task: TaskSpec, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch."""
     rows, c = meshes.batch_sharding(mesh), config.train.conditions
     positives = 1 + config.single_target.neighbours

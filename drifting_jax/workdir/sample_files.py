@@ -12,15 +12,23 @@ _MOST_COLUMNS = 36
 _LEAST_GRID_PIXELS = 400
 
 
-def write_samples(path: Path, images: np.ndarray, labels: np.ndarray, *, per_class: int) -> None:
+def write_samples(
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    per_class: int,
+    columns: int | None = None,
+) -> None:
     """Writes a file of samples, whole or not at all.
 
     Args:
       path: ends in .npz, for `arr_0` = images and `arr_1` = labels, or in .png, for a grid.
-      images: [n, h, w, c] uint8.
+      images: [n, h, w, c] uint8; an .npz may also have float32, in [-1, 1].
       labels: [n] integers.
       per_class: samples that belong together, of a class or of a way from one sample to another;
         no row of the grid mixes them.
+      columns: images in a row of the grid; None for the largest divisor of `per_class` up to 36.
 
     Raises:
       UserError: the file's ending is neither .npz nor .png, or its folder does not exist.
@@ -30,7 +38,8 @@ def write_samples(path: Path, images: np.ndarray, labels: np.ndarray, *, per_cla
     if path.suffix == ".npz":
         np.savez_compressed(partial, arr_0=images, arr_1=labels)
     else:
-        columns = max(n for n in range(1, _MOST_COLUMNS + 1) if per_class % n == 0)
+        if columns is None:
+            columns = max(n for n in range(1, _MOST_COLUMNS + 1) if per_class % n == 0)
         save_png(partial, image_grid(images, columns, least=_LEAST_GRID_PIXELS))
     os.replace(partial, path)
 

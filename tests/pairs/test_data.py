@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from drifting_jax.errors import UserError
-from drifting_jax.pairs.data import PairSource, as_floats, read_conditions, read_pairs
-from drifting_jax.pairs.facts import PairFacts, facts_of
+from drifting_jax.pairs.data import Pairs, PairSource, as_floats, read_conditions, read_pairs
+from drifting_jax.pairs.facts import PairFacts, facts_of, frozen_line
 from drifting_jax.pairs.pictures import rows_of_pairs
 
 
@@ -31,10 +31,11 @@ def test_pairs_are_read_and_split(tmp_path):
     np.testing.assert_array_equal(pairs.spread(3).images, given["image"][[1, 3, 5]])
     with pytest.raises(UserError, match="held_out must be below the 6 pairs; found 6"):
         pairs.split(6)
-    with_image = read_conditions(str(tmp_path / "p.npz"))
+    with_image = read_conditions(str(tmp_path / "p.npz"), with_images=True)
     np.testing.assert_array_equal(with_image[1], given["image"])
+    assert read_conditions(str(tmp_path / "p.npz"))[1] is None
     np.save(tmp_path / "c.npy", np.arange(4))
-    conditions, images = read_conditions(str(tmp_path / "c.npy"))
+    conditions, images = read_conditions(str(tmp_path / "c.npy"), with_images=True)
     assert conditions.shape == (4, 1) and images is None
 
 
@@ -51,6 +52,18 @@ def test_a_record_has_the_images_of_its_neighbours(tmp_path):
     np.testing.assert_allclose(record["distance"], [0, 2 / 5.5], atol=1e-6)
     plain = PairSource(pairs, facts_of(pairs).scaling)[1]
     assert "distance" not in plain and plain["target"].max() == 1
+
+
+def test_entries_that_are_only_centred_are_told():
+    conditions = np.random.default_rng(0).normal(size=(6, 2, 4)).astype(np.float32)
+    images = np.zeros((6, 4, 4, 1), np.uint8)
+    conditions[..., 1] = 3  # constant: nothing is lost
+    pairs = Pairs(conditions, images)
+    assert frozen_line(facts_of(pairs), pairs) is None
+    conditions[..., 2] = np.linspace(0, 5e-5, 12, dtype=np.float32).reshape(6, 2)
+    line = frozen_line(facts_of(pairs), pairs)
+    assert line.startswith("warning: 1 of the 4 entries") and "\n" not in line
+    assert "below 0.0001, first entry 2 (range 5e-05), and are only centred" in line
 
 
 def test_facts_pass_through_json():
@@ -127,5 +140,5 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="is no file"):
         read_pairs(str(tmp_path))
     np.savez(tmp_path / "i.npz", image=np.zeros((1, 2, 2, 1), np.uint8))
-    with pytest.raises(UserError, match="must hold the array condition; found image"):
+    with pytest.raises(UserError, match="must hold the array condition; found none"):
         read_conditions(str(tmp_path / "i.npz"))

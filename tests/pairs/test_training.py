@@ -13,7 +13,7 @@ from drifting_jax import sample
 from drifting_jax.commands import generator_choice
 from drifting_jax.config import base_config, resolve
 from drifting_jax.errors import UserError
-from drifting_jax.pairs.generator import load_pairs
+from drifting_jax.pairs.generator import PairGenerator, load_pairs
 from drifting_jax.training import build, dry_run, run
 from drifting_jax.training.restore import load_run
 from drifting_jax.workdir.metrics import read_metrics
@@ -105,7 +105,7 @@ def test_a_run_goes_on_bit_for_bit(workdir, pairs, tmp_path):
 
 
 def test_an_image_depends_on_its_condition_the_seed_and_its_index_alone(workdir, pairs):
-    generator = load_pairs(workdir, batch_size=4)
+    generator = load_pairs(workdir)
     assert (generator.step, generator.ema_decay) == (4, 0.5)
     conditions = conditions_of(pairs)[:7]
     found = generator.predict(conditions, seed=3)
@@ -113,6 +113,8 @@ def test_an_image_depends_on_its_condition_the_seed_and_its_index_alone(workdir,
     chosen = np.array([5, 2])
     some = generator.predict(conditions[chosen], seed=3, indices=chosen)
     np.testing.assert_array_equal(some, found[chosen])
+    many = generator.predict(np.tile(conditions, (10, 1, 1, 1)), seed=3)  # two batches
+    np.testing.assert_array_equal(many[:7], found)
     other = conditions.copy()
     other[1:] += 50
     np.testing.assert_array_equal(generator.predict(other, seed=3)[0], found[0])
@@ -174,9 +176,22 @@ def test_the_command_samples_the_conditions_of_a_file(command, workdir, pairs, t
         conditions_of(pairs)[numbers], seed=5, indices=np.array([0, 1, 0, 1])
     )
     np.testing.assert_array_equal(images, expected)
-    command(f"--conditions={pairs}", "--classes=0-4", "--per_class=3", f"--out={tmp_path}/s.png")
-    picture = Image.open(tmp_path / "s.png")  # condition, target and 3 samples of 5 conditions
-    assert picture.size[0] == picture.size[1]
+    for per, numbers in ((3, "0-4"), (36, "2,1")):
+        out = f"--out={tmp_path}/s.png"
+        command(f"--conditions={pairs}", f"--classes={numbers}", f"--per_class={per}", out)
+        # A row for each condition: it, its target and its samples, with lines around each.
+        width, height = Image.open(tmp_path / "s.png").size
+        rows = 5 if per == 3 else 2
+        assert width * (5 * rows + 1) == height * (5 * (2 + per) + 1)
+
+
+def test_the_command_reads_images_for_a_picture_alone(command, pairs, tmp_path, monkeypatch):
+    larger = tmp_path / "larger.npz"
+    np.savez(larger, condition=conditions_of(pairs), image=np.zeros((20, 8, 8, 1), np.uint8))
+    command(f"--conditions={larger}", "--classes=1", "--per_class=1", f"--out={tmp_path}/s.npz")
+    monkeypatch.setattr(PairGenerator, "sample", None)  # it is refused before
+    with pytest.raises(UserError, match=r"4, 4, 1\]; found \[20, 8, 8, 1"):
+        command(f"--conditions={larger}", f"--out={tmp_path}/s.png")
 
 
 def test_mistakes_of_the_command_are_one_line(command, workdir, pairs, tmp_path):
@@ -184,6 +199,7 @@ def test_mistakes_of_the_command_are_one_line(command, workdir, pairs, tmp_path)
     for words, says in (
         ((), "give --conditions=FILE.npz"),
         ((f"--conditions={pairs}", "--cfg_scale=2"), "--cfg_scale is for generators of classes"),
+        ((f"--conditions={pairs}", "--batch_size=8"), "--batch_size is for generators of classes"),
         ((f"--conditions={tmp_path}/no.npz",), "there is no file"),
         ((f"--conditions={tmp_path}/c.npy",), r"are \['n', 2, 2, 1\]; those of .* are \[2, 5\]"),
     ):
@@ -225,6 +241,15 @@ def test_maps_need_conditions_that_are_maps(tmp_path):
 def test_a_run_keeps_its_pairs(workdir, tmp_path):
     image = np.zeros((20, 4, 4, 1), np.uint8)
     np.savez(tmp_path / "others.npz", condition=np.zeros((20, 2, 2, 1)), image=image)
+    with pytest.raises(UserError, match=r"others\.npz is not what the run in .* began with: 16"):
+        run.run(config(tmp_path / "others.npz", {"train.num_steps": 6}), workdir=workdir)
+
+
+def test_a_run_keeps_its_pairs_that_are_held_out(workdir, pairs, tmp_path):
+    with np.load(pairs) as arrays:
+        image = arrays["image"].copy()
+    image[-1] ^= 1
+    np.savez(tmp_path / "others.npz", condition=conditions_of(pairs), image=image)
     with pytest.raises(UserError, match=r"others\.npz is not what the run in .* began with: 16"):
         run.run(config(tmp_path / "others.npz", {"train.num_steps": 6}), workdir=workdir)
 
