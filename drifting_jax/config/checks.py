@@ -182,7 +182,7 @@ def _check_schedules(values: Mapping[str, Any]) -> None:
         if cosine and values[steps] <= values[warmup]:
             raise UserError(
                 f"config.{steps} must be above config.{warmup} for a cosine schedule; found "
-                f"{values[steps]} and {values[warmup]}"
+                f"{values[steps]} and {values[warmup]}: lower the second"
             )
 
 

@@ -62,7 +62,7 @@ class PairGenerator:
 
         Raises:
           ValueError: shapes that do not fit.
-          UserError: the images are not finite.
+          UserError: the conditions or the images are not finite.
         """
         images = self.predict(conditions, seed=seed, indices=indices)
         return np.asarray(to_uint8(jnp.asarray(images))) if self.facts.makes_bytes else images
@@ -79,6 +79,8 @@ class PairGenerator:
                 f"conditions must be {['n', *self.facts.shapes.condition]}; found "
                 f"{list(conditions.shape)}"
             )
+        if not np.isfinite(conditions).all():
+            raise UserError("conditions must be finite; found others")
         n = len(conditions)
         chosen = np.arange(n) if indices is None else np.asarray(indices)
         if chosen.shape != (n,):
@@ -92,9 +94,7 @@ class PairGenerator:
 
         images = sample_rows(sample, conditions, chosen, batch_size=_BATCH_SIZE)
         if not np.isfinite(images).all():
-            raise UserError(
-                "the images are not finite: the conditions are not, or the training diverged"
-            )
+            raise UserError("the images are not finite: the training diverged")
         return images
 
 

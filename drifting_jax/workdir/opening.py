@@ -138,7 +138,8 @@ def _write_config(config: ConfigDict, workdir: Path, given: Collection[str]) -> 
         kept = values_to_keep(stored, config, given=given)
         config = with_values(config, kept)
         check_resume(stored, config)
-    save_config(workdir, config)
+    if not is_complete(config, workdir):  # else nothing is done that the file should tell of
+        save_config(workdir, config)
     return kept
 
 

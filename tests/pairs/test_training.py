@@ -133,7 +133,7 @@ def test_what_cannot_be_loaded_or_asked(workdir, pairs):
     generator = load_pairs(workdir)
     with pytest.raises(ValueError, match=r"conditions must be \['n', 2, 2, 1\]; found \[20, 4\]"):
         generator.predict(conditions_of(pairs).reshape(20, 4), seed=0)
-    with pytest.raises(UserError, match="images are not finite"):
+    with pytest.raises(UserError, match="conditions must be finite"):
         generator.predict(np.full((1, 2, 2, 1), np.nan), seed=0)
 
 
