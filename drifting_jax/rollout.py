@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from drifting_jax.commands.command_line import run_program
-from drifting_jax.control.environments.table import code_digest, open_environment
+from drifting_jax.control.environments.table import find_environment
 from drifting_jax.control.measurement import SUMMARY_FILE, Settings, measure
 from drifting_jax.control.page import percent, write_page
 from drifting_jax.control.rollouts import check_fit
@@ -64,7 +64,8 @@ def main(_: Sequence[str]) -> int:
     if values.weights and not values.out:
         raise UserError("--weights goes with --out, the folder of the results")
     check_devices()
-    environment = open_environment(values.environment)
+    maker = find_environment(values.environment)
+    environment = maker.make()
     policy = load_policy(name, ema_decay=values.ema_decay, step=values.step)
     check_fit(policy, environment)
     folder = Path(values.environment).name.replace(":", "_")
@@ -81,12 +82,12 @@ def main(_: Sequence[str]) -> int:
         episodes=values.episodes,
         max_steps=values.max_steps,
         draw_every=values.gif_every,
-        code=code_digest(values.environment),
+        code=maker.code,
     )
     with locked(out), Interruption(soon="keeping this seed, then stopping") as interruption:
         found = measure(
             policy,
-            lambda: open_environment(values.environment),
+            maker.make,
             out,
             settings=settings,
             seeds=seeds,

@@ -106,6 +106,11 @@ def test_wrong_values(folder, target, file, changes, message):
     raises_one_line(folder, target, {file: edited(target, file, **changes)}, message)
 
 
+def test_a_description_of_a_policy_without_its_kind(folder):
+    message = "network.json describes a network of the kind None; expected 'policy'"
+    raises_one_line(folder, "run policy plain", {"network.json": b"{}"}, message)
+
+
 @pytest.mark.parametrize(
     ("target", "file", "arrays", "message"),
     [

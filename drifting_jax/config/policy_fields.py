@@ -51,7 +51,8 @@ _MODEL = section(
     ),
     init_from=Field(
         "",
-        "policy to start from: a workdir, a folder for the Hub or hf://owner/repo; empty = random",
+        "policy to start from: a folder for the Hub, which convert --to=hub writes of a workdir,"
+        " or hf://owner/repo; empty = random",
         is_path=True,
     ),
     width=Field(256, "channels of each layer or token"),

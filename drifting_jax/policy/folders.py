@@ -56,9 +56,9 @@ def read_folder(folder: Path) -> Weights | None:
         return None
     description, params = files
     record = read_json(description)
-    if record["network"] != _NAME:
+    if (found := record.get("network")) != _NAME:
         raise UserError(
-            f"{folder} holds a network of the kind {record['network']!r}; expected {_NAME!r}"
+            f"{description} describes a network of the kind {found!r:.100}; expected {_NAME!r}"
         )
     try:
         return _weights_of(record, description, params)

@@ -1,6 +1,7 @@
 """A policy as a folder for the Hugging Face Hub: weights, metrics and a model card."""
 
 import html
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from drifting_jax.weights import model_card
 from drifting_jax.weights.files import fetch
 
 _EVALUATION = "evaluation.json"
+_PARTS = ("training", "held_out")  # of the demonstrations
+_SUMMARY = ("episodes", "max_steps", "success", "success_deviation", "endings")  # of rollouts
+_LARGEST = 1e12  # of any number in a table
+# What a damaged file of JSON raises where it is read.
+_DAMAGED = (OSError, UserError, KeyError, TypeError, AttributeError)
 # Fields of the config that the card lists.
 _RECIPE = (
     "model.kind", "model.width", "model.depth", "model.num_heads", "model.init_from",
@@ -38,7 +44,7 @@ def write_for_hub(name: str, out: Path, *, ema_decay: float | None, license_name
       license_name: for the card, such as "apache-2.0"; "" if it is not stated.
 
     Returns:
-      A line for a person.
+      A line for a person, and one for each damaged file of metrics, which is left out.
 
     Raises:
       UserError: the folder exists, the licence is no name, or as `load_policy`.
@@ -46,7 +52,7 @@ def write_for_hub(name: str, out: Path, *, ema_decay: float | None, license_name
     check_new(out)
     model_card.check_license(license_name)
     policy = load_policy(name, ema_decay=ema_decay)
-    found = _measured(fetch(name), policy)
+    found, damaged = _measured(fetch(name), policy)
     weights = Weights(**{field: getattr(policy, field) for field in Weights._fields})
     with new_folder(out) as partial:
         write_folder(partial, weights)
@@ -54,36 +60,79 @@ def write_for_hub(name: str, out: Path, *, ema_decay: float | None, license_name
             write_json(partial / _EVALUATION, found)
         card = _card(out.name, policy, found, license_name)
         write_bytes(partial / "README.md", shown(card).encode())
-    return f"policy of step {policy.step}: {out}; README.md there is its model card"
+    line = f"policy of step {policy.step}: {out}; README.md there is its model card"
+    return "\n".join([line, *(f"note: {path} is damaged and left out" for path in damaged)])
 
 
-def _measured(folder: Path, policy: Policy) -> dict[str, Any]:
-    """What evaluation.json says of these weights, and their rollouts; empty if nothing."""
-    path = folder / _EVALUATION
-    found = read_json(path) if path.is_file() else {}
+def _measured(folder: Path, policy: Policy) -> tuple[dict[str, Any], list[Path]]:
+    """What evaluation.json says of these weights, with their rollouts, and the damaged files."""
+    path, found, damaged = folder / _EVALUATION, {}, []
+    try:
+        found = read_json(path) if path.is_file() else {}
+        if not _is_evaluation(found):
+            raise UserError(f"{path} is no evaluation")
+    except _DAMAGED:
+        found, damaged = {}, [path]
     if policy.config is None:  # a folder for the Hub, whose file is of its weights
-        return found
+        return found, damaged
     of_these = found.get("step") == policy.step
     of_these &= found.get("ema_decay", policy.config.eval.ema_decay) == policy.ema_decay
     kept = found if of_these else {}
-    rollouts = _rollouts(folder, fingerprint_variables(policy.params))
-    return kept | {"rollouts": rollouts} if rollouts else kept
+    rollouts, others = _rollouts(folder, fingerprint_variables(policy.params))
+    return kept | ({"rollouts": rollouts} if rollouts else {}), damaged + others
 
 
-def _rollouts(workdir: Path, parameters: str) -> list[dict[str, Any]]:
-    """The summaries of rollouts of these parameters, without the paths of this machine."""
-    found = []
+def _rollouts(workdir: Path, parameters: str) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The summaries of rollouts of these parameters, without the paths of this machine.
+
+    The damaged files are the second result.
+    """
+    found, damaged = [], []
     for path in sorted(workdir.glob("rollouts/*/rollouts.json")):
         try:
             record = read_json(path)
             if record["policy"]["parameters"] != parameters:
                 continue
-            names = ("episodes", "max_steps", "success", "success_deviation", "endings")
-            environment = Path(record["environment"]).name
-            found.append({"environment": environment} | {name: record[name] for name in names})
-        except (OSError, UserError, KeyError, TypeError):  # damaged: the card goes without it
-            continue
-    return found
+            one = {"environment": Path(record["environment"]).name}
+            one |= {name: record[name] for name in _SUMMARY}
+            if not _is_summary(one):
+                raise UserError(f"{path} is no summary of rollouts")
+            found.append(one)
+        except _DAMAGED:
+            damaged.append(path)
+    return found, damaged
+
+
+def _is_evaluation(found: Mapping[str, Any]) -> bool:
+    """Whether the tables can show it. Raises KeyError, TypeError or AttributeError if not, too."""
+    values = [found[part][name] for part in _PARTS if part in found for name in NAMES]
+    rollouts = found.get("rollouts", ())
+    return all(map(_is_number, values)) and all(map(_is_summary, rollouts)) and _is_json(found)
+
+
+def _is_summary(one: Mapping[str, Any]) -> bool:
+    """Whether the table can show these rollouts. Raises as `_is_evaluation`."""
+    deviation = one["success_deviation"]
+    return (
+        isinstance(one["environment"], str)
+        and type(one["episodes"]) is int
+        and all(map(_is_number, (one["episodes"], one["success"])))
+        and (deviation is None or _is_number(deviation))
+        and _is_json(one)
+    )
+
+
+def _is_json(record: Mapping[str, Any]) -> bool:
+    """Whether it can be written again: Python reads numbers that JSON does not have."""
+    try:
+        json.dumps(record, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _LARGEST
 
 
 def _card(name: str, policy: Policy, found: Mapping[str, Any], license_name: str) -> str:
@@ -112,7 +161,7 @@ def _card(name: str, policy: Policy, found: Mapping[str, Any], license_name: str
 def _tables(found: Mapping[str, Any]) -> list[str]:
     """Tables of the metrics that are there."""
     tables = []
-    measured = {part: found[part] for part in ("training", "held_out") if part in found}
+    measured = {part: found[part] for part in _PARTS if part in found}
     if measured:
         lines = [f"| actions from -1 to 1 | {' | '.join(NAMES)} |"]
         lines += ["|---" * (len(NAMES) + 1) + "|"]
@@ -126,9 +175,14 @@ def _tables(found: Mapping[str, Any]) -> list[str]:
             success = f"{100 * one['success']:.1f}%"
             if one["success_deviation"] is not None:
                 success += f" ± {100 * one['success_deviation']:.1f}%"
-            lines.append(f"| {html.escape(one['environment'])} | {one['episodes']} | {success} |")
+            lines.append(f"| {_cell(one['environment'])} | {one['episodes']} | {success} |")
         tables.append("\n".join(lines))
     return tables
+
+
+def _cell(text: str) -> str:
+    """Text of others as one line in one cell of a Markdown table."""
+    return html.escape(" ".join(text.split())).replace("|", "&#124;")
 
 
 _USE = """\

@@ -97,9 +97,10 @@ class Policy:
         if chosen.shape != (n,):
             raise ValueError(f"indices must be [{n}]; found {list(chosen.shape)}")
         sampler = make_policy_sampler(self.model, self.horizons)
+        params, scalings = jax.device_put((self.params, self.scalings))  # once for all batches
 
         def sample(rows: np.ndarray, numbers: np.ndarray) -> jax.Array:
-            return sampler(self.params, self.scalings, rows, numbers, np.uint32(seed))
+            return sampler(params, scalings, rows, numbers, np.uint32(seed))
 
         actions = sample_rows(sample, observations, chosen, batch_size=self.batch_size)
         if not np.isfinite(actions).all():

@@ -13,7 +13,7 @@ from drifting_jax.evaluation.metrics.single_target import table
 from drifting_jax.files import write_json
 from drifting_jax.policy.demonstrations import read_demonstrations
 from drifting_jax.policy.evaluation import measure
-from drifting_jax.policy.folders import read_folder
+from drifting_jax.policy.folders import Weights, read_folder
 from drifting_jax.policy.networks import kind_of, make_network
 from drifting_jax.policy.pictures import chunks_picture
 from drifting_jax.policy.policy import Policy, policy_of, read_scalings
@@ -66,12 +66,26 @@ class PolicyData(NamedTuple):
         return PolicySizes(self.windows.observation_shape[-1], self.windows.image_shape[-1])
 
 
+class _Start(NamedTuple):
+    """What a run does not begin anew.
+
+    Attributes:
+      scalings: of the policy to start from, or those that a run began with; None for new ones.
+      params: of the network to start from; None for random ones or those of a checkpoint.
+      goes_on: whether the run has a checkpoint, and keeps the scalings as they are.
+    """
+
+    scalings: Scalings | None = None
+    params: PyTree | None = None
+    goes_on: bool = False
+
+
 def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     """Trains, measures and draws; returns whether it came to the end (else a signal stopped it)."""
     mesh = build.make_mesh(config)
     check_config(config, mesh)
-    covering, network = on_all_processes(_read_start, config, workdir)
-    data = on_all_processes(read_data, config, covering)
+    start = on_all_processes(_read_start, config, workdir)
+    data = on_all_processes(read_data, config, start.scalings, start.goes_on)
     if context.is_main_process:
         for note in data.notes:
             print(note, flush=True)
@@ -85,7 +99,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
             batch_size=config.train.conditions,
             save_every=config.train.save_every,
             hooks=[Hook(config.train.sample_every, draw)],
-            params=None if network is None else params_of(config, network),
+            params=None if start.params is None else params_of(config, start.params),
         ),
         config,
         data.windows,
@@ -110,18 +124,24 @@ def program(config: ConfigDict, mesh: Mesh) -> Program:
     """Assembles the step for a dry run; the demonstrations say the sizes.
 
     Raises:
-      UserError: the config does not fit the mesh, or the demonstrations cannot be read.
+      UserError: the config does not fit the mesh, the demonstrations cannot be read, or the policy
+        to start from does not fit them or the config.
     """
     check_config(config, mesh)
-    return policy_program(config, read_data(config).sizes, mesh)
+    weights = _policy_to_start_from(config)
+    data = read_data(config, None if weights is None else weights.scalings)
+    return policy_program(config, data.sizes, mesh)
 
 
-def read_data(config: ConfigDict, covering: Scalings | None = None) -> PolicyData:
+def read_data(
+    config: ConfigDict, earlier: Scalings | None = None, goes_on: bool = False
+) -> PolicyData:
     """Reads the demonstrations of config.data.
 
     Args:
       config: of the run.
-      covering: of the policy to start from; the ranges of the scalings include its ranges.
+      earlier: scalings of the policy to start from, whose ranges those of the run include.
+      goes_on: whether the earlier scalings are those of the run itself, which it keeps.
 
     Raises:
       UserError: they cannot be read, hold no window, or have other sizes than that policy.
@@ -131,15 +151,16 @@ def read_data(config: ConfigDict, covering: Scalings | None = None) -> PolicyDat
     every = read_demonstrations(d.path, format=d.format, keys=keys)
     kept, others = every.split(d.held_out_episodes)
     values = kept.observations, kept.actions
-    if covering is not None:
-        ours, theirs = [x.shape[1] for x in values], [len(x.centre) for x in covering]
+    if earlier is not None:
+        ours, theirs = [x.shape[1] for x in values], [len(x.centre) for x in earlier]
         if ours != theirs:
             raise UserError(
                 f"the policy in {config.model.init_from} (config.model.init_from) has observations "
                 f"of {theirs[0]} and actions of {theirs[1]} numbers; the demonstrations in "
                 f"{d.path} have {ours[0]} and {ours[1]}"
             )
-    scalings = Scalings(*map(scaling_of, values, covering or (None, None)))
+    own = earlier if goes_on else None
+    scalings = own or Scalings(*map(scaling_of, values, earlier or (None, None)))
     windows = WindowSource(kept, horizons, scalings, neighbours=config.single_target.neighbours)
     held_out = None if others is None else WindowSource(others, horizons, scalings)
     notes = frozen_lines(scalings, *values)
@@ -151,16 +172,23 @@ def read_data(config: ConfigDict, covering: Scalings | None = None) -> PolicyDat
     return PolicyData(windows, held_out, scalings, tuple(notes))
 
 
-def _read_start(config: ConfigDict, workdir: Path) -> tuple[Scalings | None, PyTree | None]:
-    """The scalings that a run's own have to cover, and the network's parameters to start from.
+def _read_start(config: ConfigDict, workdir: Path) -> _Start:
+    """Where a run begins: with `model.init_from`, a checkpoint comes before that policy."""
+    if config.model.init_from and has_checkpoints(workdir):
+        return _Start(read_scalings(workdir), goes_on=True)
+    weights = _policy_to_start_from(config)
+    return _Start() if weights is None else _Start(weights.scalings, weights.params)
 
-    A run that has a checkpoint goes on from it, with the scalings that it began with.
+
+def _policy_to_start_from(config: ConfigDict) -> Weights | None:
+    """The policy in config.model.init_from; None if it is empty.
+
+    Raises:
+      UserError: there is no policy, or one that differs from the config.
     """
     name = config.model.init_from
     if not name:
-        return None, None
-    if has_checkpoints(workdir):
-        return read_scalings(workdir), None
+        return None
     weights = read_folder(fetch(name))
     if weights is None:
         raise UserError(
@@ -178,7 +206,7 @@ def _read_start(config: ConfigDict, workdir: Path) -> tuple[Scalings | None, PyT
             f"the policy in {name} (config.model.init_from) differs from the config: "
             f"{', '.join(found)}"
         )
-    return weights.scalings, weights.params
+    return weights
 
 
 def _draw(config: ConfigDict, data: PolicyData, context: RunContext, moment: Moment) -> None:

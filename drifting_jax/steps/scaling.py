@@ -62,17 +62,19 @@ class Scaling:
 def scaling_of(values: np.ndarray, covering: Scaling | None = None) -> Scaling:
     """Returns the scaling of values [T, d].
 
-    With another scaling to cover, a dimension whose values lie within that one's range keeps it,
-    and the range of any other includes it.
+    With another scaling to cover, a dimension whose values lie within that one's range, up to
+    rounding, keeps it, and the range of any other includes it.
     """
     low, high = values.min(axis=0), values.max(axis=0)
     if covering is not None:
-        centre, reach = np.asarray(covering.centre), np.asarray(covering.half_range)
-        inside = (low >= centre - reach) & (high <= centre + reach)
+        kept = [np.asarray(part, np.float32) for part in (covering.centre, covering.half_range)]
+        centre, reach = (part.astype(np.float64) for part in kept)
+        rounding = np.finfo(np.float32).eps * np.abs(centre) + 1e-6 * reach  # of both
+        inside = (low >= centre - reach - rounding) & (high <= centre + reach + rounding)
         wider = scaling_of(np.stack([low, high, centre - reach, centre + reach]))
         return Scaling(
-            centre=np.where(inside, centre, wider.centre),
-            half_range=np.where(inside, reach, wider.half_range),
+            centre=np.where(inside, kept[0], wider.centre),
+            half_range=np.where(inside, kept[1], wider.half_range),
         )
     half = (high.astype(np.float64) - low) / 2
     constant = 2 * half < LEAST_RANGE

@@ -48,7 +48,8 @@ def keep_record(
       config: of the run.
       workdir: of the run.
       found: the fields that must not change: "count", "fingerprint" and others.
-      more: fields that are written beside them, and not compared.
+      more: fields that are written beside them. They are not compared: after the first save they
+        stay as they are.
 
     Raises:
       UserError: the run began with other data, or its processes see different data.
@@ -88,26 +89,28 @@ def _record(source: Source) -> dict[str, Any]:
     }
 
 
-def _is_same(began: dict[str, Any], found: dict[str, Any]) -> bool:
+def _is_same(began: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     return all(began.get(name) == value for name, value in found.items())
 
 
 def _compare_or_write(
     config: ConfigDict, workdir: Path, found: dict[str, Any], more: Mapping[str, Any] | None
 ) -> None:
-    path = workdir / "data.json"
+    path, more = workdir / "data.json", more or {}
     began = read_json(path) if path.is_file() else {}
-    if _is_same(began, found):
+    saved, same = has_checkpoints(workdir), _is_same(began, found)
+    if same and (saved or _is_same(began, more)):
         return
-    if began and has_checkpoints(workdir):
+    if began and saved:
         raise UserError(
             f"the data in {config.data.path or config.data.source} is not what the run in "
             f"{workdir} began with: {_words(began)} then, {_words(found)} now; give another "
             "workdir, or the same data"
         )
-    for log in workdir.glob("unreadable_*.jsonl"):  # their indices are those of other data
-        log.unlink()
-    write_json(path, {**found, **(more or {})})
+    if not same:
+        for log in workdir.glob("unreadable_*.jsonl"):  # their indices are those of other data
+            log.unlink()
+    write_json(path, {**found, **more})
 
 
 def describe_data(source: Source) -> list[str]:

@@ -141,8 +141,13 @@ def test_the_environment_of_the_documentation(own, capsys):
     [
         ("class Other: pass", "has no class 'MyEnvironment'; it has Other"),
         ("MyEnvironment = 3", "has no class 'MyEnvironment'; it has none"),
-        ("raise RuntimeError('of mine')", "my_env.py fails: RuntimeError: of mine"),
+        ("\nraise RuntimeError('of mine')", "my_env.py fails in line 2: RuntimeError: of mine"),
         ("class MyEnvironment:\n    def __init__(self, x): pass", "my_env.py fails: TypeError"),
+        (
+            "import json\nclass MyEnvironment:\n    def __init__(self):\n        json.loads('{')",
+            "my_env.py fails in line 4: JSONDecodeError",
+        ),
+        ("\nclass MyEnvironment(:", r"my_env.py fails: SyntaxError: .*my_env.py, line 2\)"),
         ("class MyEnvironment:\n    action_size = 2", "lacks observation_size, max_steps, steps_"),
     ],
 )

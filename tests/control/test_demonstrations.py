@@ -1,11 +1,13 @@
 """Demonstrations of an expert."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from drifting_jax.control.demonstrations import collect
 from drifting_jax.control.environments.environment import DEMONSTRATIONS, episode_seeds
-from drifting_jax.control.environments.table import open_environment
+from drifting_jax.control.environments.table import find_environment, open_environment
 from drifting_jax.control.environments.two_ways import TwoWays
 from drifting_jax.errors import UserError
 
@@ -55,3 +57,16 @@ def test_failures_are_left_out_and_counted():
 def test_environments_that_do_not_exist(name):
     with pytest.raises(UserError, match=rf"one of two_ways, .*metaworld:TASK.*; found '{name}'"):
         open_environment(name)
+
+
+def test_a_file_is_run_once_and_its_digits_are_of_what_was_run(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("import drifting_jax.control.environments.two_ways as two_ways\nprint('once')\n"
+                    "class Mine(two_ways.TwoWays): pass\n")  # fmt: skip
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    maker = find_environment(f"{path}:Mine")
+    path.write_text("changed")
+    first, second = maker.make(), maker.make()
+    assert type(first) is type(second) and first is not second
+    assert capsys.readouterr().out == "once\n" and maker.code == expected
+    assert find_environment("two_ways").code == ""

@@ -47,13 +47,14 @@ from drifting_jax.pairs.data import Pairs, read_pairs
 from drifting_jax.pairs.facts import PairFacts, facts_of
 from drifting_jax.policy.demonstrations import read_demonstrations
 from drifting_jax.policy.folders import Weights, write_folder
+from drifting_jax.policy.hub_folder import write_for_hub
 from drifting_jax.policy.policy import load_policy
 from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
 from drifting_jax.steps.scaling import scaling_of
 from drifting_jax.training import batch_log, data_identity
 from drifting_jax.training.toy import read_frames
-from drifting_jax.weights import files
+from drifting_jax.weights import files, own_folders
 from drifting_jax.weights.networks import Network, load_network, save_network
 from drifting_jax.weights.shapes import param_shapes
 from drifting_jax.workdir.metrics import MetricWriter, read_metrics
@@ -188,11 +189,23 @@ def _runs() -> dict[str, Target]:
         batch_log.unreadable_records(folder, 1.0, 10)
         batch_log.BatchLog(folder, stage="a", start=1)
 
-    def policy(folder: Path) -> None:
+    def policy(folder: Path, *, for_hub: bool = True) -> None:
         model = ConditionedMLP(width=4, depth=1, condition_width=4, condition_depth=1)
         inputs = np.zeros((1, 1, 4, 2)), np.zeros((1, 2, 2))
         params = jax.device_get(init_params(model, jax.random.key(0), *inputs))
         write_folder(folder, Weights(model, params, Horizons(2, 4, 2), scalings, 3, 0.99))
+        if not for_hub:
+            record = read_json(folder / "config.json")
+            shutil.rmtree(folder)
+            own_folders.write(folder, record, params, for_hub=False)
+
+    def measured(folder: Path) -> None:
+        policy(folder)
+        part = dict.fromkeys(("energy_score", "error", "nearest", "spread"), 0.5)
+        rollouts = {"environment": "x", "episodes": 2, "max_steps": 0, "success": 0.5,
+                    "success_deviation": 0.1, "endings": {"done": 1.0}}  # fmt: skip
+        found = {"step": 3, "ema_decay": 0.99, "training": part, "rollouts": [rollouts]}
+        (folder / "evaluation.json").write_text(json.dumps(found))
 
     def snapshot(folder: Path) -> None:
         params = {"a": {"b": np.linspace(-1, 1, 6, dtype=np.float32)}}
@@ -232,6 +245,17 @@ def _runs() -> dict[str, Target]:
             (UserError,),
         ),
         "run policy": Target(_made_by(policy), load_policy, (UserError,)),
+        "run policy plain": Target(
+            _made_by(functools.partial(policy, for_hub=False)), load_policy, (UserError,)
+        ),
+        "run metrics of a policy": Target(
+            _made_by(measured),
+            lambda folder: write_for_hub(
+                str(folder), folder / "out", ema_decay=None, license_name=""
+            ),
+            (),
+            fixed=("config.json", "model.safetensors"),
+        ),
         "run demonstrations": Target(
             {"demos.npz": _npz(observations=walk, actions=walk, episode_ends=np.array([2, 5]))},
             lambda folder: read_demonstrations(str(folder / "demos.npz")),

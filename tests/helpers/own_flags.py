@@ -20,10 +20,16 @@ class Flags:
         return functools.partial(getattr(flags, name), flag_values=self.FLAGS)
 
 
-def run_command(module, *words):
-    """Runs the main function of a command with a command line."""
+def run_command(modules, *words):
+    """Runs the main function of a command with a command line.
+
+    `modules` is that of the command, or a list of it and of the others that define its flags.
+    """
+    module, *others = modules if isinstance(modules, list) else [modules]
+    stand_in = Flags()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "flags", stand_in := Flags())
+        for one in (module, *others):
+            patch.setattr(one, "flags", stand_in)
         module.define_flags()
         return module.main(stand_in.FLAGS(["command", *words]))
 

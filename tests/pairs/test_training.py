@@ -1,12 +1,13 @@
 """Whole runs of pairs, tiny: what they leave, how they go on, their samples, what they refuse."""
 
+import functools
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
-from absl import flags as absl_flags
+from own_flags import run_command
 from PIL import Image
 
 from drifting_jax import sample
@@ -138,31 +139,9 @@ def test_what_cannot_be_loaded_or_asked(workdir, pairs):
 
 
 @pytest.fixture
-def command(workdir, monkeypatch):
+def command(workdir):
     """Runs the sample command on the run with these words."""
-
-    def of_words(*words):
-        values = absl_flags.FlagValues()
-        with monkeypatch.context() as patch:
-            for module in (sample, generator_choice):
-                patch.setattr(module, "flags", _Flags(values))
-            sample.define_flags()
-            values(["sample", f"--workdir={workdir}", *words])
-            sample.main([])
-
-    return of_words
-
-
-class _Flags:
-    """Stands in for absl's module, with flags of its own."""
-
-    def __init__(self, values):
-        self.FLAGS = values
-
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: getattr(absl_flags, name)(
-            *args, flag_values=self.FLAGS, **kwargs
-        )
+    return functools.partial(run_command, [sample, generator_choice], f"--workdir={workdir}")
 
 
 def test_the_command_samples_the_conditions_of_a_file(command, workdir, pairs, tmp_path, capsys):

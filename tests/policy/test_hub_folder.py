@@ -2,18 +2,21 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from own_flags import run_command
 
 from drifting_jax import convert, export
+from drifting_jax.commands import generator_choice
 from drifting_jax.config import base_config, resolve
 from drifting_jax.digests import fingerprint_variables
 from drifting_jax.errors import UserError
 from drifting_jax.policy.policy import load_policy
-from drifting_jax.training import run
+from drifting_jax.steps.scaling import scaling_of
+from drifting_jax.training import dry_run, run
+from drifting_jax.workdir.metrics import read_metrics
 
 SMALL = {
     "log_every": 2,
@@ -33,10 +36,6 @@ SMALL = {
     "eval.conditions": 6,
     "eval.samples": 3,
 }
-FLAGS = {
-    **{"list": "", "kind": "", "part": "generator", "to": "hub", "vae": "", "license": ""},
-    **{"ema_decay": None, "ema_sigma": None, "step": None, "workdir": "", "weights": ""},
-}
 
 
 def config(path, **fields):
@@ -45,11 +44,12 @@ def config(path, **fields):
     return resolve(found)
 
 
-def run_command(module, **values):
-    with pytest.MonkeyPatch.context() as patch:
-        flags = SimpleNamespace(FLAGS=SimpleNamespace(**FLAGS | values))
-        patch.setattr(module, "flags", flags)
-        module.main([])
+def to_hub(source, out, *words):
+    run_command(convert, f"--source={source}", "--to=hub", f"--out={out}", *words)
+
+
+def run_export(weights, out, *words):
+    run_command([export, generator_choice], f"--weights={weights}", f"--out={out}", *words)
 
 
 def write_demos(path, scale=1.0, observation=3):
@@ -85,7 +85,7 @@ def workdir(demos, tmp_path_factory):
 @pytest.fixture(scope="module")
 def hub(workdir, tmp_path_factory):
     out = tmp_path_factory.mktemp("hub") / "reach<3"
-    run_command(convert, source=str(workdir), out=str(out), license="mit")
+    to_hub(workdir, out, "--license=mit")
     return out
 
 
@@ -111,49 +111,119 @@ def test_it_acts_as_the_run_does_and_can_be_written_again(hub, workdir, tmp_path
     seen = np.random.default_rng(1).normal(size=(5, 2, 3)).astype(np.float32)
     expected = run_policy.act(seen, seed=3)
     np.testing.assert_array_equal(found.act(seen, seed=3), expected)
-    run_command(convert, source=str(hub), out=str(tmp_path / "again"))
+    to_hub(hub, tmp_path / "again")
     for name in ("config.json", "model.safetensors", "evaluation.json"):
         assert (tmp_path / "again" / name).read_bytes() == (hub / name).read_bytes()
     pytest.importorskip("flatbuffers")
-    run_command(export, weights=str(hub), out=str(tmp_path / "exported"))
+    run_export(hub, tmp_path / "exported")
     with np.load(tmp_path / "exported" / "weights.npz") as arrays:
         assert fingerprint_variables({n: arrays[n] for n in arrays}) == fingerprint_variables(
             run_policy.params
         )
 
 
+def test_text_of_others_stays_in_its_cell(hub, tmp_path):
+    folder = shutil.copytree(hub, tmp_path / "hub")
+    found = json.loads((folder / "evaluation.json").read_text())
+    found["rollouts"][0]["environment"] = "a|b\n| <c> |"
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    to_hub(folder, tmp_path / "x")
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "\n| a&#124;b &#124; &lt;c&gt; &#124; | 50 | 62.5% |\n" in card
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": {"energy_score": "x", "error": 1, "nearest": 1, "spread": 1}},
+        {"held_out": 3},
+        {"training": {}},
+        {"rollouts": 3},
+        {"rollouts": [{"environment": "x", "episodes": "|", "success": 1.0}]},
+        {"rollouts": [{"environment": 3, "episodes": 1, "success": 1, "success_deviation": None}]},
+        {"ema_decay": float("nan")},
+        {"training": {"energy_score": 10**400, "error": 1, "nearest": 1, "spread": 1}},
+    ],
+    ids=str,
+)
+def test_damaged_metrics_of_others_are_left_out(hub, tmp_path, capsys, change):
+    folder = shutil.copytree(hub, tmp_path / "hub")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    to_hub(folder, tmp_path / "x")
+    assert f"note: {path} is damaged and left out\n" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {
+        "README.md", "config.json", "model.safetensors"
+    }  # fmt: skip
+    assert "## Metrics" not in (tmp_path / "x" / "README.md").read_text()
+
+
+def test_damaged_files_of_a_run_are_left_out(workdir, tmp_path, capsys):
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    damaged = folder / "evaluation.json", folder / "rollouts" / "other" / "rollouts.json"
+    damaged[0].write_text("{")
+    record = json.loads(damaged[1].read_text())
+    damaged[1].write_text(json.dumps(record | {"policy": 3}))
+    to_hub(folder, tmp_path / "x")
+    printed = capsys.readouterr().out
+    assert all(f"note: {path} is damaged and left out\n" in printed for path in damaged)
+    found = json.loads((tmp_path / "x" / "evaluation.json").read_text())
+    assert [one["environment"] for one in found.pop("rollouts")] == ["mine.py_Mine"] and not found
+
+
 def test_other_averages_have_no_metrics(workdir, tmp_path):
-    run_command(convert, source=str(workdir), out=str(tmp_path / "x"), ema_decay=0.999)
+    to_hub(workdir, tmp_path / "x", "--ema_decay=0.999")
     assert not (tmp_path / "x" / "evaluation.json").exists()
     assert load_policy(tmp_path / "x").ema_decay == 0.999
 
 
-def test_a_run_starts_from_it_and_resumes_without_it(hub, tmp_path):
-    demos = tmp_path / "wider.npz"
-    arrays = write_demos(demos, scale=2.0)
-    copy = shutil.copytree(hub, tmp_path / "hub")
-    # A rate of nearly nothing, so that the parameters stay where they start.
-    fields = {"model.init_from": str(copy), "optim.learning_rate": 1e-12, "seed": 5}
-    folder = tmp_path / "further"
-    assert run.run(config(demos, **fields), workdir=folder) == 0
-    start, further = load_policy(hub), load_policy(folder)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), further.params, start.params
+@pytest.fixture
+def badly_rounded(hub, tmp_path):
+    """The folder with other observations in its scaling, and demonstrations of a wider range.
+
+    float32 cannot hold the middle of the wider range, so some observations lie outside of what the
+    scaling of them says.
+    """
+    rng = np.random.default_rng(1)
+    before, now = (
+        (rng.uniform(-1, 1, (40, 3)) * reach + 1024.05).astype(np.float32) for reach in (0.025, 0.1)
     )
-    # The observations keep the range that they had; that of the actions is wider.
-    np.testing.assert_array_equal(
-        further.scalings.observation.half_range, start.scalings.observation.half_range
+    found = scaling_of(now)
+    low, high = found.centre - found.half_range, found.centre + found.half_range
+    assert np.all((now.min(axis=0) < low) | (now.max(axis=0) > high))
+    folder = shutil.copytree(hub, tmp_path / "hub")
+    record = json.loads((folder / "config.json").read_text())
+    record["scaling"]["observation"] = scaling_of(before).record()
+    (folder / "config.json").write_text(json.dumps(record))
+    arrays = write_demos(tmp_path / "wider.npz", scale=2.0) | {"observations": now}
+    np.savez(tmp_path / "wider.npz", **arrays)
+    return folder, tmp_path / "wider.npz", arrays
+
+
+def test_a_run_starts_from_it_and_goes_on_bit_for_bit_without_it(badly_rounded, tmp_path):
+    start_folder, demos, arrays = badly_rounded
+    fields = {"model.init_from": str(start_folder), "seed": 5, "train.num_steps": 4}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run.run(config(demos, **fields), workdir=whole) == 0
+    start, further = load_policy(start_folder), load_policy(whole)
+    jax.tree.map(  # random parameters of another seed would be farther away
+        lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), further.params, start.params
     )
-    np.testing.assert_allclose(
-        further.scalings.action.half_range, np.ptp(arrays["actions"], axis=0) / 2, rtol=1e-6
-    )
-    shutil.rmtree(copy)
-    (folder / "evaluation.json").unlink()
-    more = config(demos, **fields, **{"train.num_steps": 4})
-    assert run.run(more, workdir=folder) == 0
-    again = load_policy(folder)
-    assert again.step == 4
+    for scaling, name in zip(further.scalings, ("observations", "actions"), strict=True):
+        expected = np.ptp(np.float64(arrays[name]), axis=0) / 2
+        np.testing.assert_allclose(scaling.half_range, expected, rtol=1e-6)
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "4")
+    (parts / "evaluation.json").unlink()
+    shutil.rmtree(start_folder)
+    assert run.run(config(demos, **fields), workdir=parts) == 0
+    again = load_policy(parts)
+    jax.tree.map(np.testing.assert_array_equal, again.params, further.params)
     jax.tree.map(np.testing.assert_array_equal, again.scalings, further.scalings)
+    for folder in (whole, parts):
+        assert read_metrics(folder, stage="policy")[-1]["step"] == 4
+    found = [json.loads((folder / "evaluation.json").read_text()) for folder in (whole, parts)]
+    assert found[0] == found[1]
 
 
 def test_a_range_within_that_of_the_start_stays(hub, tmp_path):
@@ -183,6 +253,8 @@ def test_starts_that_do_not_fit(hub, tmp_path, given, fields, message):
     found = config(tmp_path / "demos.npz", **{"model.init_from": str(hub), **fields})
     with pytest.raises(UserError, match=message):
         run.run(found, workdir=tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        dry_run.dry_run(found)
 
 
 @pytest.mark.parametrize(
@@ -209,16 +281,16 @@ def test_damaged_descriptions_are_named(hub, tmp_path, change, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"vae": "x"}, "--vae and --kind are for generators"),
-        ({"license": "my licence"}, "--license must be a name"),
-        ({"ema_decay": 0.5}, r"keeps the averages of decay \(0.99, 0.999\); found 0.5"),
-        ({"to": "plain"}, "task 'policy'; expected 'generator': python -m drifting_jax.rollout"),
-        ({"out": "."}, "must be a new folder"),
+        ("--vae=x", "--vae and --kind are for generators"),
+        ("--license=my licence", "--license must be a name"),
+        ("--ema_decay=0.5", r"keeps the averages of decay \(0.99, 0.999\); found 0.5"),
+        ("--to=plain", "task 'policy'; expected 'generator': python -m drifting_jax.rollout"),
+        ("--out=.", "must be a new folder"),
     ],
 )
 def test_mistakes_of_convert(workdir, tmp_path, given, message):
     with pytest.raises(UserError, match=message):
-        run_command(convert, **{"source": str(workdir), "out": str(tmp_path / "x"), **given})
+        to_hub(workdir, tmp_path / "x", given)
     assert not list(tmp_path.iterdir())
 
 
@@ -226,4 +298,4 @@ def test_a_folder_is_one_average(hub, tmp_path):
     with pytest.raises(UserError, match="is one average of one step"):
         load_policy(hub, ema_decay=0.99)
     with pytest.raises(UserError, match="--step goes with --workdir"):
-        run_command(export, weights=str(hub), step=2, out=str(tmp_path / "x"))
+        run_export(hub, tmp_path / "x", "--step=2")

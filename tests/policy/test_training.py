@@ -4,14 +4,15 @@ import ast
 import json
 import runpy
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from own_flags import run_command
 from PIL import Image
 
 from drifting_jax import export
+from drifting_jax.commands import generator_choice
 from drifting_jax.config import base_config, resolve
 from drifting_jax.errors import UserError
 from drifting_jax.policy import training
@@ -235,13 +236,9 @@ def test_a_step_of_other_networks_and_fields(demos, fields):
     assert np.isfinite(list(scalars.values())).all() and "temperature" not in scalars
 
 
-def test_an_exported_policy_acts_as_the_policy_does(workdir, tmp_path, monkeypatch):
-    values = dict.fromkeys(("weights", "vae"), "") | dict.fromkeys(
-        ("ema_decay", "ema_sigma", "step")
-    )
-    values |= {"workdir": str(workdir), "out": str(tmp_path / "out")}
-    monkeypatch.setattr(export, "flags", SimpleNamespace(FLAGS=SimpleNamespace(**values)))
-    export.main([])
+def test_an_exported_policy_acts_as_the_policy_does(workdir, tmp_path):
+    words = f"--workdir={workdir}", f"--out={tmp_path / 'out'}"
+    run_command([export, generator_choice], *words)
     module = runpy.run_path(str(tmp_path / "out" / "policy.py"))
     assert not [n for n in ast.walk(ast.parse((tmp_path / "out/policy.py").read_text()))
                 if isinstance(n, ast.ImportFrom) and "drifting" in n.module]  # fmt: skip
@@ -252,7 +249,7 @@ def test_an_exported_policy_acts_as_the_policy_does(workdir, tmp_path, monkeypat
         np.testing.assert_array_equal(found, policy.act(seen, seed=seed, indices=indices))
     assert exported.config["step"] == 4
     with pytest.raises(UserError, match="must be a new folder"):
-        export.main([])
+        run_command([export, generator_choice], *words)
 
 
 def test_what_has_no_effect_is_said(demos, tmp_path):

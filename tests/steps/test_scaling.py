@@ -23,3 +23,21 @@ def test_a_scaling_covers_another():
     found = scaling_of(values, earlier)
     np.testing.assert_array_equal(found.centre, [0.5, 2.5, 3])
     np.testing.assert_array_equal(found.half_range, [2, 2.5, 0])
+
+
+def test_a_scaling_covers_itself_bit_for_bit():
+    """Also where float32 rounds the ends of the range to values inside of it."""
+    rng = np.random.default_rng(0)
+    centre, reach = rng.normal(size=4000) * 100, 10.0 ** rng.uniform(-6, 3, 4000)
+    values = (centre + reach * rng.uniform(-1, 1, (9, 4000))).astype(np.float32)
+    first = scaling_of(values)
+    inner = first.centre - first.half_range, first.centre + first.half_range
+    assert np.any(values.min(axis=0) < inner[0]) and np.any(values.max(axis=0) > inner[1])
+    found = scaling_of(values, first)
+    for part in ("centre", "half_range"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(first, part))
+        assert getattr(found, part).dtype == np.float32
+    # What is more than rounding makes it wider.
+    farther = scaling_of(values + 0.01 * first.half_range, first).half_range
+    wide = first.half_range > 1e-2
+    np.testing.assert_array_less(first.half_range[wide], farther[wide])

@@ -19,7 +19,7 @@ from absl import flags
 from imagenet_like import CLASSES, write_imagenet_like
 
 from drifting_jax.commands import packing
-from drifting_jax.config import resolve
+from drifting_jax.config import base_config, resolve
 from drifting_jax.data import pipeline
 from drifting_jax.data.folder import FolderRecords
 from drifting_jax.data.images import ImageSource
@@ -33,7 +33,7 @@ from drifting_jax.data.transforms import Augmentation, UnreadableImage
 from drifting_jax.distributed import transfer
 from drifting_jax.distributed.meshes import make_mesh
 from drifting_jax.errors import UserError
-from drifting_jax.files import write_json
+from drifting_jax.files import read_json, write_json
 from drifting_jax.training import data_identity, device_batches, restore, run
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +165,30 @@ def test_the_data_must_stay_what_it_was(config, images, tmp_path):
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(UserError, match=r"is not what the run .* began with: 47 records of 3"):
         data_identity.open_source(config, tmp_path)
+
+
+def test_the_other_fields_of_data_json_are_those_of_the_last_start_before_a_save(tmp_path):
+    found, path = {"count": 3, "fingerprint": "x"}, tmp_path / "data.json"
+    config = base_config("policy")
+    config.data.path = "demos.npz"
+
+    def start(scale, **changes):
+        more = {"scaling": {"centre": [0.1], "half_range": [scale]}}
+        data_identity.keep_record(config, tmp_path, found | changes, more=more)
+        return read_json(path)["scaling"]["half_range"]
+
+    (log := tmp_path / "unreadable_0.jsonl").touch()
+    assert start(1.0) == [1.0] and not log.exists()
+    log.touch()
+    assert start(2.5) == [2.5] and log.exists()  # of the same data
+    written = path.stat().st_mtime_ns
+    assert start(2.5) == [2.5] and path.stat().st_mtime_ns == written
+    data_identity.keep_record(config, tmp_path, found)  # without such fields: nothing is lost
+    assert path.stat().st_mtime_ns == written
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    assert start(3.0) == [2.5]
+    with pytest.raises(UserError, match="began with: 3 records"):
+        start(2.5, count=4)
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_what_it_began_with(config, tmp_path, capsys):
