@@ -4,8 +4,9 @@
     python benchmarks/gpu_programs.py --results=docs/gpu_programs.json
 
 A program that stands in the results is not compiled again, so the script goes on where it was
-ended. The times are estimates: the limits of the device ("bound"), and usual kernels with 3 µs for
-each launch ("plausible").
+ended. A "note" that is written into a row stands behind the name of its GPU in the table. The times
+are estimates: the limits of the device ("bound"), and usual kernels with 3 µs for each launch
+("plausible").
 """
 
 import json
@@ -79,8 +80,9 @@ def table(results: dict) -> str:
             if key.partition(" ")[0] != name:
                 continue
             fits = row["peak_gib"] <= row["usable_gib"]
+            gpu = key.partition(" ")[2] + row.get("note", "")
             lines.append(
-                f"| `{name}` | {key.partition(' ')[2]} | {row['microbatches']} | "
+                f"| `{name}` | {gpu} | {row['microbatches']} | "
                 f"{row['peak_gib']:.2f} | {row['kernels']:,} | {milliseconds(row['bound_ms'])} | "
                 f"{milliseconds(row['plausible_ms'])} | "
                 f"{'fits' if fits else 'too large for'} {row['usable_gib']} |"
