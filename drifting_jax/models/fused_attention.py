@@ -20,7 +20,9 @@ from jax.experimental.custom_partitioning import custom_partitioning
 FEWEST_TOKENS = 64  # fewer logits stay in the cache of a GPU
 _HEAD_WIDTHS = (16, 128)  # Triton multiplies at least 16 columns; more than 128 need another tile
 _TILE = 32
-_QUERIES = 64  # of a tile in the forward pass, where that adds few tokens
+# A tile of the forward pass where it divides the tokens; wider heads need more memory than an RTX
+# 4090 shares on the chip.
+_LARGE_TILE, _LARGE_TILE_WIDTH = 64, 64
 
 
 def fits(q: jax.Array) -> bool:
@@ -71,7 +73,7 @@ def no_log_sums(q: jax.Array) -> jax.Array:
 
 def _forward(interpret: bool, q: jax.Array, k: jax.Array, v: jax.Array):
     t = q.shape[1]
-    arguments = _arguments(t, interpret)
+    arguments = _arguments(q, interpret)
     y, kept = _kernel().mha.fwd(*(_padded(x) for x in (q, k, v)), _real(q), *arguments)
     return y[:, :t], kept[-1]
 
@@ -80,7 +82,7 @@ def _pull_back(interpret: bool, *arrays: jax.Array):
     q, k, v, y, log_sums, g = arrays
     kept = (*(_padded(x) for x in (q, k, v)), _real(q), _padded(y), log_sums)
     t = q.shape[1]
-    found = _kernel().mha.bwd(*_arguments(t, interpret), kept, _padded(g))
+    found = _kernel().mha.bwd(*_arguments(q, interpret), kept, _padded(g))
     return tuple(x[:, :t] for x in found[:3])
 
 
@@ -93,10 +95,11 @@ def _kernel() -> Any:
     return attention
 
 
-def _arguments(t: int, interpret: bool) -> tuple[Any, ...]:
+def _arguments(q: jax.Array, interpret: bool) -> tuple[Any, ...]:
     """What `mha` takes after the arrays."""
-    queries = _QUERIES if _whole(t) % _QUERIES == 0 else _TILE
-    sizes = _kernel().BlockSizes(queries, queries, *(_TILE,) * 4)
+    is_large = _whole(q.shape[1]) % _LARGE_TILE == 0 and q.shape[-1] <= _LARGE_TILE_WIDTH
+    tile = _LARGE_TILE if is_large else _TILE
+    sizes = _kernel().BlockSizes(tile, tile, *(_TILE,) * 4)
     scale, causal, warps, stages, grid, debug, residuals = 1.0, False, None, 2, None, False, False
     return scale, causal, sizes, "triton", warps, stages, grid, interpret, debug, residuals
 

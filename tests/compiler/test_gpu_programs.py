@@ -30,6 +30,7 @@ from drifting_jax.models.dit import DiT
 from drifting_jax.models.inception import InceptionV3
 from drifting_jax.models.resnet import ResNet
 from drifting_jax.models.resnet_mae import ResNetMAE
+from drifting_jax.models.transformer import attention_on_gpu
 from drifting_jax.models.vae import VAE
 from drifting_jax.steps.sampling import make_sampler
 from drifting_jax.training import build, compiled_report, dry_run
@@ -186,7 +187,17 @@ def test_the_step_of_the_toy_and_the_sampler_of_digits(name):
     check(compiled(name, jax.jit(make_sampler(model, mesh)).lower(*inputs)))
 
 
-@pytest.mark.parametrize("name", (*NAMES, "h100:2"))
+@pytest.mark.parametrize("shape", [(2, 128, 2, 64), (2, 128, 1, 128), (2, 65, 1, 128)])
+def test_attention_fits_the_chip_with_the_least_memory(shape):
+    q = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh_of("rtx4090"), P()))
+
+    def gradients(q, k, v):
+        return jax.grad(lambda *x: jnp.sum(attention_on_gpu(*x)), (0, 1, 2))(q, k, v)
+
+    check(compiled("rtx4090", jax.jit(gradients).lower(q, q, q)))
+
+
+@pytest.mark.parametrize("name", ("h100", "h100:2"))
 def test_attention_is_one_kernel(name):
     """Of 65 tokens, in a loop over blocks that are computed again, on one device and on two."""
     given = {"image_size": 16, "in_channels": 3, "out_channels": 3, "patch_size": 2, "width": 64}
