@@ -1,5 +1,6 @@
 """Names that differ between the versions of JAX in `setup.py`; no other file checks a version."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,3 +25,12 @@ def as_varying(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
     if hasattr(jax.lax, "pcast"):
         return _jax.lax.pcast(x, axes, to="varying")
     return _jax.lax.pvary(x, axes)  # the name in JAX 0.7
+
+
+def scan_inputs(parameters: Mapping[str, Any], inputs: list[Any]) -> tuple[list[Any], ...]:
+    """The constants, the carry and what is scanned over, of the inputs of a `scan` in a jaxpr."""
+    if "ft_in" in parameters:  # from JAX 0.12 on
+        return tuple(list(part) for part in parameters["ft_in"].update(inputs).unpack())
+    consts = parameters["num_consts"]
+    xs = consts + parameters["num_carry"]
+    return inputs[:consts], inputs[consts:xs], inputs[xs:]

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from drifting_jax.compatibility import scan_inputs
+
 OPSET = 18
 # Primitives that are one operator on the same inputs, or several in turn.
 _SAME = {
@@ -128,9 +130,8 @@ class _Graph:
 
     def _scan(self, params: Mapping[str, Any], inputs: list[Any]) -> list[Any]:
         """A loop of known length over constants, one round after another."""
-        fixed, carried = params["num_consts"], params["num_carry"]
-        consts, carry, xs = inputs[:fixed], inputs[fixed:][:carried], inputs[fixed + carried :]
-        if len(params["jaxpr"].out_avals) > carried or any(isinstance(x, str) for x in xs):
+        consts, carry, xs = scan_inputs(params, inputs)
+        if len(params["jaxpr"].out_avals) > len(carry) or any(isinstance(x, str) for x in xs):
             raise UnsupportedError("a scan must run over constants and return its carry alone")
         for i in range(params["length"]):
             arguments = [*consts, *carry, *(x[i] for x in xs)]
