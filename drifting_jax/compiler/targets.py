@@ -254,14 +254,6 @@ def board_power(device: jax.Device) -> float | None:
     return gpu.watts if gpu else _TPU_WATTS.get(device.device_kind)
 
 
-def has_triton(device: jax.Device) -> bool:
-    """Whether XLA compiles Triton's kernels for a device: NVIDIA's from compute capability 8 on."""
-    if (gpu := gpu_of(device)) is not None:
-        return gpu.capability >= (8, 0)
-    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
-    return device.platform == "gpu" and major.isdecimal() and int(major) >= 8
-
-
 def is_present(device: jax.Device) -> bool:
     """Whether a device can run programs; others exist for the compiler alone."""
     return device in jax.devices()

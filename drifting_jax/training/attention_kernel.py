@@ -4,7 +4,20 @@ import flax.linen as nn
 import jax
 
 from drifting_jax.compiler import targets
+from drifting_jax.config import ConfigDict
+from drifting_jax.data.sources import DataSpec
 from drifting_jax.errors import UserError
+from drifting_jax.training import build
+
+
+def generator_in_training(config: ConfigDict, spec: DataSpec, device: jax.Device) -> nn.Module:
+    """Returns the generator of config.model, with the attention that a device computes.
+
+    Raises:
+      UserError: it cannot make images of this shape, or this kind of GPU lacks the kernel.
+    """
+    model = build.make_generator(config, spec)
+    return with_attention_kernel(model, config.model.attention_kernel, device)
 
 
 def with_attention_kernel(model: nn.Module, kernel: str, device: jax.Device) -> nn.Module:
@@ -18,7 +31,7 @@ def with_attention_kernel(model: nn.Module, kernel: str, device: jax.Device) -> 
     Raises:
       UserError: this kind of GPU lacks the kernel.
     """
-    has_triton = targets.has_triton(device)
+    has_triton = _has_triton(device)
     if kernel == "fused" and device.platform == "gpu" and not has_triton:
         raise UserError(
             "config.model.attention_kernel is 'fused', which needs an NVIDIA GPU of compute "
@@ -28,3 +41,11 @@ def with_attention_kernel(model: nn.Module, kernel: str, device: jax.Device) -> 
         return model
     is_fused = kernel == "fused" or (kernel == "auto" and has_triton)
     return model.clone(attention_kernel="fused" if is_fused else "products")
+
+
+def _has_triton(device: jax.Device) -> bool:
+    """Whether XLA compiles Triton's kernels for a device: NVIDIA's from compute capability 8 on."""
+    if (gpu := targets.gpu_of(device)) is not None:
+        return gpu.capability >= (8, 0)
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return device.platform == "gpu" and major.isdecimal() and int(major) >= 8

@@ -31,7 +31,7 @@ from drifting_jax.steps.generator_step import first_negatives, first_statistics,
 from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
 from drifting_jax.training import activations, build, dataset, frozen, initial_states, scalars
-from drifting_jax.training.attention_kernel import with_attention_kernel
+from drifting_jax.training.attention_kernel import generator_in_training
 from drifting_jax.training.memory_plan import MemoryPlan, memory_plan
 from drifting_jax.training.program import Carry, Program, jit_step, report_of
 from drifting_jax.training.queues import make_queue
@@ -86,11 +86,7 @@ def generator_program(
     schedule, drifts = build.generator_schedule(config), drift_names(settings.drift)
     given: dict[str, Any] = {
         "key": stream_key(config, "generator_steps"),
-        "model": with_attention_kernel(
-            build.make_generator(config, spec),
-            config.model.attention_kernel,
-            mesh.devices.flat[0],
-        ),
+        "model": generator_in_training(config, spec, mesh.devices.flat[0]),
         "feature_function": feature_function,
         "settings": settings,
     }
