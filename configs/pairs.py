@@ -5,8 +5,8 @@
     python main.py --config=configs/pairs.py --config.data.path=pairs.npz
 
 The file holds the arrays condition [n, ...] and image [n, h, w, c]; docs/conditions.md makes that
-of the digits. The variant small is for images of 8x8 on a CPU, where it takes two to four
-minutes on two cores. Expect an energy score of 0.18 on the digits that are held out. The other variant is
+of the digits. The variant small is for images of 8x8 on a CPU, where it takes two to four minutes
+on two cores. Expect an energy score of 0.18 on the digits that are held out. The other variant is
 for images of 32x32 to 64x64 on one GPU; its settings are not tuned, and only its step was traced.
 """
 

@@ -5,7 +5,6 @@ import dataclasses
 from drifting_jax.config.encoder_fields import REMAT
 from drifting_jax.config.field import Field, Section, section
 from drifting_jax.config.generator_fields import MODEL, UNET
-from drifting_jax.config.policy_fields import SINGLE_TARGET
 from drifting_jax.config.shared_fields import (
     DRIFT,
     MESH,
@@ -13,8 +12,8 @@ from drifting_jax.config.shared_fields import (
     OPTIM,
     PROFILE,
     RUN,
-    STEPS,
 )
+from drifting_jax.config.single_target_fields import EVAL, SINGLE_TARGET, TRAIN
 
 
 def _without(part: Section, *names: str) -> Section:
@@ -69,28 +68,6 @@ _CONDITION = section(
     depth=Field(2, "layers"),
 )
 
-_TRAIN = section(
-    "train",
-    "The training of the generator.",
-    **STEPS.fields,
-    conditions=Field(32, "rows of a step: conditions, each with its image"),
-    generated=Field(8, "generated samples of a row"),
-    sample_every=Field(500, "steps between two pictures", on_resume="may change"),
-)
-
-_EVAL = section(
-    "eval",
-    "The measurement after training.",
-    conditions=Field(256, "conditions that are measured", on_resume="may change"),
-    samples=Field(16, "samples for each of them", minimum=2, on_resume="may change"),
-    ema_decay=Field(
-        0.999,
-        "decay of the average that is measured; one of train.ema_decays",
-        below=1,
-        on_resume="may change",
-    ),
-)
-
 PAIRS = (
     RUN.with_defaults(task="pairs"),
     _DATA,
@@ -100,8 +77,8 @@ PAIRS = (
     DRIFT.with_defaults(field="fair_energy"),
     SINGLE_TARGET,
     OPTIM,
-    _TRAIN,
-    _EVAL,
+    TRAIN,
+    EVAL,
     MESH,
     PROFILE,
 )

@@ -8,8 +8,8 @@ from drifting_jax.config.shared_fields import (
     OPTIM,
     PROFILE,
     RUN,
-    STEPS,
 )
+from drifting_jax.config.single_target_fields import EVAL, SINGLE_TARGET, TRAIN
 
 _RUN = RUN.with_defaults(task="policy")
 
@@ -73,53 +73,10 @@ _CONDITION = section(
 
 _DRIFT = DRIFT.with_defaults(field="fair_energy")
 
-SINGLE_TARGET = section(
-    "single_target",
-    "What helps where a condition has one target alone.",
-    statistics=Field(
-        "batch",
-        "what the scale S and the norm of the drift are taken over: the rows of a step together"
-        " (batch), or each row by itself (row)",
-        choices=("batch", "row"),
-    ),
-    learned_temperature=Field(
-        False,
-        "learn the temperature; it begins at drift.temperatures, which then has one entry",
-    ),
-    temperature_rate=Field(0.01, "learning rate of the logarithm of a learned temperature"),
-    neighbours=Field(
-        0, "further positives of a row: targets of the conditions nearest to its own", minimum=0
-    ),
-    neighbour_width=Field(
-        0.05,
-        "width of the Gaussian that weighs them by the distance of the conditions, the root mean"
-        " square over the dimensions, each from -1 to 1",
-    ),
-)
-
 _OPTIM = OPTIM.with_defaults(learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
 
-_TRAIN = section(
-    "train",
-    "The training of the policy.",
-    **STEPS.with_defaults(num_steps=2000).fields,
-    conditions=Field(128, "rows of a step: observations, each with its target"),
-    generated=Field(16, "generated samples of a row"),
-    sample_every=Field(500, "steps between two pictures", on_resume="may change"),
-)
-
-_EVAL = section(
-    "eval",
-    "The measurement after training.",
-    conditions=Field(512, "observations that are measured", on_resume="may change"),
-    samples=Field(32, "samples for each of them", minimum=2, on_resume="may change"),
-    ema_decay=Field(
-        0.99,
-        "decay of the average that is measured; one of train.ema_decays",
-        below=1,
-        on_resume="may change",
-    ),
-)
+_TRAIN = TRAIN.with_defaults(num_steps=2000, conditions=128, generated=16)
+_EVAL = EVAL.with_defaults(conditions=512, samples=32, ema_decay=0.99)
 
 POLICY = (
     _RUN,

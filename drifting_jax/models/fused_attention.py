@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 
-FEWEST_TOKENS = 64  # fewer logits stay in the cache of a GPU
+FEWEST_TOKENS = 64  # a guess: with fewer, little is written to memory
 _HEAD_WIDTHS = (16, 128)  # Triton multiplies at least 16 columns; more than 128 need another tile
 _TILE = 32
 # A tile of the forward pass where it divides the tokens; wider heads need more memory than an RTX
@@ -87,7 +87,7 @@ def _pull_back(interpret: bool, *arrays: jax.Array):
 
 
 def _kernel() -> Any:
-    """JAX's module of the kernel, whose import warns from jax 0.12 on that a later one lacks it."""
+    """JAX's module of the kernel. Its import warns from jax 0.12 on: a later JAX may lack it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from jax.experimental.pallas.ops.gpu import attention
