@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from drifting_jax.compiler import hlo, targets
+from drifting_jax.compiler.gpus import GPUS
 from drifting_jax.compiler.roofline import kernels_by_name, roofline
 from drifting_jax.config import file_beside, resolve
 from drifting_jax.data.sources import data_spec
@@ -97,7 +98,7 @@ def part(name: str) -> str:
 
 def main(_) -> None:
     """Prints the tables."""
-    gpu, times = targets.GPUS[_GPU.value.partition(":")[0]], 1
+    gpu, times = GPUS[_GPU.value.partition(":")[0]], 1
     if _HLO.value:
         texts = [Path(_HLO.value).read_text()]
     else:

@@ -30,7 +30,8 @@ from drifting_jax.commands.packing import (
 )
 from drifting_jax.data import transforms
 from drifting_jax.data.records import Records, describe_records, open_records
-from drifting_jax.data.shards import REASONS, ShardRecords, ShardWriter, read_info
+from drifting_jax.data.shard_writer import ShardWriter
+from drifting_jax.data.shards import REASONS, ShardRecords, read_info
 from drifting_jax.data.unreadable import read_reasons
 from drifting_jax.digests import fingerprint_variables
 from drifting_jax.distributed import processes

@@ -14,7 +14,8 @@ import numpy as np
 
 from drifting_jax.data import transforms
 from drifting_jax.data.records import Records
-from drifting_jax.data.shards import UNREADABLE, ShardWriter
+from drifting_jax.data.shard_writer import ShardWriter
+from drifting_jax.data.shards import UNREADABLE
 from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage
 from drifting_jax.data.unreadable import most_unreadable
 from drifting_jax.distributed import meshes

@@ -13,8 +13,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from drifting_jax.compiler.gpus import Gpu
 from drifting_jax.compiler.hlo import Computation, Instruction, Module, Shape
-from drifting_jax.compiler.targets import Gpu
 
 # They launch nothing of their own.
 _FREE = {

@@ -25,7 +25,8 @@ from drifting_jax.commands import packing
 from drifting_jax.data import pipeline
 from drifting_jax.data.journal import Journal
 from drifting_jax.data.records import open_records
-from drifting_jax.data.shards import ShardRecords, ShardWriter, shard_name
+from drifting_jax.data.shard_writer import ShardWriter
+from drifting_jax.data.shards import ShardRecords, shard_name
 from drifting_jax.data.sources import make_source
 from drifting_jax.data.transforms import Augmentation, FailedRead, UnreadableImage, load
 from drifting_jax.errors import UserError

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from drifting_jax.compiler import hlo, roofline
-from drifting_jax.compiler.targets import GPUS
+from drifting_jax.compiler.gpus import GPUS
 
 PROGRAM = """HloModule jit_f
 

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from drifting_jax.compiler import targets
+from drifting_jax.compiler.gpus import GPUS
 from drifting_jax.errors import UserError
 
 FIELDS = (  # of XLA's GpuTargetConfigProto; it reads a text in which one is missing
@@ -27,9 +28,9 @@ def absent(kind):
     return types.SimpleNamespace(device_kind=kind, platform="gpu", memory_stats=memory_stats)
 
 
-@pytest.mark.parametrize("name", targets.GPUS)
+@pytest.mark.parametrize("name", GPUS)
 def test_a_description_has_all_fields(name):
-    gpu = targets.GPUS[name]
+    gpu = GPUS[name]
     text = gpu.description()
     for field in FIELDS:
         assert text.count(f"{field}:") + text.count(f"{field} {{") == 1, field
@@ -40,13 +41,13 @@ def test_a_description_has_all_fields(name):
 
 
 def test_kinds_are_all_different():
-    assert len({gpu.kind for gpu in targets.GPUS.values()}) == len(targets.GPUS)
-    assert targets.gpu_of(absent("NVIDIA L4")) is targets.GPUS["l4"]
+    assert len({gpu.kind for gpu in GPUS.values()}) == len(GPUS)
+    assert targets.gpu_of(absent("NVIDIA L4")) is GPUS["l4"]
 
 
 def test_the_memory_is_the_share_that_jax_takes(monkeypatch):
     monkeypatch.delenv(targets.FRACTION, raising=False)
-    h100 = absent(targets.GPUS["h100"].kind)
+    h100 = absent(GPUS["h100"].kind)
     assert targets.memory_of(h100) == int(0.75 * 84942979072)
     monkeypatch.setenv(targets.FRACTION, "0.9")
     assert targets.memory_of(h100) == int(0.9 * 84942979072)
@@ -67,7 +68,7 @@ def test_a_wrong_number_of_gpus(name):
 
 
 def test_the_power_of_a_device():
-    assert targets.board_power(absent(targets.GPUS["rtx4090"].kind)) == 450
+    assert targets.board_power(absent(GPUS["rtx4090"].kind)) == 450
     assert targets.board_power(absent("TPU v4")) == 192
     for unknown in ("TPU v5 lite", "a GPU of tomorrow", "cpu"):
         assert targets.board_power(absent(unknown)) is None

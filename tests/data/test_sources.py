@@ -15,7 +15,8 @@ from drifting_jax.config import base_config, resolve
 from drifting_jax.data.digits import DigitsSource
 from drifting_jax.data.points import TARGETS, PointsSource
 from drifting_jax.data.records import open_records
-from drifting_jax.data.shards import LATENTS, ShardWriter
+from drifting_jax.data.shard_writer import ShardWriter
+from drifting_jax.data.shards import LATENTS
 from drifting_jax.data.sources import (
     SMALL_SOURCES,
     SOURCES,

@@ -11,7 +11,8 @@ from drifting_jax.commands import packing
 from drifting_jax.data import pipeline
 from drifting_jax.data.images import ImageSource
 from drifting_jax.data.records import open_records
-from drifting_jax.data.shards import ShardRecords, ShardWriter
+from drifting_jax.data.shard_writer import ShardWriter
+from drifting_jax.data.shards import ShardRecords
 from drifting_jax.data.transforms import UnreadableImage, load
 from drifting_jax.data.unreadable import most_unreadable, read_reasons, without_png_text
 from drifting_jax.errors import UserError

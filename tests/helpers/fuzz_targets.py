@@ -32,7 +32,8 @@ from drifting_jax.data.file_list import FileList
 from drifting_jax.data.journal import Journal
 from drifting_jax.data.names import Names
 from drifting_jax.data.records import open_records
-from drifting_jax.data.shards import ShardRecords, ShardWriter
+from drifting_jax.data.shard_writer import ShardWriter
+from drifting_jax.data.shards import ShardRecords
 from drifting_jax.data.transforms import Augmentation, UnreadableImage
 from drifting_jax.errors import UserError
 from drifting_jax.evaluation.features.array_images import ArrayImages

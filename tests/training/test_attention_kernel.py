@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from drifting_jax.compiler.targets import GPUS
+from drifting_jax.compiler.gpus import GPUS
 from drifting_jax.errors import UserError
 from drifting_jax.models.dit import DiT
 from drifting_jax.models.mlp import MLP

@@ -27,7 +27,7 @@ from drifting_jax.data.in_memory import ArraySource
 from drifting_jax.data.names import Names
 from drifting_jax.data.points import PointsSource
 from drifting_jax.data.records import open_records
-from drifting_jax.data.shards import ShardWriter
+from drifting_jax.data.shard_writer import ShardWriter
 from drifting_jax.data.sources import make_source
 from drifting_jax.data.transforms import Augmentation, UnreadableImage
 from drifting_jax.distributed import transfer

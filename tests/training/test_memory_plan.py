@@ -7,6 +7,7 @@ import pytest
 from tiny_run import config
 
 from drifting_jax.compiler import targets
+from drifting_jax.compiler.gpus import GPUS
 from drifting_jax.config import file_beside
 from drifting_jax.config.stored import with_values
 from drifting_jax.data.sources import data_spec
@@ -50,7 +51,7 @@ def test_microbatches_that_are_left_open_follow_the_devices():
 def test_the_memory_of_a_gpu_gives_the_plan(monkeypatch, name, held, microbatches, keeps):
     found = load("imagenet_latent", "ablation")
     mesh = build.make_mesh(found, devices=jax.devices()[:1])
-    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS.get(name))
+    monkeypatch.setattr(targets, "gpu_of", lambda _: GPUS.get(name))
     plan = memory_plan(found, mesh, held=held * 2**30, maps=int(2.91 * 2**20))
     assert (plan.microbatches, plan.keep_maps) == (microbatches, keeps)
 
@@ -66,7 +67,7 @@ def test_the_memory_of_a_gpu_gives_the_plan(monkeypatch, name, held, microbatche
 def test_what_encoders_of_pixels_keep_counts(monkeypatch, least, expected):
     found = load("imagenet_latent", "ablation")
     mesh = build.make_mesh(found, devices=jax.devices()[:1])
-    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS["h100"])
+    monkeypatch.setattr(targets, "gpu_of", lambda _: GPUS["h100"])
     maps = int(2.91 * 2**20)
     plan = memory_plan(found, mesh, held=5 * 2**30, maps=maps, least=least * 2**20)
     assert (plan.microbatches, plan.keep_maps) == expected
@@ -79,7 +80,7 @@ def test_blocks_keep_what_fits(monkeypatch, held, expected):
     """64 samples at once on an H100 of 53 usable GiB, each with ten times 20 MiB for its maps."""
     found = config(train__labels_per_step=1, train__generated_per_label=64)
     mesh = build.make_mesh(found, devices=jax.devices()[:1])
-    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS["h100"])
+    monkeypatch.setattr(targets, "gpu_of", lambda _: GPUS["h100"])
     sizes = {"none": 200 * 2**20, "dots": 60 * 2**20}
     plan = memory_plan(
         found, mesh, held=held * 2**30, maps=20 * 2**20, activations=sizes.__getitem__
@@ -105,7 +106,7 @@ def test_a_policy_keeps_fewer_activations_than_the_one_before_it():
 def test_a_configured_plan_is_kept(monkeypatch):
     found = load("imagenet_latent", "ablation")
     mesh = build.make_mesh(found, devices=jax.devices()[:1])
-    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS["h100"])
+    monkeypatch.setattr(targets, "gpu_of", lambda _: GPUS["h100"])
     found.train.microbatches = 32
     for choice, keeps in (("auto", "yes"), ("no", "no"), ("host", "host"), ("yes", "yes")):
         found.train.keep_maps = choice

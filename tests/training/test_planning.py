@@ -9,6 +9,7 @@ import pytest
 from tiny_run import config
 
 from drifting_jax.compiler import targets
+from drifting_jax.compiler.gpus import GPUS
 from drifting_jax.config.stored import with_values
 from drifting_jax.distributed import meshes
 from drifting_jax.training import compiled_report, dry_run, planning
@@ -163,7 +164,7 @@ def test_the_encoder_of_a_run_is_planned_too(steps, monkeypatch):
 
 def test_a_gpu_may_be_given_more_of_its_memory(steps, monkeypatch):
     """Of 23.6 GiB JAX takes 17.7; 0.92 of them, less a tenth, are 19.6."""
-    gpu = types.SimpleNamespace(device_kind=targets.GPUS["rtx4090"].kind, platform="gpu")
+    gpu = types.SimpleNamespace(device_kind=GPUS["rtx4090"].kind, platform="gpu")
     found = steps["four"][1]
     step = dataclasses.replace(
         compiled(found, temporary=0, room=1),
