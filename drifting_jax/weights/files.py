@@ -103,9 +103,12 @@ def find_weights(path: str | os.PathLike) -> Path:
             raise UserError(f"there is no file or folder {path}")
         return path
     if (path / "checkpoints").is_dir() or (path / "encoder" / "checkpoints").is_dir():
+        stage = path.name == "encoder" and (path.parent / "config.json").is_file()
+        run = path.parent if stage else path
+        beside = f" part of {run}," if stage else ""
         raise UserError(
-            f"{path} is the workdir of a run, no file of weights: `python -m drifting_jax.convert "
-            f"{shlex.quote(f'--source={path}')} --out=FOLDER` writes its weights"
+            f"{path} is{beside} the workdir of a run, no file of weights: `python -m "
+            f"drifting_jax.convert {shlex.quote(f'--source={run}')} --out=FOLDER` writes them"
         )
     names = {entry.name for entry in path.iterdir() if entry.is_file()}
     for ending in _ENDINGS:

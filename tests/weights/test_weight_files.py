@@ -451,6 +451,9 @@ def test_a_run_is_no_file_of_weights(tmp_path):
     for use in (files.list_tensors, files.read_tensors):
         with pytest.raises(UserError, match=r"is the workdir of a run.*convert --source="):
             use(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"part of {tmp_path},.*--source={tmp_path} "):
+        files.read_tensors(tmp_path / "encoder")
 
 
 def test_the_config_beside_a_file(tmp_path):
