@@ -5,7 +5,8 @@ release, a folder of diffusers or transformers, a file of torchvision's, torch.h
 tensors or of a generator's, or hf://owner/repo. No code in a file is run: the reader of pickles
 accepts only tensors. `--to=release` writes generators and autoencoders in the release's format,
 which the release's code loads too; `--to=plain` writes any network as network.json and params.npz.
-`--to=hub` writes a generator or a policy for the Hugging Face Hub, with a model card.
+`--to=hub` writes a generator, of classes or of pairs, or a policy for the Hugging Face Hub, with a
+model card.
 """
 
 from collections.abc import Sequence

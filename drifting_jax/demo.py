@@ -21,7 +21,7 @@ from absl import flags
 
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.commands.generator_choice import define_source_flags
-from drifting_jax.config import load_config
+from drifting_jax.config import ConfigDict, load_config
 from drifting_jax.demonstration import server
 from drifting_jax.demonstration.image_page import image_page
 from drifting_jax.demonstration.points import PointsShow
@@ -30,10 +30,12 @@ from drifting_jax.demonstration.studio import Studio
 from drifting_jax.errors import UserError
 from drifting_jax.surroundings import check_devices
 from drifting_jax.training.restore import load_generator, load_run
+from drifting_jax.training.tasks import hint_of
 from drifting_jax.training.toy import load_toy, read_frames
 from drifting_jax.workdir.interruption import EXIT_INTERRUPTED, EXIT_RESUMABLE
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_SHOWN = ("generator", "toy")  # tasks
 
 
 def define_flags() -> None:
@@ -49,6 +51,8 @@ def main(_: Sequence[str]) -> None:
     if bool(values.workdir) == bool(values.weights):
         raise UserError("expected one of --workdir and --weights")
     server.check_address(values.host, values.port)
+    workdir = Path(values.workdir) if values.workdir else None
+    config = None if workdir is None else _config_of(workdir, values.vae)
     # Both leave through the context below, which removes the files.
     signal.signal(signal.SIGINT, lambda *_: sys.exit(EXIT_INTERRUPTED))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_RESUMABLE))
@@ -56,8 +60,10 @@ def main(_: Sequence[str]) -> None:
         folder = Path(name).resolve()
         gradio = server.import_gradio(folder)
         check_devices()
-        page = _page(gradio, values, folder)
-        workdir = Path(values.workdir) if values.workdir else None
+        if workdir is None or config is None:
+            page = _page_of_weights(gradio, values.weights, values.vae, folder)
+        else:
+            page = _page_of_run(gradio, workdir, config, values.vae, folder)
         address = server.serve(
             page, host=values.host, port=values.port, folder=folder, secret=workdir
         )
@@ -70,27 +76,42 @@ def main(_: Sequence[str]) -> None:
         threading.Event().wait()  # until a signal
 
 
-def _page(gradio: ModuleType, values: Any, folder: Path) -> Any:
-    """The page of a run or of weights."""
-    if values.weights:
-        studio = Studio(load_generator(values.weights, vae=values.vae))
-        title = values.weights if "://" in values.weights else Path(values.weights).resolve().name
-        return image_page(gradio, studio, title=title, folder=folder)
-    workdir = Path(values.workdir)
+def _config_of(workdir: Path, vae: str) -> ConfigDict:
+    """The config of a run, read before anything that takes long or may not be installed.
+
+    Raises:
+      UserError: there is no run, or none that the page can show.
+    """
     config = load_config(workdir)
+    if config.task not in _SHOWN:
+        raise UserError(
+            f"{workdir} is a run of task {config.task!r}; the page shows 'generator' and 'toy'"
+            f"{hint_of(config.task)}"
+        )
+    if config.task == "toy" and vae:
+        raise UserError("--vae is for generators of latents; a toy makes points: leave it out")
+    return config
+
+
+def _page_of_weights(gradio: ModuleType, name: str, vae: str, folder: Path) -> Any:
+    """The page of weights without a run."""
+    title = name if "://" in name else Path(name).resolve().name
+    return image_page(gradio, Studio(load_generator(name, vae=vae)), title=title, folder=folder)
+
+
+def _page_of_run(
+    gradio: ModuleType, workdir: Path, config: ConfigDict, vae: str, folder: Path
+) -> Any:
+    """The page of a run of this config."""
     title = workdir.resolve().name
     if config.task == "toy":
-        if values.vae:
-            raise UserError("--vae is for generators of latents; a toy makes points: leave it out")
         show = PointsShow(load_toy(workdir), read_frames(config, workdir))
         return points_page(gradio, show, workdir / "drift.gif", title=title, folder=folder)
-    generator = load_run(workdir, vae=values.vae)
+    generator = load_run(workdir, vae=vae)
     studio = Studio(
         generator,
         averages=config.train.ema_decays,
-        load_average=lambda decay: load_run(
-            workdir, ema_decay=decay, vae=values.vae, step=generator.step
-        ),
+        load_average=lambda decay: load_run(workdir, ema_decay=decay, vae=vae, step=generator.step),
     )
     return image_page(gradio, studio, title=title, folder=folder)
 

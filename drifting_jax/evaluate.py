@@ -205,7 +205,7 @@ def _sweep(values: Any, workdir: Path, stops: StopAgreement) -> None:
 def cli() -> None:
     """Entry point of `drifting-evaluate`."""
     define_flags()
-    run_program(main, words=1, flags_of=define_flags.__module__)
+    run_program(main, words=1)
 
 
 if __name__ == "__main__":

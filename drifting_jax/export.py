@@ -3,9 +3,9 @@
     python -m drifting_jax.export --workdir=runs/digits --out=sampler
     python sampler/sample.py --classes=3,7 --per_class=8 --out=samples.png
 
-Or of weights without a run: `--weights=FOLDER`. A policy becomes a folder that acts (`policy.py` in
-it). The folder samples with JAX alone, on a CPU, a GPU or a TPU; with the extra
-`onnx` it also holds the network as ONNX.
+Or of weights without a run: `--weights=FOLDER`. The folder samples with JAX alone, on a CPU, a GPU
+or a TPU; with the extra `onnx` it also holds the network as ONNX. A policy becomes a folder that
+acts (`policy.py` in it), a generator of pairs one that takes conditions.
 """
 
 from collections.abc import Sequence

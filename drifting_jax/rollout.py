@@ -20,7 +20,7 @@ from drifting_jax.commands.command_line import run_program
 from drifting_jax.control.environments.table import find_environment
 from drifting_jax.control.measurement import SUMMARY_FILE, Settings, measure
 from drifting_jax.control.page import percent, write_page
-from drifting_jax.control.rollouts import check_fit
+from drifting_jax.control.rollouts import check_fit, first_outside
 from drifting_jax.digests import fingerprint_variables
 from drifting_jax.errors import UserError
 from drifting_jax.policy.policy import load_policy
@@ -68,6 +68,12 @@ def main(_: Sequence[str]) -> int:
     environment = maker.make()
     policy = load_policy(name, ema_decay=values.ema_decay, step=values.step)
     check_fit(policy, environment)
+    if (outside := first_outside(policy, environment, seeds)) is not None:
+        print(
+            f"warning: the first observation of {outside.rows} of {len(seeds)} seeds is "
+            f"{outside.words}",
+            file=sys.stderr,
+        )
     folder = Path(values.environment).name.replace(":", "_")
     out = Path(values.out or Path(values.workdir) / "rollouts" / folder)
     out.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@ Or of published weights, with nothing trained: `--weights=FOLDER --classes=207,3
 Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c] uint8, `arr_1` [n]
 labels, class-major), or a `.png` grid with the classes one after another.
 
-A run of pairs makes images of the conditions in a file: `--workdir=runs/pairs
---conditions=FILE.npz`. `arr_0` is then uint8, or float32 in [-1, 1] if the run learned from floats,
-and `arr_1` the number of each sample's condition.
+A generator of pairs makes images of the conditions in a file: `--workdir=runs/pairs
+--conditions=FILE.npz`, or `--weights=FOLDER`. `arr_0` is then uint8, or float32 in [-1, 1] if the
+run learned from floats, and `arr_1` the number of each sample's condition.
 
 With `--interpolate=8`, each sample is followed by the way to the next one of its class: 8 images,
 the first of which is the sample, and the last the next one. In a `.png`, each row shows one way.
@@ -25,6 +25,7 @@ from absl import flags
 from drifting_jax.commands.class_choice import describe_classes, parse_classes
 from drifting_jax.commands.command_line import run_program
 from drifting_jax.commands.generator_choice import (
+    check_source,
     chosen_generator,
     define_average_flags,
     define_source_flags,
@@ -45,7 +46,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "conditions",
         "",
-        "Of a run of pairs: .npz with the array condition, or .npy; --classes chooses some.",
+        "Of pairs: .npz with the array condition, or .npy; --classes chooses some.",
     )
     flags.DEFINE_integer(
         "interpolate", None, "Images of a way from each sample to the next one.", lower_bound=2
@@ -53,9 +54,7 @@ def define_flags() -> None:
     flags.DEFINE_float("cfg_scale", 1.0, "Guidance scale alpha.")
     flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=2**32 - 1)
     define_average_flags()
-    flags.DEFINE_integer(
-        "batch_size", 64, "Samples made at once; not of a run of pairs.", lower_bound=1
-    )
+    flags.DEFINE_integer("batch_size", 64, "Samples made at once; not of pairs.", lower_bound=1)
     flags.DEFINE_string("out", "samples.npz", "File to write: .npz or .png.")
 
 
@@ -66,13 +65,14 @@ def main(_: Sequence[str]) -> None:
     check_out(out)
     if not 0 < values.cfg_scale < float("inf"):
         raise UserError(f"--cfg_scale must be a number above 0; found {values.cfg_scale}")
-    if values.workdir and not values.weights and is_pairs(values.workdir):
+    check_source(values)
+    if is_pairs(values.workdir or values.weights, is_run=bool(values.workdir)):
         of_pairs = chosen_pairs(values)
         count = write_pair_samples(of_pairs, values)
         print(f"{count} samples of step {of_pairs.step}, one network evaluation each: {out}")
         return
     if values.conditions:
-        raise UserError("--conditions is for runs of pairs")
+        raise UserError("--conditions is for generators of pairs")
     generator = chosen_generator(values)
     if generator.alpha_range is not None:
         _note_outside(*generator.alpha_range, values.cfg_scale)

@@ -30,7 +30,10 @@ OTHERS = {
     *("apt-get", "docker", "gcloud", "git", "pip", "pytest", "ruff", "sbatch", "tensorboard"),
 }
 # Files that a command writes, and what they are copies of.
-WRITTEN = {"sampler/sample.py": "drifting_jax/commands/exported_sample.py"}
+WRITTEN = {
+    "sampler/sample.py": "drifting_jax/commands/exported_sample.py",
+    "pair_sampler/sample.py": "drifting_jax/pairs/exported_pairs.py",
+}
 SETUP = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
 # What a block of Python needs that the tests do not have: a run, weights, or time.
 NEEDS_MORE = {"load_run", "load_generator", "load_network", "load_policy", "load_pairs", "train"}

@@ -123,7 +123,6 @@ def run_program(
     main_function: Callable[[Sequence[str]], int | None],
     *,
     words: int = 0,
-    flags_of: str = "",
     has_config: bool = False,
 ) -> None:
     """Runs the main function of a command through absl and ends the process with its exit status.
@@ -133,7 +132,6 @@ def run_program(
     Args:
       main_function: is given the program's name and at most `words` arguments that are no flags.
       words: how many such arguments the command takes, such as a subcommand.
-      flags_of: module that defines the flags; empty for the module of the function.
       has_config: whether the flags have --config, whose fields they may set.
     """
 
@@ -146,9 +144,11 @@ def run_program(
             print(f"error: {error}", file=sys.stderr)
             return exit_status(error)
 
-    module = flags_of or main_function.__module__
-    for flag in flags.FLAGS.get_flags_for_module(module):  # for --help
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    package = __name__.partition(".")[0]
+    for module, defined in list(flags.FLAGS.flags_by_module_dict().items()):  # for --help
+        if module.partition(".")[0] == package:  # all of these are of this command
+            for flag in defined:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     parse = functools.partial(parse_plain_flags, words=words)
     run_main(guarded, flags_parser=parse_flags if has_config else parse)
 

@@ -1,5 +1,6 @@
-"""Samples of a run of pairs, of the conditions in a file."""
+"""Samples of a generator of pairs, of the conditions in a file."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.pairs.data import read_conditions
 from drifting_jax.pairs.generator import PairGenerator, load_pairs
 from drifting_jax.pairs.pictures import rows_of_pairs
+from drifting_jax.steps.scaling import far_outside
 from drifting_jax.surroundings import check_devices
 from drifting_jax.workdir.sample_files import write_samples
 
@@ -27,15 +29,16 @@ def chosen_pairs(values: Any) -> PairGenerator:
         "cfg_scale": 1.0,
         "batch_size": 64,
     }
-    if given := [name for name, empty in unused.items() if getattr(values, name) != empty]:
-        raise UserError(f"--{given[0]} is for generators of classes; {values.workdir} has pairs")
+    name = values.workdir or values.weights
+    if given := [flag for flag, empty in unused.items() if getattr(values, flag) != empty]:
+        raise UserError(f"--{given[0]} is for generators of classes; {name} has pairs")
     if not values.conditions:
         raise UserError(
-            f"{values.workdir} makes images of conditions: give --conditions=FILE.npz, with the "
+            f"{name} makes images of conditions: give --conditions=FILE.npz, with the "
             "array condition"
         )
     check_devices()
-    return load_pairs(values.workdir, ema_decay=values.ema_decay, step=values.step)
+    return load_pairs(name, ema_decay=values.ema_decay, step=values.step)
 
 
 def write_pair_samples(generator: PairGenerator, values: Any) -> int:
@@ -57,6 +60,11 @@ def write_pair_samples(generator: PairGenerator, values: Any) -> int:
     conditions, targets = _read(generator, values.conditions, with_images=out.suffix == ".png")
     numbers = parse_classes(values.classes, [str(i) for i in range(len(conditions))])
     chosen = conditions[numbers]
+    if (outside := far_outside(generator.facts.scaling, chosen)) is not None:
+        print(
+            f"warning: {outside.rows} of {len(chosen)} conditions are {outside.words}",
+            file=sys.stderr,
+        )
     samples = generator.sample(
         np.repeat(chosen, per, axis=0),
         seed=values.seed,
@@ -77,12 +85,12 @@ def write_pair_samples(generator: PairGenerator, values: Any) -> int:
 def _read(
     generator: PairGenerator, path: str, *, with_images: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The conditions of a file, and its images or None, of the shapes that the run has."""
+    """The conditions of a file, and its images or None, of the shapes that the generator has."""
     conditions, images = read_conditions(path, with_images=with_images)
     shapes = generator.facts.shapes
     if conditions.shape[1:] != shapes.condition:
         raise UserError(
-            f"the run's conditions are {['n', *shapes.condition]}; those of {path} are "
+            f"the generator's conditions are {['n', *shapes.condition]}; those of {path} are "
             f"{list(conditions.shape)}"
         )
     if images is not None and images.shape[1:] != shapes.image:

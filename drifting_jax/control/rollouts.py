@@ -13,8 +13,10 @@ from drifting_jax.control.environments.environment import (
     episode_seeds,
 )
 from drifting_jax.errors import UserError
+from drifting_jax.policy.policy import Policy
 from drifting_jax.policy.program import PolicySizes
 from drifting_jax.policy.windows import Horizons
+from drifting_jax.steps.scaling import Outside, far_outside
 
 OUT_OF_TIME = "out of time"
 _PLANS = 1024  # more than an episode has
@@ -162,6 +164,18 @@ def check_fit(planner: Planner, environment: Environment) -> None:
                 f"the policy has {what} of {of_planner} numbers, the environment of "
                 f"{of_environment}: it has learned from demonstrations of another one"
             )
+
+
+def first_outside(policy: Policy, environment: Environment, seeds: Sequence[int]) -> Outside | None:
+    """Returns what of the first observations of some seeds is far outside of the demonstrations.
+
+    Args:
+      policy: with the range of its demonstrations.
+      environment: that fits it; each seed's first episode is begun.
+      seeds: of rollouts.
+    """
+    firsts = [environment.reset(episode_seeds(ROLLOUTS, seed, 1)[0]) for seed in seeds]
+    return far_outside(policy.scalings.observation, np.stack(firsts))
 
 
 def _plan(planner: Planner, running: Sequence[_Running], *, rows: int, seed: int) -> np.ndarray:

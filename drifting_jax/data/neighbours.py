@@ -23,10 +23,7 @@ def nearest_conditions(conditions: np.ndarray, count: int) -> tuple[np.ndarray, 
         raise UserError(
             f"config.single_target.neighbours must be below the {n} conditions; found {count}"
         )
-    from sklearn.neighbors import NearestNeighbors  # it takes seconds to import
-
-    search = NearestNeighbors(n_neighbors=count + 1).fit(conditions)
-    distance, number = search.kneighbors(conditions)
+    number, distance = _nearest(conditions, conditions, count + 1)
     # Equal conditions come in any order, and more of them than fit may leave a condition out.
     own = np.arange(n)[:, None]
     is_own = number == own
@@ -36,3 +33,24 @@ def nearest_conditions(conditions: np.ndarray, count: int) -> tuple[np.ndarray, 
     number, distance = (np.take_along_axis(a, order, axis=1) for a in (number, distance))
     distance[:, 0] = 0
     return number.astype(np.int64), (distance / d**0.5).astype(np.float32)
+
+
+def nearest_of(conditions: np.ndarray, others: np.ndarray, count: int) -> np.ndarray:
+    """Returns the numbers [n, count] int64 of the nearest of others for each condition.
+
+    Args:
+      conditions: [n, d] float32.
+      others: [m, d] float32.
+      count: of them, from 1 to m.
+    """
+    return _nearest(conditions, others, count)[0].astype(np.int64)
+
+
+def _nearest(
+    conditions: np.ndarray, others: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers and distances [n, count] of the nearest of others, the nearest one first."""
+    from sklearn.neighbors import NearestNeighbors  # it takes seconds to import
+
+    distance, number = NearestNeighbors(n_neighbors=count).fit(others).kneighbors(conditions)
+    return number, distance

@@ -18,14 +18,16 @@ from drifting_jax.errors import UserError
 from drifting_jax.files import expanded, read_json
 from drifting_jax.models.calls import apply
 from drifting_jax.pairs.facts import PairFacts, PairShapes
+from drifting_jax.pairs.folders import is_folder, read_folder
 from drifting_jax.pairs.program import make_network, pairs_program
 from drifting_jax.steps.sampling import sample_rows, to_uint8
 from drifting_jax.steps.state import TrainState, ema_name
 from drifting_jax.surroundings import settled_jax
 from drifting_jax.training.restore import chosen_decay, restored_items
+from drifting_jax.weights.files import fetch
 
 PyTree = Any
-_BATCH_SIZE = 64  # one for all: in a batch of another size, an image may be rounded otherwise
+BATCH_SIZE = 64  # one for all: in a batch of another size, an image may be rounded otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class PairGenerator:
       model: the network.
       step: training steps of its parameters.
       ema_decay: of the moving average that they are.
-      config: of its run.
+      config: of its run; None for one of a folder for the Hub.
     """
 
     facts: PairFacts
@@ -46,7 +48,7 @@ class PairGenerator:
     model: nn.Module
     step: int
     ema_decay: float
-    config: ConfigDict
+    config: ConfigDict | None = None
 
     def sample(
         self, conditions: np.ndarray, *, seed: int, indices: np.ndarray | None = None
@@ -92,7 +94,7 @@ class PairGenerator:
         def sample(rows: np.ndarray, numbers: np.ndarray) -> jax.Array:
             return sampler(params, self.facts.scaling, rows, numbers, np.uint32(seed))
 
-        images = sample_rows(sample, conditions, chosen, batch_size=_BATCH_SIZE)
+        images = sample_rows(sample, conditions, chosen, batch_size=BATCH_SIZE)
         if not np.isfinite(images).all():
             raise UserError("the images are not finite: the training diverged")
         return images
@@ -116,33 +118,44 @@ def make_pair_sampler(model: nn.Module, shapes: PairShapes) -> Callable[..., jax
     return sampler
 
 
-def is_pairs(workdir: str | Path) -> bool:
-    """Whether a folder is the workdir of a run of pairs.
+def is_pairs(name: str | Path, *, is_run: bool) -> bool:
+    """Whether a name is that of a generator of pairs.
+
+    Args:
+      name: the workdir of a run, or a folder for the Hub or hf://owner/repo.
+      is_run: which of them.
 
     Raises:
-      UserError: it holds no run.
+      UserError: a workdir holds no run, or the folder cannot be fetched or is damaged.
     """
-    return load_config(Path(expanded(str(workdir)))).task == "pairs"
+    if is_run:
+        return load_config(Path(expanded(str(name)))).task == "pairs"
+    return is_folder(str(name))
 
 
 @settled_jax()
 def load_pairs(
-    workdir: str | Path,
+    name: str | Path,
     *,
     ema_decay: float | None = None,
     step: int | None = None,
 ) -> PairGenerator:
-    """Reads a generator from the workdir of its run; the pairs need not be there.
+    """Reads a generator; the pairs need not be there.
 
     Args:
-      workdir: of a run of task "pairs".
-      ema_decay: which moving average; None for the config's eval.ema_decay.
-      step: of the checkpoint; None for the newest.
+      name: the workdir of a run of task "pairs", a folder for the Hub, or hf://owner/repo.
+      ema_decay: which moving average of a run; None for the config's eval.ema_decay.
+      step: of the checkpoint of a run; None for the newest.
 
     Raises:
-      UserError: there is no such run, no checkpoint yet or of this step, or no such average.
+      UserError: there is no such run or folder, no checkpoint yet or of this step, or no such
+        average.
     """
-    workdir = Path(expanded(str(workdir)))
+    workdir = fetch(name)
+    if (weights := read_folder(workdir)) is not None:
+        if ema_decay is not None or step is not None:
+            raise UserError(f"{name} is one average of one step: leave out ema_decay and step")
+        return PairGenerator(**weights._asdict())
     config = load_config(workdir)
     if config.task != "pairs":
         raise UserError(f"{workdir} is a run of task {config.task!r}; expected 'pairs'")

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from drifting_jax.config import ConfigDict
 from drifting_jax.distributed.agreement import on_all_processes
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.metrics.single_target import measure_samples, table
+from drifting_jax.evaluation.metrics.single_target import NAMES, measure_samples, table
 from drifting_jax.files import write_json
+from drifting_jax.pairs.baselines import measure_baselines
 from drifting_jax.pairs.data import Pairs, PairSource, as_floats, read_pairs
 from drifting_jax.pairs.facts import PairFacts, facts_of, frozen_line
 from drifting_jax.pairs.generator import PairGenerator, generator_of
@@ -84,10 +85,12 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
     if context.is_main_process:
         records = read_metrics(workdir, stage="pairs")
         pictures.write_drift(workdir / "drift.png", records, drift_labels(config))
-        found = measure(generator, data.parts)
+        found = measure(generator, config, data)
         print(table(found, "images from -1 to 1"))
+        scalars = {f"{name}/{part}": x[name] for part, x in found.items() for name in NAMES}
+        context.writer.write_scalars("evaluation", step, scalars)
         # Last: it marks the run as complete.
-        write_json(workdir / "evaluation.json", {"step": step, **found})
+        write_json(workdir / "evaluation.json", {"step": step, "ema_decay": decay, **found})
     return True
 
 
@@ -114,16 +117,22 @@ def read_data(config: ConfigDict) -> PairData:
     return PairData(source, parts, facts)
 
 
-def measure(generator: PairGenerator, parts: dict[str, Pairs]) -> dict[str, dict[str, float]]:
-    """Returns `measure_samples` of some pairs of each part, spread evenly, {part: metrics}."""
-    e, found = generator.config.eval, {}
-    for name, pairs in parts.items():
+def measure(
+    generator: PairGenerator, config: ConfigDict, data: PairData
+) -> dict[str, dict[str, float]]:
+    """Returns `measure_samples` of some pairs of each part, spread evenly, {part: metrics}.
+
+    If pairs are held out, those of `measure_baselines` for the same pairs follow.
+    """
+    e, found = config.eval, {}
+    for name, pairs in data.parts.items():
         some = pairs.spread(e.conditions)
-        samples = generator.predict(
-            np.repeat(some.conditions, e.samples, axis=0), seed=generator.config.seed
-        )
+        samples = generator.predict(np.repeat(some.conditions, e.samples, axis=0), seed=config.seed)
         samples = samples.reshape(-1, e.samples, *samples.shape[1:])
         found[name] = measure_samples(samples, as_floats(some.images))
+    if (others := data.parts.get("held_out")) is not None:
+        some, scaling = others.spread(e.conditions), data.facts.scaling
+        found |= measure_baselines(data.parts["training"], some, scaling)
     return found
 
 

@@ -1,26 +1,29 @@
 """A policy as a folder for the Hugging Face Hub: weights, metrics and a model card."""
 
 import html
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from drifting_jax.digests import fingerprint_variables
 from drifting_jax.errors import UserError
-from drifting_jax.evaluation.metrics.single_target import NAMES
+from drifting_jax.evaluation.single_target_card import (
+    DAMAGED,
+    EVALUATION,
+    has_metrics,
+    is_json,
+    is_number,
+    metrics_table,
+    read_evaluation,
+)
 from drifting_jax.files import check_new, new_folder, read_json, shown, write_bytes, write_json
 from drifting_jax.policy.folders import Weights, write_folder
 from drifting_jax.policy.policy import Policy, load_policy
 from drifting_jax.weights import model_card
 from drifting_jax.weights.files import fetch
 
-_EVALUATION = "evaluation.json"
-_PARTS = ("training", "held_out")  # of the demonstrations
+_PARTS = {"training": "training demonstrations", "held_out": "held out demonstrations"}
 _SUMMARY = ("episodes", "max_steps", "success", "success_deviation", "endings")  # of rollouts
-_LARGEST = 1e12  # of any number in a table
-# What a damaged file of JSON raises where it is read.
-_DAMAGED = (OSError, UserError, KeyError, TypeError, AttributeError)
 # Fields of the config that the card lists.
 _RECIPE = (
     "model.kind", "model.width", "model.depth", "model.num_heads", "model.init_from",
@@ -29,6 +32,7 @@ _RECIPE = (
     "train.num_steps", "train.conditions", "train.generated", "optim.learning_rate",
     "optim.schedule", "optim.weight_decay", "seed",
 )  # fmt: skip
+_OF_TRANSFORMER = ("model.num_heads",)  # the mlp does not read it
 
 
 def write_for_hub(name: str, out: Path, *, ema_decay: float | None, license_name: str) -> str:
@@ -57,7 +61,7 @@ def write_for_hub(name: str, out: Path, *, ema_decay: float | None, license_name
     with new_folder(out) as partial:
         write_folder(partial, weights)
         if found:
-            write_json(partial / _EVALUATION, found)
+            write_json(partial / EVALUATION, found)
         card = _card(out.name, policy, found, license_name)
         write_bytes(partial / "README.md", shown(card).encode())
     line = f"policy of step {policy.step}: {out}; README.md there is its model card"
@@ -66,13 +70,7 @@ def write_for_hub(name: str, out: Path, *, ema_decay: float | None, license_name
 
 def _measured(folder: Path, policy: Policy) -> tuple[dict[str, Any], list[Path]]:
     """What evaluation.json says of these weights, with their rollouts, and the damaged files."""
-    path, found, damaged = folder / _EVALUATION, {}, []
-    try:
-        found = read_json(path) if path.is_file() else {}
-        if not _is_evaluation(found):
-            raise UserError(f"{path} is no evaluation")
-    except _DAMAGED:
-        found, damaged = {}, [path]
+    found, damaged = read_evaluation(folder, _is_evaluation)
     if policy.config is None:  # a folder for the Hub, whose file is of its weights
         return found, damaged
     of_these = found.get("step") == policy.step
@@ -98,16 +96,14 @@ def _rollouts(workdir: Path, parameters: str) -> tuple[list[dict[str, Any]], lis
             if not _is_summary(one):
                 raise UserError(f"{path} is no summary of rollouts")
             found.append(one)
-        except _DAMAGED:
+        except DAMAGED:
             damaged.append(path)
     return found, damaged
 
 
 def _is_evaluation(found: Mapping[str, Any]) -> bool:
-    """Whether the tables can show it. Raises KeyError, TypeError or AttributeError if not, too."""
-    values = [found[part][name] for part in _PARTS if part in found for name in NAMES]
-    rollouts = found.get("rollouts", ())
-    return all(map(_is_number, values)) and all(map(_is_summary, rollouts)) and _is_json(found)
+    """Whether the tables can show it. Raises one of `DAMAGED` if not, too."""
+    return has_metrics(found, _PARTS) and all(map(_is_summary, found.get("rollouts", ())))
 
 
 def _is_summary(one: Mapping[str, Any]) -> bool:
@@ -116,23 +112,10 @@ def _is_summary(one: Mapping[str, Any]) -> bool:
     return (
         isinstance(one["environment"], str)
         and type(one["episodes"]) is int
-        and all(map(_is_number, (one["episodes"], one["success"])))
-        and (deviation is None or _is_number(deviation))
-        and _is_json(one)
+        and all(map(is_number, (one["episodes"], one["success"])))
+        and (deviation is None or is_number(deviation))
+        and is_json(one)
     )
-
-
-def _is_json(record: Mapping[str, Any]) -> bool:
-    """Whether it can be written again: Python reads numbers that JSON does not have."""
-    try:
-        json.dumps(record, allow_nan=False)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < _LARGEST
 
 
 def _card(name: str, policy: Policy, found: Mapping[str, Any], license_name: str) -> str:
@@ -148,8 +131,10 @@ def _card(name: str, policy: Policy, found: Mapping[str, Any], license_name: str
         "demonstrations.",
     ]
     if policy.config is not None:
+        is_mlp = policy.config.model.kind == "mlp"
+        names = [name for name in _RECIPE if not (is_mlp and name in _OF_TRANSFORMER)]
         recipe = model_card.recipe(
-            policy.config, _RECIPE, step=policy.step, ema_decay=policy.ema_decay
+            policy.config, names, step=policy.step, ema_decay=policy.ema_decay
         )
         parts += ["## Recipe", recipe]
     if found:
@@ -160,15 +145,8 @@ def _card(name: str, policy: Policy, found: Mapping[str, Any], license_name: str
 
 def _tables(found: Mapping[str, Any]) -> list[str]:
     """Tables of the metrics that are there."""
-    tables = []
-    measured = {part: found[part] for part in _PARTS if part in found}
-    if measured:
-        lines = [f"| actions from -1 to 1 | {' | '.join(NAMES)} |"]
-        lines += ["|---" * (len(NAMES) + 1) + "|"]
-        for part, values in measured.items():
-            cells = " | ".join(f"{values[name]:.4f}" for name in NAMES)
-            lines.append(f"| {part.replace('_', ' ')} demonstrations | {cells} |")
-        tables.append("\n".join(lines))
+    table = metrics_table(found, _PARTS, "actions from -1 to 1")
+    tables = [] if table is None else [table]
     if rollouts := found.get("rollouts"):
         lines = ["| rollouts in | episodes of a seed | success |", "|---|---|---|"]
         for one in rollouts:

@@ -1,6 +1,6 @@
 """Scaling of conditions, observations and actions to [-1, 1], as Diffusion Policy has it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -8,6 +8,7 @@ import numpy as np
 
 from drifting_jax.errors import UserError
 
+FAR = 2.0  # beyond it, in scaled values, an input is far outside of the training range
 LEAST_RANGE = 1e-4  # below it a dimension counts as constant, and is only centred
 _PARTS = ("centre", "half_range")
 
@@ -82,3 +83,48 @@ def scaling_of(values: np.ndarray, covering: Scaling | None = None) -> Scaling:
         centre=(low + half).astype(np.float32),
         half_range=np.where(constant, 0, half).astype(np.float32),
     )
+
+
+class Outside(NamedTuple):
+    """The input that lies farthest outside of the range that a scaling was made of.
+
+    Attributes:
+      rows: how many rows lie far outside in a dimension.
+      dimension: that of the farthest value.
+      value: that value, in the units of the data.
+      low, high: the range of that dimension.
+    """
+
+    rows: int
+    dimension: int
+    value: float
+    low: float
+    high: float
+
+    @property
+    def words(self) -> str:
+        """What a person is told of it."""
+        return (
+            f"far outside of the training range: {self.value:.4g} in dimension {self.dimension}, "
+            f"where training had {self.low:.4g} to {self.high:.4g}"
+        )
+
+
+def far_outside(scaling: Scaling, values: np.ndarray) -> Outside | None:
+    """Returns what of values [n, ..., d] lies far outside of the range of a scaling, or None.
+
+    Far is beyond `FAR` after scaling: by more than half of the range's width. A dimension that was
+    constant keeps its unit, so there it is by more than `FAR`.
+    """
+    if not values.size:
+        return None
+    d = len(scaling.centre)
+    reach = np.abs(scaling.scaled(np.asarray(values, np.float32))).reshape(len(values), -1, d)
+    if not (reach > FAR).any():
+        return None
+    row, place, dimension = np.unravel_index(np.argmax(reach), reach.shape)
+    centre, half = (float(part[dimension]) for part in (scaling.centre, scaling.half_range))
+    value = np.asarray(values, np.float32).reshape(reach.shape)[row, place, dimension]
+    rows = int((reach > FAR).any(axis=(1, 2)).sum())
+    ends = (end if abs(end) > 1e-6 * half else 0.0 for end in (centre - half, centre + half))
+    return Outside(rows, int(dimension), float(value), *ends)

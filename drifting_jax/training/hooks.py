@@ -6,6 +6,7 @@ The devices never wait for a line: it is fetched and written when the next one i
 import dataclasses
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -59,19 +60,22 @@ class TimedBatches(Iterator[Any]):
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """A line to be written: its step and report, its time, and the seconds waited for data."""
+    """A line to be written: its step and report, its time, and the seconds waited for data.
+
+    The time is None until the devices have finished the step.
+    """
 
     step: int
     report: Report | None
-    at: float
+    at: float | None
     waited: float
 
 
 class MetricLines:
     """Writes a line of metrics.jsonl for each step that it is called for, one call late.
 
-    A line's time is that of its step: when it was called for, if the devices were done by then, or
-    else when they are.
+    The loop hands out steps long before the devices finish them. A line's time, the bar and the
+    time left count steps when they are seen to be finished, which is looked at after each step.
     """
 
     def __init__(
@@ -86,48 +90,64 @@ class MetricLines:
         self._start = start
         self._utilisation = Utilisation(program)
         self._compiling = 0.0
-        self._started = self._printed_at = self._compiled_at = time.monotonic()
-        self._last = _Line(start, None, self._started, 0.0)
+        self._started = self._printed_at = time.monotonic()
+        self._last, self._last_at = _Line(start, None, None, 0.0), self._started
+        self._running: deque[tuple[int, Any]] = deque()
+        self._paced = start, self._started  # the step and the time that the pace counts from
 
     def after_every_step(self, moment: Moment) -> None:
-        """Moves the bar."""
-        self._bar.update()
-        if moment.step == self._start + 1:
-            self._compiled_at = time.monotonic()
-            self._compiling = self._compiled_at - self._started - self._batches.waited
+        """Moves the bar by the steps that the devices have finished since."""
+        self._running.append((moment.step, moment.report.skipped))
+        is_first = moment.step == self._start + 1
+        if is_first:  # the pace counts from the end of the compilation, when the devices begin
+            now = time.monotonic()
+            self._compiling = now - self._started - self._batches.waited
+            self._paced = self._start, now
+            self._bar.unpause()
+        self._note_finished()
+        if is_first and not self._running:  # this device computes before it returns
+            self._paced = moment.step, now
 
     def __call__(self, moment: Moment) -> None:
         """Writes the line before, and keeps this one until the next call."""
         self.flush()
         for leaf in jax.tree.leaves(moment.report):
             leaf.copy_to_host_async()
-        now = time.monotonic()
-        self._pending = _Line(moment.step, moment.report, now, self._batches.waited)
+        at = None if self._running else time.monotonic()
+        self._pending = _Line(moment.step, moment.report, at, self._batches.waited)
 
     def flush(self) -> None:
         """Writes the line that is kept, if there is one."""
         if self._pending is None:
             return
+        report = transfer.fetch(self._pending.report)
+        self._note_finished()
         line, self._pending = self._pending, None
-        waits = not all(leaf.is_ready() for leaf in jax.tree.leaves(line.report))
-        report = transfer.fetch(line.report)
-        if waits:
-            line = dataclasses.replace(line, at=time.monotonic())
+        now = time.monotonic() if line.at is None else line.at
         scalars = dict(self._program.to_scalars(report.metrics))
         before, self._last = self._last, dataclasses.replace(line, report=None)
-        passed = max(line.at - before.at, 1e-9)
+        passed, self._last_at = max(now - self._last_at, 1e-9), now
         steps = line.step - before.step
         scalars |= self._utilisation.of(steps, passed)
         if before.step == self._start:
             scalars["compile_seconds"] = self._compiling
         scalars |= {
             "images_per_second": self._program.images_per_step * steps / passed,
-            "seconds": line.at - self._started,
+            "seconds": now - self._started,
             "skipped": int(report.skipped),
             "waiting_for_data": (line.waited - before.waited) / passed,
         }
         self._context.writer.write_scalars(self._program.name, line.step, scalars)
-        self._show(line.step, scalars, line.at)
+        self._show(line.step, scalars, now)
+
+    def _note_finished(self) -> None:
+        """Looks which steps the devices have finished."""
+        now = time.monotonic()
+        while self._running and self._running[0][1].is_ready():
+            step, _ = self._running.popleft()
+            if self._pending is not None and self._pending.step == step:
+                self._pending = dataclasses.replace(self._pending, at=now)
+            self._bar.update()
 
     def _show(self, step: int, scalars: Mapping[str, float], now: float) -> None:
         self._bar.set_postfix_str(postfix(scalars), refresh=False)
@@ -135,13 +155,19 @@ class MetricLines:
             return
         num_steps = self._program.num_steps
         if step == num_steps or now - self._printed_at > _SECONDS_BETWEEN_LINES:
-            self._printed_at = now
-            pace = (now - self._compiled_at) / max(step - self._start - 1, 1)
-            print(
-                f"{self._program.name} {step}/{num_steps}, {pace * (num_steps - step):.0f} s left, "
-                f"{postfix(scalars)}",
-                file=sys.stderr,
-            )
+            words = [f"{self._program.name} {step}/{num_steps}"]
+            if (left := self._seconds_left(step, now)) is not None:
+                words.append(f"{left:.0f} s left")
+            print(", ".join([*words, postfix(scalars)]), file=sys.stderr)
+            self._printed_at, self._paced = now, (step, now)
+
+    def _seconds_left(self, step: int, now: float) -> float | None:
+        """At the pace since the line printed before, or the compilation; None if unknown."""
+        since, at = self._paced
+        left = self._program.num_steps - step
+        if not left:
+            return 0.0
+        return (now - at) / (step - since) * left if step > since else None
 
 
 def postfix(scalars: Mapping[str, float]) -> str:

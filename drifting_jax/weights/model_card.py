@@ -1,5 +1,6 @@
 """What the model cards of folders for the Hub share, in Markdown."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.values import flat, plain
 from drifting_jax.errors import UserError
+from drifting_jax.method.fields.options import DriftOptions
+from drifting_jax.method.fields.table import field_named
 
 PAPER = "[Drifting Model](https://arxiv.org/abs/2602.04770)"
 
@@ -34,6 +37,8 @@ def card(parts: Iterable[str], *, tag: str, license_name: str) -> str:
 def recipe(config: ConfigDict, names: Sequence[str], *, step: int, ema_decay: float) -> str:
     """Returns which weights these are, and a table of the fields of a config that it has.
 
+    Options that the drifting field does not read are left out.
+
     Args:
       config: of the run.
       names: of the fields, dotted.
@@ -41,8 +46,20 @@ def recipe(config: ConfigDict, names: Sequence[str], *, step: int, ema_decay: fl
       ema_decay: of the moving average.
     """
     values = flat(plain(config))
-    if not values["model.init_from"].startswith("hf://"):  # a folder means nothing to others
-        values["model.init_from"] = Path(values["model.init_from"]).name
-    rows = [f"| `{name}` | {values[name]} |" for name in names if values.get(name, "") != ""]
+    start = values.get("model.init_from", "")
+    if not start.startswith("hf://"):  # a folder means nothing to others
+        values["model.init_from"] = Path(start).name
+    unread = _unread(values["drift.field"])
+    shown = [name for name in names if values.get(name, "") != "" and name not in unread]
+    rows = [f"| `{name}` | {values[name]} |" for name in shown]
     average = f"Step {step}, the moving average of decay {ema_decay:g}."
     return "\n".join([average, "", "| field | value |", "|---|---|", *rows])
+
+
+def _unread(name: str) -> set[str]:
+    """The fields of config.drift that a drifting field does not read."""
+    field = field_named(name)
+    read = field.options - (set() if field.has_temperature else {"temperatures"})
+    return {f"drift.{option.name}" for option in dataclasses.fields(DriftOptions)} - {
+        f"drift.{option}" for option in read
+    }

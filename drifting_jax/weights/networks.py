@@ -213,6 +213,11 @@ def save_network(path: str | Path, network: Network[nn.Module], *, for_hub: bool
 
 def _from_ours(description: Path, params: Path) -> Network[nn.Module]:
     record = read_json(description)
+    if (kind := record.get("network", _GENERATOR)) not in KINDS:
+        raise UserError(
+            f"{description} describes a network of the kind {kind!r:.100}; expected one of "
+            f"{', '.join(KINDS)}"
+        )
     try:
         given = record["fields"].items()
         model = _module_of(record)(**{name: own_folders.from_json(name, x) for name, x in given})

@@ -83,6 +83,8 @@ def _check_sizes(model: nn.Module, tensors: int) -> None:
     stacked = getattr(model, "scan", False)  # one tensor for all layers
     for field in dataclasses.fields(model):
         value = getattr(model, field.name)
+        if isinstance(value, nn.Module) and field.name != "parent":
+            _check_sizes(value, tensors)
         sizes = [n for n in (value if isinstance(value, tuple) else (value,)) if type(n) is int]
         if any(n > _LARGEST for n in sizes):
             raise ValueError(f"a network of {field.name}={value!r:.60} is too large to be built")

@@ -1,5 +1,6 @@
 """Flags of a config: overrides, and mistakes that are one line on stderr."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,21 @@ def test_a_home_folder_that_is_not_there_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         parse_plain_flags(["program", "--out=~no-such-user/x"])
     assert capsys.readouterr().err.startswith("error: expected a home folder for ~no-such-user/x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("sample", {"workdir", "weights", "ema_decay", "step", "conditions", "out"}),
+        ("export", {"workdir", "weights", "vae", "out"}),
+        ("evaluate", {"workdir", "weights", "cfg_scales"}),
+        ("demo", {"workdir", "weights", "port"}),
+    ],
+)
+def test_help_lists_all_flags_of_a_command(command, expected):
+    """Also those that several commands share, and none of a library."""
+    program = [sys.executable, "-m", f"drifting_jax.{command}", "--help"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    found = set(re.findall(r"^ +--(?:\[no\])?(\w+)[:;]", done.stdout, re.MULTILINE))
+    assert expected <= found and "verbosity" not in found and "config" not in found

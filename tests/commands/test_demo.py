@@ -1,6 +1,5 @@
 """Mistakes on the demo's command line: one line each, and exit status 2."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import quick_compiling
+from own_flags import run_command
+
+from drifting_jax import demo
+from drifting_jax.commands import generator_choice
+from drifting_jax.config import base_config, save_config
+from drifting_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-# What a run that is not there is told: first of all that the extra is missing.
-NO_RUN = "holds no run" if importlib.util.find_spec("gradio") else "pip install -e '.[demo]'"
 
 
 @pytest.mark.slow
@@ -23,7 +26,7 @@ NO_RUN = "holds no run" if importlib.util.find_spec("gradio") else "pip install 
         (["--workdir=a", "--share"], "Unknown command line flag 'share'"),
         (["--workdir=a", "--port=0"], "port"),
         (["--workdir=a", "--host=no.such.host.invalid"], "--host=no.such.host.invalid"),
-        (["--workdir=no/such/run"], NO_RUN),
+        (["--workdir=no/such/run"], "holds no run"),
     ],
     ids=str,
 )
@@ -39,3 +42,21 @@ def test_a_mistake_is_one_line(arguments, message):
     assert done.returncode == 2 and not done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize(
+    "task, words, message",
+    [
+        ("pairs", (), "a run of task 'pairs'; the page shows 'generator' and 'toy': its training"),
+        ("policy", (), "shows 'generator' and 'toy': python -m drifting_jax.rollout measures it"),
+        ("encoder", (), "a run of task 'encoder'; the page shows 'generator' and 'toy'$"),
+        ("toy", ("--vae=somewhere",), "--vae is for generators of latents"),
+    ],
+)
+def test_a_run_that_is_not_shown_comes_before_a_missing_package(
+    task, words, message, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "gradio", None)  # importing it fails
+    save_config(tmp_path, base_config(task))
+    with pytest.raises(UserError, match=message):
+        run_command([demo, generator_choice], f"--workdir={tmp_path}", *words)

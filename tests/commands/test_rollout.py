@@ -15,6 +15,7 @@ from drifting_jax.files import read_json
 from drifting_jax.models.calls import init_params
 from drifting_jax.models.conditioned import ConditionedMLP
 from drifting_jax.policy.folders import Weights, write_folder
+from drifting_jax.policy.policy import load_policy
 from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
 from drifting_jax.steps.scaling import scaling_of
@@ -63,6 +64,28 @@ def test_rollouts_of_a_run_and_the_same_command_again(folder, capsys):
     (out / "seed_0.json").unlink()
     run_command(rollout, *words, "--seeds=0", "--gif_every=0")
     assert (out / "seed_0.npz").read_bytes() == before[1]
+
+
+def test_beginnings_far_outside_of_the_demonstrations_are_told(folder, tmp_path, capsys):
+    policy = load_policy(folder / "run")
+    known = policy.scalings.observation
+    shifted = known.replace(centre=known.centre + np.float32([0, 40]) * known.half_range)
+    weights = {name: getattr(policy, name) for name in Weights._fields}
+    weights |= {"scalings": policy.scalings._replace(observation=shifted)}
+    write_folder(tmp_path / "hub", Weights(**weights))
+    words = ("--environment=two_ways", "--episodes=1", "--seeds=0,1", "--gif_every=0")
+    for source, told in (
+        (f"--workdir={folder / 'run'}", 0),
+        (f"--weights={tmp_path / 'hub'}", 1),
+    ):
+        run_command(rollout, source, *words, f"--out={tmp_path / source[2]}")
+        lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning")]
+        assert len(lines) == told
+    low, high = (float(shifted.centre[1] + x * shifted.half_range[1]) for x in (-1, 1))
+    assert lines[0].startswith(
+        "warning: the first observation of 2 of 2 seeds is far outside of the training range: "
+    )
+    assert lines[0].endswith(f"in dimension 1, where training had {low:.4g} to {high:.4g}")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from drifting_jax.data.neighbours import nearest_conditions
+from drifting_jax.data.neighbours import nearest_conditions, nearest_of
 from drifting_jax.errors import UserError
 
 
@@ -24,3 +24,11 @@ def test_a_condition_is_its_own_first_neighbour_among_equal_ones():
     assert all(len(set(row)) == 3 and len({n < 6 for n in row}) == 1 for row in number.tolist())
     with pytest.raises(UserError, match="neighbours must be below the 12 conditions; found 12"):
         nearest_conditions(conditions, 12)
+
+
+def test_the_nearest_of_others():
+    rng = np.random.default_rng(1)
+    conditions, others = (rng.uniform(-1, 1, (n, 3)).astype(np.float32) for n in (7, 30))
+    apart = np.linalg.norm(conditions[:, None].astype(float) - others[None], axis=-1)
+    found = nearest_of(conditions, others, 4)
+    np.testing.assert_array_equal(found, np.argsort(apart, axis=1)[:, :4])

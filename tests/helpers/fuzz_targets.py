@@ -42,10 +42,12 @@ from drifting_jax.evaluation.measurement import measure_all
 from drifting_jax.evaluation.reference import read_reference
 from drifting_jax.files import read_json
 from drifting_jax.models.calls import init_params
-from drifting_jax.models.conditioned import ConditionedMLP
+from drifting_jax.models.conditioned import ConditionedGenerator, ConditionedMLP
 from drifting_jax.models.dit import DiT
+from drifting_jax.pairs import folders as pair_folders
 from drifting_jax.pairs.data import Pairs, read_pairs
 from drifting_jax.pairs.facts import PairFacts, facts_of
+from drifting_jax.pairs.generator import load_pairs
 from drifting_jax.policy.demonstrations import read_demonstrations
 from drifting_jax.policy.folders import Weights, write_folder
 from drifting_jax.policy.hub_folder import write_for_hub
@@ -200,6 +202,16 @@ def _runs() -> dict[str, Target]:
             shutil.rmtree(folder)
             own_folders.write(folder, record, params, for_hub=False)
 
+    def of_pairs(folder: Path) -> None:
+        inner = DiT(image_size=2, in_channels=1, out_channels=1, patch_size=1, width=8, depth=1,
+                    num_heads=2, num_classes=1, num_style_books=0, condition_width=4)  # fmt: skip
+        model = ConditionedGenerator(inner, width=4, depth=1)
+        inputs = np.zeros((1, 1, 2, 2, 1)), np.zeros((1, 2))
+        params = jax.device_get(init_params(model, jax.random.key(0), *inputs))
+        pair_folders.write_folder(
+            folder, pair_folders.Weights(facts_of(pairs), params, model, 3, 0.99)
+        )
+
     def measured(folder: Path) -> None:
         policy(folder)
         part = dict.fromkeys(("energy_score", "error", "nearest", "spread"), 0.5)
@@ -245,6 +257,7 @@ def _runs() -> dict[str, Target]:
             lambda folder: PairFacts.from_record(read_json(folder / "data.json"), "data.json"),
             (UserError,),
         ),
+        "run folder of pairs": Target(_made_by(of_pairs), load_pairs, (UserError,)),
         "run policy": Target(_made_by(policy), load_policy, (UserError,)),
         "run policy plain": Target(
             _made_by(functools.partial(policy, for_hub=False)), load_policy, (UserError,)

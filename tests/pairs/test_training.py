@@ -81,8 +81,14 @@ def test_a_run_leaves_its_metrics_pictures_and_checkpoints(workdir):
     found = json.loads((workdir / "evaluation.json").read_text())
     assert found["step"] == 4
     assert (found["training"]["conditions"], found["held_out"]["conditions"]) == (5, 4)
-    for part in ("training", "held_out"):
+    parts = {"training", "held_out", "nearest_pairs", "mean_image"}
+    assert set(found) == {"step", "ema_decay"} | parts and found["ema_decay"] == 0.5
+    for part in parts:
         assert found[part]["error"] >= found[part]["nearest"] > 0
+    (line,) = read_metrics(workdir, stage="evaluation")
+    assert line["step"] == 4 and len(line) == 2 + 4 * 4
+    assert line["energy_score/held_out"] == found["held_out"]["energy_score"]
+    assert line["energy_score/mean_image"] == found["mean_image"]["energy_score"]
     assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
     assert lines(workdir)[-1]["energy_score"] > 0 and lines(workdir)[-1]["skipped"] == 0
     for step in (2, 4):
@@ -162,6 +168,25 @@ def test_the_command_samples_the_conditions_of_a_file(command, workdir, pairs, t
         width, height = Image.open(tmp_path / "s.png").size
         rows = 5 if per == 3 else 2
         assert width * (5 * rows + 1) == height * (5 * (2 + per) + 1)
+
+
+def test_the_command_warns_of_conditions_far_outside_of_the_training_range(
+    command, pairs, tmp_path, capsys
+):
+    other = conditions_of(pairs)[:3].copy()
+    command(f"--conditions={pairs}", "--per_class=1", f"--out={tmp_path}/s.npz")
+    assert "warning" not in capsys.readouterr().err
+    other[1, 1, 0, 0] = 1000
+    np.save(tmp_path / "c.npy", other)
+    command(f"--conditions={tmp_path}/c.npy", "--per_class=1", f"--out={tmp_path}/s.npz")
+    kept = conditions_of(pairs)[:16]
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning")]
+    assert line == (
+        "warning: 1 of 3 conditions are far outside of the training range: 1000 in dimension 0, "
+        f"where training had {kept.min():.4g} to {kept.max():.4g}"
+    )
+    command(f"--conditions={tmp_path}/c.npy", "--classes=0,2", f"--out={tmp_path}/s.npz")
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_the_command_reads_images_for_a_picture_alone(command, pairs, tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
 """The scaling of each dimension by its range in the data."""
 
 import numpy as np
+import pytest
 
-from drifting_jax.steps.scaling import Scaling, scaling_of
+from drifting_jax.steps.scaling import Scaling, far_outside, scaling_of
 
 
 def test_scaling_maps_the_range_to_one_and_centres_constants():
@@ -41,3 +42,21 @@ def test_a_scaling_covers_itself_bit_for_bit():
     farther = scaling_of(values + 0.01 * first.half_range, first).half_range
     wide = first.half_range > 1e-2
     np.testing.assert_array_less(first.half_range[wide], farther[wide])
+
+
+def test_the_farthest_input_outside_of_the_range_is_named():
+    scaling = scaling_of(np.float32([[0, -5, 7], [1, 5, 7]]))  # [0, 1], [-5, 5], 7 alone
+    inside = np.float32([[1.4, 9.9, 8.9], [-0.4, -9.9, 5.1]])
+    assert far_outside(scaling, inside) is None
+    assert far_outside(scaling, np.zeros((0, 3), np.float32)) is None
+    values = np.stack([inside, inside, inside])  # [3, 2, 3]
+    values[1, 0, 1] = 10.5  # by more than half of the range
+    values[2, 1, 0] = -3.0
+    found = far_outside(scaling, values)
+    assert found == (2, 0, -3.0, 0.0, 1.0)
+    assert found.words == (
+        "far outside of the training range: -3 in dimension 0, where training had 0 to 1"
+    )
+    constant = far_outside(scaling, np.float32([[0, 0, 9.5]]))
+    assert constant == (1, 2, 9.5, 7.0, 7.0)
+    assert far_outside(scaling, np.float32([[np.inf, 0, 7]])).value == pytest.approx(np.inf)

@@ -72,6 +72,7 @@ def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_eve
         counts = (done + 1, total + skips, (in_a_row + 1) * skips)
         loss = jnp.float32(np.nan if skips else done)
         report = Report({"loss": loss}, *map(jnp.int32, (counts[1], counts[2], 7)))
+        report = outside.get("late", jax.block_until_ready)(report)
         return Carry(SimpleNamespace(counts=counts, skipped=counts[1])), report
 
     def look(moment):
@@ -83,7 +84,7 @@ def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_eve
     config = base_config("encoder")
     config.log_every = 4
     config.train.keep_every = keep_every
-    config.train.max_skipped_in_a_row = 3
+    config.train.max_skipped_in_a_row = outside.get("most_skipped", 3)
 
     def write_scalars(*line):
         lines.append(line)
@@ -103,7 +104,9 @@ def run(*, start=0, skipped=(), stop_at=None, full=False, batches=None, keep_eve
         (start, start),
         batches or itertools.count(start),
         checkpoints,
-        RunContext(writer, interruption, StopAgreement(interruption), is_main_process=False),
+        RunContext(
+            writer, interruption, StopAgreement(interruption), is_main_process="late" in outside
+        ),
     )
     return SimpleNamespace(
         lines=lines, saved=checkpoints.saved, seen=seen, carry=carry, events=checkpoints.events
@@ -246,3 +249,47 @@ def test_the_loop_moves_nothing_between_host_and_devices():
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             loop.run(program, carry, {}, itertools.repeat(rows), hooks, start=5)
     assert complete and seen == [2, 3, 4, 5, 6] and int(carry.state.step) == 6
+
+
+class Late:
+    """An array that devices finish at a time of a clock; to fetch it waits until then."""
+
+    def __init__(self, value, clock, at):
+        self.value, self.clock, self.at = value, clock, at
+
+    def is_ready(self):
+        return self.clock[0] >= self.at
+
+    def copy_to_host_async(self):
+        pass
+
+    def __array__(self, dtype=None, copy=None):
+        self.clock[0] = max(self.clock[0], self.at)
+        return np.asarray(self.value, dtype)
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 6])
+def test_the_time_left_is_that_of_the_devices_without_the_compilation(monkeypatch, capfd, ahead):
+    """A step compiles for 40 s and takes the devices 20 s; the host hands out `ahead` at once."""
+    clock, ends = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def late(report):
+        if not ends:
+            clock[0] += 40.0
+        elif len(ends) >= ahead:
+            clock[0] = max(clock[0], ends[-ahead])  # no more steps may wait
+        ends.append(max(clock[0], ends[-1] if ends else 0.0) + 20.0)
+        return jax.tree.map(lambda leaf: Late(leaf, clock, ends[-1]), report)
+
+    # Without a picture of the first batch, and without other looks at a step.
+    lines = run(start=1, late=late, most_skipped=100).lines
+    first, second, last = (
+        line.split(", ")[:2] for line in capfd.readouterr().err.splitlines() if "encoder" in line
+    )
+    assert first == ["encoder 4/10", "120 s left"]
+    assert second == ["encoder 8/10", "40 s left"]
+    assert last == ["encoder 10/10", "0 s left"]
+    assert [line[2]["seconds"] for line in lines] == [100.0, 180.0, 220.0]
+    assert [line[2]["images_per_second"] for line in lines[1:]] == [8 / 20] * 2
+    assert lines[0][2]["compile_seconds"] == 40.0

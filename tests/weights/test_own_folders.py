@@ -106,7 +106,7 @@ def test_missing_and_damaged_files_are_one_line(folder):
         ({"alpha_range": [4.0, 1.0]}, "alpha_range must be two numbers above 0"),
         ({"alpha_range": "1-4"}, "alpha_range must be two numbers above 0"),
         ({"fields": {}}, "describes no network"),
-        ({"network": "gan"}, "describes no network"),
+        ({"network": "gan"}, "a network of the kind 'gan'; expected one of generator, autoenc"),
         ({"step": "x"}, "step must be a whole number"),
     ],
 )
