@@ -132,7 +132,8 @@ def for_recipe(request, tmp_path):
             return found | {"data.path": str(latents), "vae.path": str(VAE)}
         if config.data.source == "images":
             return found | {"data.path": str(request.getfixturevalue("images"))}
-        files, _ = cifar_files(config.data.source, binary=True)
+        per_file = 100 if config.data.source == "cifar100" else 6  # one image of each class
+        files, _ = cifar_files(config.data.source, binary=True, per_file=per_file)
         found |= {"data.path": str(write_folder(tmp_path / "cifar", files))}
         # The covariances of 3,072 pixels would take half a minute.
         patch = request.getfixturevalue("monkeypatch")
