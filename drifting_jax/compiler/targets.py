@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -96,8 +97,8 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
     """Returns devices that exist for the compiler alone.
 
     Args:
-      topology: a TPU slice such as "v5e:8x8"; or a GPU such as "h100", or several of one machine,
-        such as "h100:8".
+      topology: a TPU slice such as "v5e:8x8", or one chip, "v5e:1x1"; or a GPU such as "h100", or
+        several of one machine, such as "h100:8".
 
     Raises:
       UserError: the name is not known, or the compiler for it is not installed.
@@ -138,8 +139,12 @@ def _tpus(topology: str) -> Sequence[jax.Device]:
         from jax.experimental import topologies
 
         # A run sees the two cores of such a chip as one device; so must the compiler.
-        fused = {"chip_config_name": "megacore"} if topology.startswith(("v4:", "v5p:")) else {}
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **fused).devices
+        options: dict[str, Any] = (
+            {"chip_config_name": "megacore"} if topology.startswith(("v4:", "v5p:")) else {}
+        )
+        if re.fullmatch(r"\w+:1(x1)*", topology):  # a host with one chip; others have four
+            options["chips_per_host_bounds"] = (1, 1, 1)
+        return topologies.get_topology_desc(topology, "tpu", **options).devices
     except Exception as error:  # whatever libtpu raises for a name it does not know
         raise UserError(
             f"--topology={topology} cannot be compiled for ({_first_line(error)}): use a GPU "

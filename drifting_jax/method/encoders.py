@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from drifting_jax.method import features
 from drifting_jax.models.calls import apply_variables
@@ -135,6 +136,17 @@ def through_decoder(vae: VAE, feature_function: FeatureFunction) -> FeatureFunct
     def maps(variables: PyTree, latents: jax.Array) -> PyTree:
         images = apply_variables(vae, variables["vae"], latents, method=VAE.decode_scaled)
         return feature_function.maps(variables["encoder"], images)
+
+    return dataclasses.replace(feature_function, maps=maps)
+
+
+def in_colours(feature_function: FeatureFunction) -> FeatureFunction:
+    """The same features; images [b, h, w, 1] are shown as [b, h, w, 3] of three equal channels."""
+
+    def maps(variables: PyTree, images: jax.Array) -> PyTree:
+        if images.shape[-1] == 1:
+            images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
+        return feature_function.maps(variables, images)
 
     return dataclasses.replace(feature_function, maps=maps)
 

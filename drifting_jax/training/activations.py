@@ -51,6 +51,19 @@ def map_bytes(
     return _bytes(jax.eval_shape(function.maps, variables, sample_of(spec)))
 
 
+def feature_shapes(
+    config: ConfigDict,
+    spec: DataSpec,
+    variables: PyTree,
+    *,
+    extras: Mapping[str, nn.Module] = MappingProxyType({}),
+    vae: VAE | None = None,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns {name: [1, t, d]} of the features of one sample; arguments likewise."""
+    function = build.make_feature_function(config, spec, extras=extras, vae=vae)
+    return jax.eval_shape(function, variables, sample_of(spec))
+
+
 def kept_activations(
     config: ConfigDict,
     spec: DataSpec,

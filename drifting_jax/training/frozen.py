@@ -80,10 +80,10 @@ def _check_choices(
             raise UserError(f"config.{choice.path_field} must say where its weights are")
     if choices and config.data.latent and not config.vae.path:
         raise UserError("config.vae.path must say where its weights are")
-    if choices and not config.data.latent and spec.image_shape[-1] != 3:
+    if choices and not config.data.latent and spec.image_shape[-1] not in (1, 3):
         raise UserError(
-            f"the encoder {choices[0].name} sees colour images; {config.data.source} has "
-            f"{spec.image_shape[-1]} channel(s)"
+            f"the encoder {choices[0].name} sees colour images, or grey ones as colours: expected "
+            f"1 or 3 channels; {config.data.source} has {spec.image_shape[-1]}"
         )
 
 

@@ -6,9 +6,10 @@ blocks keep for the backward pass) and what each generated sample of a microbatc
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from drifting_jax.compiler import targets
@@ -20,6 +21,7 @@ from drifting_jax.errors import UserError
 from drifting_jax.models.rematerialisation import POLICIES
 from drifting_jax.training import activations, encoder, frozen
 from drifting_jax.training.compiled_report import CompiledStep
+from drifting_jax.training.loss_memory import is_divided, is_single, loss_bytes
 from drifting_jax.training.memory_plan import (
     KEPT_ON_HOST,
     MemoryPlan,
@@ -68,6 +70,8 @@ class _Sizes:
       least: policy of the encoders -> what those of pixels take of a generated sample in any case.
       for_sample: of a generated sample that is computed, besides what blocks keep.
       share: by which `kept` is too high, for a compiler that keeps less.
+      features: shapes of those of one sample.
+      share_of_loss: by which `loss_bytes` is too high, likewise.
     """
 
     peak: int
@@ -79,6 +83,8 @@ class _Sizes:
     least: Callable[[str], int]
     for_sample: float
     share: float
+    features: Mapping[str, jax.ShapeDtypeStruct]
+    share_of_loss: float
 
 
 def _policies(config: ConfigDict, remat: str) -> dict[str, str]:
@@ -120,13 +126,19 @@ def _measured(config: ConfigDict, found: Program, step: CompiledStep) -> _Sizes:
         return activations.least_of_pixels(changed, spec, found.frozen, **networks)
 
     of_sample = activations.map_bytes(config, spec, found.frozen, **networks)
+    features = activations.feature_shapes(config, spec, found.frozen, **networks)
     plan = MemoryPlan(found.microbatches, found.keep_maps, found.remat)
     maps = _kept_maps(config, mesh, plan, of_sample)
     held = step.held or meshes.bytes_per_device((found.carry, found.frozen, found.batch))
     peak = step.peak or 2 * step.capacity  # a guess, which the compilations correct
     temporary = max(peak - held - maps, 0)
     gradients = min(temporary, meshes.bytes_per_device(state.params))
-    for_sample = (temporary - gradients) / _at_once(config, mesh, found.microbatches)
+    loss = loss_bytes(config, mesh, features)
+    share_of_loss = 1.0 if is_divided(config, found.microbatches) else min(1, (peak - held) / loss)
+    of_microbatch = temporary - gradients
+    if is_single(config, found.microbatches):
+        of_microbatch = max(of_microbatch - share_of_loss * loss, 0)
+    for_sample = of_microbatch / _at_once(config, mesh, found.microbatches)
     blocks = sum(kept(name, x) for name, x in _policies(config, found.remat).items())
     return _Sizes(
         peak=int(peak),
@@ -138,7 +150,29 @@ def _measured(config: ConfigDict, found: Program, step: CompiledStep) -> _Sizes:
         least=least,
         for_sample=max(for_sample - blocks, 0),
         share=min(1, for_sample / blocks) if blocks else 1,
+        features=features,
+        share_of_loss=share_of_loss,
     )
+
+
+def _meanwhile(
+    config: ConfigDict,
+    mesh: Mesh,
+    sizes: _Sizes,
+    microbatches: int,
+    policies: Mapping[str, str],
+    maps: float,
+) -> float:
+    """Bytes that a step with these maps takes besides the state and the gradients."""
+    blocks = sum(sizes.kept(name, policy) for name, policy in policies.items())
+    for_sample = sizes.for_sample + sizes.share * blocks
+    found = maps + _at_once(config, mesh, microbatches) * for_sample
+    loss = sizes.share_of_loss * loss_bytes(config, mesh, sizes.features)
+    if is_single(config, microbatches):
+        return found + loss
+    if is_divided(config, microbatches):
+        return found  # a row's loss is among what its samples take
+    return max(found, loss - sizes.gradients)  # there are none yet
 
 
 def generator_candidates(
@@ -149,10 +183,7 @@ def generator_candidates(
     resident = (found.batch,) if config.queue.kind == "dataset" else ()
     held = meshes.bytes_per_device((found.carry, found.frozen, *resident))
     before = _policies(config, found.remat)
-    now = _at_once(config, mesh, found.microbatches) * (
-        sizes.for_sample + sizes.share * sum(sizes.kept(*each) for each in before.items())
-    )
-    outside = sizes.peak - sizes.maps - now  # the state, the gradients
+    outside = sizes.peak - _meanwhile(config, mesh, sizes, found.microbatches, before, sizes.maps)
 
     def estimated(values: Values, *, is_other_method: bool = False) -> Candidate | None:
         changed = with_values(config, values)
@@ -164,6 +195,7 @@ def generator_candidates(
                 held=held - on_host,
                 maps=sizes.of_sample,
                 least=sizes.least(changed.encoder.remat),
+                loss=loss_bytes(changed, mesh, sizes.features),
                 activations=lambda policy: sum(
                     sizes.kept(name, policy) for name in _NETWORKS if changed[name].remat == "auto"
                 ),
@@ -171,10 +203,8 @@ def generator_candidates(
         except UserError:
             return None  # it does not split over the devices
         policies = _policies(changed, plan.remat)
-        blocks = sum(sizes.kept(name, policy) for name, policy in policies.items())
-        for_sample = sizes.for_sample + sizes.share * blocks
-        meanwhile = _at_once(changed, mesh, plan.microbatches) * for_sample
-        meanwhile += _kept_maps(changed, mesh, plan, sizes.of_sample)
+        maps = _kept_maps(changed, mesh, plan, sizes.of_sample)
+        meanwhile = _meanwhile(changed, mesh, sizes, plan.microbatches, policies, maps)
         saved = int(min(on_host, meanwhile))  # the update needs the moments on the device
         peak = outside - saved + meanwhile
         is_known = plan.microbatches == found.microbatches and policies == before

@@ -55,6 +55,7 @@ def memory_plan(
     held: int = 0,
     maps: int = 0,
     least: int = 0,
+    loss: float = 0,
     activations: Callable[[str], int] = lambda policy: 0,
 ) -> MemoryPlan:
     """Returns the plan of a generator's step: as configured, or as the devices need it.
@@ -66,6 +67,7 @@ def memory_plan(
       maps: bytes of the maps of one sample; 0 to check the config alone.
       least: bytes that the encoders of pixels keep of one generated sample in any case; see
         `activations.least_of_pixels`.
+      loss: bytes of the loss of all rows at once; see `loss_memory.loss_bytes`.
       activations: rematerialisation policy -> bytes that the networks whose config says "auto" keep
         of one generated sample until the backward pass.
 
@@ -78,6 +80,13 @@ def memory_plan(
     for_each = maps * samples_of_row(config) / t.generated_per_label
     free, kept = _usable(device) - held, for_each * generated
     needed = max(_OVER_MAPS * for_each, least)  # at once, for a generated sample
+
+    def needed_at_once(count: int) -> float:
+        """Bytes of a microbatch. The maps of a single row say little of its loss, of n² pairs."""
+        of_maps = needed * generated / count
+        if t.labels_per_step > 1 or count > 1:
+            return of_maps
+        return max(of_maps, least * generated + loss)
 
     def place(at_once: float) -> str:
         """Where the maps of all samples lie, beside so many generated samples at once."""
@@ -96,7 +105,7 @@ def memory_plan(
         elif t.keep_maps == "auto" and not _splits(config, mesh, count):
             keep_maps = "no"
         at_once = generated / count
-        room = free - needed * at_once
+        room = free - needed_at_once(count)
         if count > 1 and keep_maps == "yes":
             room -= kept
         remat = "none" if not _usable(device) else _policy(activations, room / at_once)
@@ -108,8 +117,10 @@ def memory_plan(
     at_once, keep_maps = _SAMPLES_AT_ONCE, place(_SAMPLES_AT_ONCE)
     fitting = possible_microbatches(config, mesh)
     if targets.gpu_of(device) and maps:
-        if fitting[0] == 1 and needed * generated <= free:
+        if fitting[0] == 1 and needed_at_once(1) <= free:
             return planned(1, keep_maps)  # one microbatch keeps nothing
+        if t.labels_per_step == 1 and fitting[0] == 1:
+            fitting = fitting[1:] or fitting  # so that its loss does not come on top
         room = free - kept if keep_maps == "yes" else free
         at_once *= max(1, int(room // (needed * at_once)))
     most = generated / at_once

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from drifting_jax.config import ConfigDict
 from drifting_jax.errors import UserError
-from drifting_jax.method.encoders import FeatureFunction
+from drifting_jax.method.encoders import FeatureFunction, in_colours
 from drifting_jax.models.calls import apply_variables
 from drifting_jax.weights.pixel_encoders import ENCODERS, PixelEncoder, Statistics
 
@@ -72,7 +72,10 @@ def as_shown(config: ConfigDict, choice: Choice, model: nn.Module) -> nn.Module:
 def feature_functions(
     config: ConfigDict, extras: Mapping[str, nn.Module]
 ) -> dict[str, FeatureFunction]:
-    """Returns {name: feature function} of networks {name: module} as a step uses them."""
+    """Returns {name: feature function} of networks {name: module} as a step uses them.
+
+    The functions take images [b, h, w, c] of three channels, or of one, which stands for all three.
+    """
     f = config.features
     statistics = Statistics(tuple(f.patch_sizes), f.partial_patches, f.joint_scale)
     policy = "none" if config.encoder.remat == "auto" else config.encoder.remat
@@ -81,7 +84,7 @@ def feature_functions(
         model = extras[choice.name]
         if hasattr(model, "remat"):
             model = model.clone(remat=policy)
-        functions[choice.name] = choice.encoder.features(model, statistics)
+        functions[choice.name] = in_colours(choice.encoder.features(model, statistics))
     return functions
 
 

@@ -32,6 +32,7 @@ from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
 from drifting_jax.training import activations, build, dataset, frozen, initial_states, scalars
 from drifting_jax.training.attention_kernel import generator_in_training
+from drifting_jax.training.loss_memory import loss_bytes
 from drifting_jax.training.memory_plan import MemoryPlan, memory_plan
 from drifting_jax.training.program import Carry, Program, jit_step, report_of
 from drifting_jax.training.queues import make_queue
@@ -67,11 +68,7 @@ def generator_program(
         make_queue(config, spec, mesh, shapes=True),
     )
     networks: dict[str, Any] = {"extras": extras, "vae": vae}
-    of_sample = jax.eval_shape(
-        build.make_feature_function(config, spec, **networks),
-        variables,
-        activations.sample_of(spec),
-    )
+    of_sample = activations.feature_shapes(config, spec, variables, **networks)
     if config.drift.negatives == "stale":
         carry = dataclasses.replace(carry, negatives=_negatives(config, mesh, of_sample))
     batch = _images(config, spec, mesh, config.queue.push_per_step)
@@ -80,7 +77,8 @@ def generator_program(
         dataset.check_fits(spec, mesh, held=meshes.bytes_per_device(held))
         batch = dataset.template(spec, mesh)
         held = (*held, batch)
-    config, plan = _planned(config, spec, held, mesh, networks)
+    loss = loss_bytes(config, mesh, of_sample)
+    config, plan = _planned(config, spec, held, mesh, networks, loss=loss)
     feature_function, features = build.make_feature_function(config, spec, **networks), [*of_sample]
     settings = build.generator_step_config(config, plan, features)
     schedule, drifts = build.generator_schedule(config), drift_names(settings.drift)
@@ -224,17 +222,22 @@ def _planned(
     held: Sequence[PyTree],
     mesh: Mesh,
     networks: Mapping[str, Any],
+    *,
+    loss: float,
 ) -> tuple[ConfigDict, MemoryPlan]:
     """Returns the config with the rematerialisation of a plan for the memory, and the plan.
 
-    `held` are the carry, the frozen networks' variables, and what else a device holds throughout.
+    `held` are the carry, the frozen networks' variables, and what else a device holds throughout;
+    `loss` is what `loss_bytes` gives.
     """
     carry, variables = held[:2]
     kept = activations.kept_activations(config, spec, carry.state.params, variables, **networks)
     maps = activations.map_bytes(config, spec, variables, **networks)
     least = activations.least_of_pixels(config, spec, variables, **networks)
     bytes_held = meshes.bytes_per_device(held)
-    plan = memory_plan(config, mesh, held=bytes_held, maps=maps, least=least, activations=kept)
+    plan = memory_plan(
+        config, mesh, held=bytes_held, maps=maps, least=least, loss=loss, activations=kept
+    )
     return activations.with_remat(config, plan.remat), plan
 
 

@@ -198,5 +198,7 @@ def test_the_real_program_compiles_for_a_tpu_slice():
     assert "TPU v5 lite" in told and "collectives: " in told and "fits" in told
     assert "compiler's estimate" in told
     assert len(targets.devices_of("v4:2x2x1")) == 4  # a device for each chip, as JAX shows them
+    for one_chip in ("v5e:1x1", "v6e:1x1", "v4:1x1x1"):
+        assert len(targets.devices_of(one_chip)) == 1
     with pytest.raises(UserError, match="--topology=v5e:3x7 cannot be compiled for"):
         dry_run.dry_run(config(), topology="v5e:3x7")

@@ -88,6 +88,26 @@ def test_blocks_keep_what_fits(monkeypatch, held, expected):
     assert plan.remat == expected
 
 
+@pytest.mark.parametrize(("loss", "expected"), [(0, 1), (20, 1), (30, 2), (200, 2)])
+def test_the_loss_of_a_single_row_counts(monkeypatch, loss, expected):
+    """640 samples of 40 MiB, of an H100's 53 GiB: 25 beside the loss of all pairs.
+
+    Of two microbatches neither holds them while the loss is computed.
+    """
+    large = {"train__microbatches": 0, "queue__allow_repeats": True}
+    found = config(train__labels_per_step=1, train__generated_per_label=640,
+                   train__positives_per_label=640, train__unconditional_per_label=0,
+                   **large)  # fmt: skip
+    mesh = build.make_mesh(found, devices=jax.devices()[:1])
+    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS["h100"])
+    given = {"maps": 2**20, "least": 40 * 2**20, "loss": loss * 2**30}
+    plan = memory_plan(found, mesh, **given)
+    assert (plan.microbatches, plan.parts_of_rows) == (expected, expected)
+    rows = config(train__labels_per_step=2, train__generated_per_label=320,
+                  train__positives_per_label=320, **large)  # fmt: skip
+    assert memory_plan(rows, mesh, **given) == memory_plan(rows, mesh, **given | {"loss": 0})
+
+
 def test_a_policy_keeps_fewer_activations_than_the_one_before_it():
     found = config()
     spec = data_spec(found.data)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_images_config
+import tiny_run
 from PIL import Image
 
 from drifting_jax.config import base_config, load_config, resolve
@@ -182,7 +183,8 @@ def test_features_of_published_weights_equal_the_reference():
         ({"kind": "resnet"}, "holds a network of the kind 'dinov2'; expected 'resnet'"),
         ({"image_size": 30}, r"image_size does not fit dinov2: patch_size 4 .* found 30x30"),
         ({"path": ""}, r"config\.extra_encoder\.path must say where its weights are"),
-        ({"spec": DataSpec((8, 8, 1), 10)}, r"dinov2 sees colour images; cifar10 has 1 channel"),
+        ({"spec": DataSpec((8, 8, 2), 10)}, r"dinov2 sees colour images, or grey ones as colours: "
+         "expected 1 or 3 channels; cifar10 has 2"),
         ({"paths": ("",)}, r"pixel_encoders\.paths must hold strings"),
     ],
 )  # fmt: skip
@@ -199,6 +201,38 @@ def test_what_does_not_fit_is_one_line_before_training(small, changes, message, 
         )
         frozen.load_pretrained(found, given["spec"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "resnet", "simclr", "convnext"])
+def test_grey_images_have_the_features_of_three_equal_channels(small, kind):
+    """And the gradient of a grey value is the sum of those of the three values that it gives."""
+    found = config(
+        extra_encoder__kind=kind,
+        extra_encoder__path=getattr(small, "resnet" if kind == "simclr" else kind),
+        pixel_encoders__image_size=32,
+        features__raw=False,
+        features__input_rms=False,
+    )
+    grey = np.random.default_rng(3).uniform(-1, 1, (2, 28, 28, 1)).astype(np.float32)
+
+    def of(spec, images):
+        function, variables = load_features(found, spec, meshes.make_mesh(1, 1))
+
+        def number(images):
+            features = function(variables, images)
+            return sum(jnp.mean(jnp.sin(x)) for x in features.values()), features
+
+        (_, features), gradient = jax.jit(jax.value_and_grad(number, has_aux=True))(images)
+        return features, gradient
+
+    features, gradient = of(DataSpec((28, 28, 1), 10), grey)
+    expected, of_three = of(DataSpec((28, 28, 3), 10), np.repeat(grey, 3, axis=-1))
+    assert set(features) == set(expected)
+    for name, x in expected.items():
+        np.testing.assert_allclose(features[name], x, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert gradient.shape == grey.shape and (gradient != 0).any()
+    summed = np.sum(of_three, axis=-1, keepdims=True)
+    np.testing.assert_allclose(gradient, summed, atol=1e-5 * np.abs(summed).max())
 
 
 def test_unknown_kinds_of_a_list_are_named():
@@ -296,3 +330,23 @@ def test_a_run_trains_in_the_features_of_pixel_encoders_alone(small, tmp_path):
         assert lines[-1][f"drift/{feature}/0.2"] > 0
     assert not (tmp_path / "run" / "encoder").exists()
     assert load_config(tmp_path / "run").pixel_encoders.paths == (small.resnet,)
+
+
+@pytest.mark.slow
+def test_a_run_on_grey_images_trains_in_the_features_of_a_pixel_encoder(small, tmp_path):
+    found = tiny_run.config(
+        encoder__kind="none",
+        extra_encoder__kind="dinov2",
+        extra_encoder__path=small.dinov2,
+        pixel_encoders__image_size=16,
+        features__joint_scale=True,
+        train__num_steps=3,
+        eval__every=0,
+        log_every=1,
+    )
+    assert run.run(found, workdir=tmp_path / "run") == 0
+    last = list(read_metrics(tmp_path / "run", stage="generator"))[-1]
+    assert last["step"] == 3 and np.isfinite(last["loss"])
+    assert last["drift/dinov2/final/joint/0.2"] > 0 and last["drift/raw/0.2"] > 0
+    with np.load(tmp_path / "run" / "samples" / "final.npz") as samples:
+        assert samples["arr_0"].shape == (80, 8, 8, 1)

@@ -11,14 +11,24 @@ from tiny_run import config
 from drifting_jax.compiler import targets
 from drifting_jax.compiler.gpus import GPUS
 from drifting_jax.config.stored import with_values
+from drifting_jax.data.sources import data_spec
 from drifting_jax.distributed import meshes
-from drifting_jax.training import compiled_report, dry_run, planning
+from drifting_jax.training import activations, compiled_report, dry_run, planning
 from drifting_jax.training.compiled_report import CompiledStep
+from drifting_jax.training.loss_memory import loss_bytes
 from drifting_jax.training.planning import plan_lines
 from drifting_jax.training.remedies import remedy
 
 MIB = 2**20
 KNOWN = {"encoder__path": "runs/another", "model__remat": "block", "encoder__remat": "block"}
+# A single row, whose loss microbatches do not divide.
+ROW = {
+    "queue__allow_repeats": True,
+    "train__labels_per_step": 1,
+    "train__generated_per_label": 64,
+    "train__positives_per_label": 64,
+    "train__unconditional_per_label": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +38,8 @@ def steps():
         "one": config(encoder__path="runs/another"),
         "four": config(**KNOWN, train__microbatches=4),
         "encoder": config(task="encoder"),
+        "parts": config(**KNOWN, **ROW, train__microbatches=4),
+        "row": config(**KNOWN, **ROW, train__microbatches=1),
     }
     mesh = meshes.make_mesh(1, devices=jax.devices()[:1])
     return {name: (found, dry_run.program(found, mesh)) for name, found in configs.items()}
@@ -94,6 +106,51 @@ def test_an_estimate_that_was_too_low_is_corrected(steps, monkeypatch):
         steps, "one", step, monkeypatch, temporary=lambda x: 96 * MIB / x.train.microbatches
     )
     assert [x.train.microbatches for x in tried] == [2, 4]
+    assert lines[2].strip() == "--config.train.microbatches=4"
+
+
+def loss_of(steps, name):
+    """Bytes of the loss of a step, as `loss_bytes` estimates them."""
+    found_config, found = steps[name]
+    spec = data_spec(found_config.data)
+    features = activations.feature_shapes(found_config, spec, found.frozen)
+    return loss_bytes(found_config, found.mesh, features)
+
+
+def test_more_parts_of_a_row_do_not_help_if_its_loss_is_too_large(steps, monkeypatch):
+    """The peak is that of the loss of all pairs: nothing that keeps the numbers makes it smaller.
+
+    Half of the samples have a quarter of the pairs.
+    """
+    loss = loss_of(steps, "parts")
+    step = compiled(steps["parts"][1], temporary=loss, room=0.7)
+    lines, tried = planned(steps, "parts", step, monkeypatch, temporary=lambda _: 0.4 * loss)
+    assert [x.train.generated_per_label for x in tried] == [32]
+    assert "another method: its numbers change" in lines[3]
+
+
+def test_more_parts_of_a_row_help_where_its_networks_take_most(steps, monkeypatch):
+    loss = loss_of(steps, "parts")
+    step = compiled(steps["parts"][1], temporary=4 * loss, room=0.6)
+    lines, tried = planned(
+        steps, "parts", step, monkeypatch, temporary=lambda x: 16 * loss / x.train.microbatches
+    )
+    assert [x.train.microbatches for x in tried] == [8]
+    assert lines[2].strip() == "--config.train.microbatches=8"
+
+
+def test_the_loss_of_a_row_in_one_microbatch_stays_in_more(steps, monkeypatch):
+    """Three quarters are the samples', so two parts leave five eighths, and four less than half."""
+    loss = loss_of(steps, "row")
+    step = compiled(steps["row"][1], temporary=4 * loss, room=0.3)
+    lines, tried = planned(
+        steps,
+        "row",
+        step,
+        monkeypatch,
+        temporary=lambda x: max(loss, 3 * loss / x.train.microbatches),
+    )
+    assert [x.train.microbatches for x in tried] == [4]
     assert lines[2].strip() == "--config.train.microbatches=4"
 
 
