@@ -1,6 +1,7 @@
 """Digits: class-conditional handwritten digits of 8x8, which come with scikit-learn.
 
     python main.py --config=configs/digits.py
+    python main.py --config=configs/digits.py:diverse
 
 Takes eight minutes on two CPU cores: half a minute for the encoder, the rest for the generator.
 Expect a Fréchet distance on pixels of about 0.8 at α = 1, where real images have 0.35, and an
@@ -16,11 +17,12 @@ Three settings were chosen by trial on this data:
   ImageNet, because the classes hardly overlap.
 """
 
-from drifting_jax.config import base_config
+from drifting_jax.config import base_config, check_variant
 
 
-def get_config():
+def get_config(variant: str = "plain"):
     """Returns the config; `drifting_jax.config.fields` lists every field."""
+    check_variant(__file__, variant, ("plain", "diverse"))
     config = base_config("generator")
     config.log_every = 20
 
@@ -54,4 +56,7 @@ def get_config():
     config.train.sample_every = 100
     config.eval.ema_decay = 0.99
     config.eval.samples_per_class = 144
+    if variant == "diverse":
+        config.drift.repulsion = 1.05
+        config.features.raw_weight = 8.0
     return config

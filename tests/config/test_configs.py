@@ -69,12 +69,13 @@ def test_every_config_resolves_and_gives_its_command(path):
 @pytest.mark.parametrize(
     ("name", "variants"),
     {
+        "digits": ("plain", "diverse"),
         "imagenet512_latent": ("B", "L"),
         "imagenet_latent": ("B", "L", "ablation", "one_gpu"),
         "imagenet_pixel": ("B", "L"),
         "cifar10": ("10", "100", "unconditional", "conditional", "small"),
         "fashion_mnist": ("dit", "unet"),
-        "images": ("64", "128", "small"),
+        "images": ("64", "128", "small", "small_dit"),
         "mae_latent": ("256", "640"),
         "mae_pixel": ("256", "640"),
         "mnist": ("mnist", "fashion"),
