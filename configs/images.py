@@ -118,7 +118,7 @@ def _small_unet(config):
     # Chosen by trial on small garments: sharper outlines, more variety, less grain.
     config.drift.repulsion = 1.05
     config.features.raw_weight = 4.0
-    # As many samples, of fewer classes at a time: each has more others to move by.
+    # More samples, of fewer classes at a time: each has more others to move by.
     config.queue.per_class = 128
     config.train.labels_per_step = 5
     config.train.generated_per_label = 32

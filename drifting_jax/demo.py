@@ -32,10 +32,15 @@ from drifting_jax.surroundings import check_devices
 from drifting_jax.training.restore import load_generator, load_run
 from drifting_jax.training.tasks import hint_of
 from drifting_jax.training.toy import load_toy, read_frames
+from drifting_jax.weights import own_folders
+from drifting_jax.weights.files import fetch
+from drifting_jax.weights.reading import read_json
 from drifting_jax.workdir.interruption import EXIT_INTERRUPTED, EXIT_RESUMABLE
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SHOWN = ("generator", "toy")  # tasks
+_REFUSED = ("policy", "pairs")  # tasks that have folders of weights too
+_SHOWN_WORDS = " and ".join(map(repr, _SHOWN))
 
 
 def define_flags() -> None:
@@ -53,6 +58,8 @@ def main(_: Sequence[str]) -> None:
     server.check_address(values.host, values.port)
     workdir = Path(values.workdir) if values.workdir else None
     config = None if workdir is None else _config_of(workdir, values.vae)
+    if values.weights:
+        _check_weights(values.weights)
     # Both leave through the context below, which removes the files.
     signal.signal(signal.SIGINT, lambda *_: sys.exit(EXIT_INTERRUPTED))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_RESUMABLE))
@@ -85,12 +92,21 @@ def _config_of(workdir: Path, vae: str) -> ConfigDict:
     config = load_config(workdir)
     if config.task not in _SHOWN:
         raise UserError(
-            f"{workdir} is a run of task {config.task!r}; the page shows 'generator' and 'toy'"
+            f"{workdir} is a run of task {config.task!r}; the page shows {_SHOWN_WORDS}"
             f"{hint_of(config.task)}"
         )
     if config.task == "toy" and vae:
         raise UserError("--vae is for generators of latents; a toy makes points: leave it out")
     return config
+
+
+def _check_weights(name: str) -> None:
+    """Raises UserError if a folder of ours holds another network than the page can show."""
+    folder = fetch(name)
+    files = own_folders.files_of(folder) if folder.is_dir() else None
+    kind = None if files is None else read_json(files[0]).get("network")
+    if kind in _REFUSED:
+        raise UserError(f"{name} is of task {kind!r}; the page shows {_SHOWN_WORDS}{hint_of(kind)}")
 
 
 def _page_of_weights(gradio: ModuleType, name: str, vae: str, folder: Path) -> Any:

@@ -70,8 +70,8 @@ def main(_: Sequence[str]) -> int:
     check_fit(policy, environment)
     if (outside := first_outside(policy, environment, seeds)) is not None:
         print(
-            f"warning: the first observation of {outside.rows} of {len(seeds)} seeds is "
-            f"{outside.words}",
+            f"warning: the first observation of the first episode of {outside.rows} of "
+            f"{len(seeds)} seeds is {outside.words}",
             file=sys.stderr,
         )
     folder = Path(values.environment).name.replace(":", "_")

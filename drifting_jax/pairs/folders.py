@@ -60,21 +60,15 @@ def read_folder(folder: Path) -> Weights | None:
     Raises:
       UserError: it is another network, or damaged.
     """
-    files = own_folders.files_of(folder)
-    if files is None:
+    found = own_folders.read_record(folder, _NAME)
+    if found is None:
         return None
-    description, params = files
-    record = read_json(description)
-    if (found := record.get("network")) != _NAME:
-        raise UserError(
-            f"{description} describes a network of the kind {found!r:.100}; expected {_NAME!r}"
-        )
     try:
-        return _weights_of(record, description, params)
+        return _weights_of(*found)
     except UserError:
         raise
     except Exception as error:  # sizes that fit no network raise nearly anything
-        raise UserError(f"{description} describes no pairs: {first_line(error)}") from None
+        raise UserError(f"{found[1]} describes no pairs: {first_line(error)}") from None
 
 
 def _weights_of(record: dict[str, Any], description: Path, params: Path) -> Weights:

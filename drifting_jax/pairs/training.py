@@ -88,6 +88,7 @@ def train(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:
         found = measure(generator, config, data)
         print(table(found, "images from -1 to 1"))
         scalars = {f"{name}/{part}": x[name] for part, x in found.items() for name in NAMES}
+        context.writer.truncate("evaluation", step - 1)  # of a start that was killed here
         context.writer.write_scalars("evaluation", step, scalars)
         # Last: it marks the run as complete.
         write_json(workdir / "evaluation.json", {"step": step, "ema_decay": decay, **found})

@@ -12,7 +12,6 @@ from drifting_jax.policy.networks import MODULES, kind_of
 from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
 from drifting_jax.weights import own_folders
-from drifting_jax.weights.reading import read_json
 from drifting_jax.weights.shapes import check_fields
 
 PyTree = Any
@@ -51,21 +50,15 @@ def read_folder(folder: Path) -> Weights | None:
     Raises:
       UserError: it is another network, or damaged.
     """
-    files = own_folders.files_of(folder)
-    if files is None:
+    found = own_folders.read_record(folder, _NAME)
+    if found is None:
         return None
-    description, params = files
-    record = read_json(description)
-    if (found := record.get("network")) != _NAME:
-        raise UserError(
-            f"{description} describes a network of the kind {found!r:.100}; expected {_NAME!r}"
-        )
     try:
-        return _weights_of(record, description, params)
+        return _weights_of(*found)
     except UserError:
         raise
     except Exception as error:  # sizes that fit no network raise nearly anything
-        raise UserError(f"{description} describes no policy: {first_line(error)}") from None
+        raise UserError(f"{found[1]} describes no policy: {first_line(error)}") from None
 
 
 def _weights_of(record: dict[str, Any], description: Path, params: Path) -> Weights:

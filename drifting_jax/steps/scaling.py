@@ -122,7 +122,7 @@ def far_outside(scaling: Scaling, values: np.ndarray) -> Outside | None:
     reach = np.abs(scaling.scaled(np.asarray(values, np.float32))).reshape(len(values), -1, d)
     if not (reach > FAR).any():
         return None
-    row, place, dimension = np.unravel_index(np.argmax(reach), reach.shape)
+    row, place, dimension = np.unravel_index(np.nanargmax(reach), reach.shape)
     centre, half = (float(part[dimension]) for part in (scaling.centre, scaling.half_range))
     value = np.asarray(values, np.float32).reshape(reach.shape)[row, place, dimension]
     rows = int((reach > FAR).any(axis=(1, 2)).sum())

@@ -134,10 +134,12 @@ def _measured(config: ConfigDict, found: Program, step: CompiledStep) -> _Sizes:
     temporary = max(peak - held - maps, 0)
     gradients = min(temporary, meshes.bytes_per_device(state.params))
     loss = loss_bytes(config, mesh, features)
-    share_of_loss = 1.0 if is_divided(config, found.microbatches) else min(1, (peak - held) / loss)
-    of_microbatch = temporary - gradients
+    of_microbatch, share_of_loss = temporary - gradients, 1.0
     if is_single(config, found.microbatches):
-        of_microbatch = max(of_microbatch - share_of_loss * loss, 0)
+        share_of_loss = min(1, of_microbatch / loss)
+        of_microbatch -= share_of_loss * loss
+    elif not is_divided(config, found.microbatches):
+        share_of_loss = min(1, max(peak - held, 0) / loss)
     for_sample = of_microbatch / _at_once(config, mesh, found.microbatches)
     blocks = sum(kept(name, x) for name, x in _policies(config, found.remat).items())
     return _Sizes(

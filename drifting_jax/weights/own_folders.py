@@ -44,6 +44,23 @@ def files_of(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
+def read_record(folder: Path, network: str) -> tuple[dict[str, Any], Path, Path] | None:
+    """The description of a network of one of our folders, and its two files; None if it is none.
+
+    Raises:
+      UserError: it is damaged, or of another network.
+    """
+    files = files_of(folder)
+    if files is None:
+        return None
+    record = read_json(files[0])
+    if (found := record.get("network")) != network:
+        raise UserError(
+            f"{files[0]} describes a network of the kind {found!r:.100}; expected {network!r}"
+        )
+    return record, *files
+
+
 def write(folder: Path, record: Mapping[str, Any], params: PyTree, *, for_hub: bool) -> None:
     """Writes a network's folder, which is made.
 

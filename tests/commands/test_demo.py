@@ -1,5 +1,6 @@
 """Mistakes on the demo's command line: one line each, and exit status 2."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,3 +61,12 @@ def test_a_run_that_is_not_shown_comes_before_a_missing_package(
     save_config(tmp_path, base_config(task))
     with pytest.raises(UserError, match=message):
         run_command([demo, generator_choice], f"--workdir={tmp_path}", *words)
+
+
+@pytest.mark.parametrize("task", ["policy", "pairs"])
+def test_a_folder_that_is_not_shown_comes_before_a_missing_package(task, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    (tmp_path / "config.json").write_text(json.dumps({"network": task, "fields": {}}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=f"is of task '{task}'; the page shows 'generator' and"):
+        run_command([demo, generator_choice], f"--weights={tmp_path}")

@@ -42,11 +42,11 @@ def test_mistakes_are_one_line_and_status_two(tmp_path):
         "has no variant 'nonsense'; it knows collapsed": (
             "main.py", "--config=configs/toy2d.py:nonsense",
         ),
-        "configs/digits.py has no variants; found 'nope'": (
-            "main.py", "--config=configs/digits.py:nope",
+        "configs/policy.py has no variants; found 'nope'": (
+            "main.py", "--config=configs/policy.py:nope",
         ),
-        "configs/digits.py has no variants; leave out the colon": (
-            "main.py", "--config=configs/digits.py:",
+        "configs/policy.py has no variants; leave out the colon": (
+            "main.py", "--config=configs/policy.py:",
         ),
         "config.seed must be at most 4294967295; found 20261129004512123456": (
             "main.py", f"--config={CONFIG}", "--config.seed=20261129004512123456",

@@ -78,12 +78,13 @@ def test_beginnings_far_outside_of_the_demonstrations_are_told(folder, tmp_path,
         (f"--workdir={folder / 'run'}", 0),
         (f"--weights={tmp_path / 'hub'}", 1),
     ):
-        run_command(rollout, source, *words, f"--out={tmp_path / source[2]}")
+        run_command(rollout, source, *words, f"--out={tmp_path / str(told)}")
         lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning")]
         assert len(lines) == told
     low, high = (float(shifted.centre[1] + x * shifted.half_range[1]) for x in (-1, 1))
     assert lines[0].startswith(
-        "warning: the first observation of 2 of 2 seeds is far outside of the training range: "
+        "warning: the first observation of the first episode of 2 of 2 seeds is far outside of the "
+        "training range: "
     )
     assert lines[0].endswith(f"in dimension 1, where training had {low:.4g} to {high:.4g}")
 

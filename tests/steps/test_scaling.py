@@ -60,3 +60,6 @@ def test_the_farthest_input_outside_of_the_range_is_named():
     constant = far_outside(scaling, np.float32([[0, 0, 9.5]]))
     assert constant == (1, 2, 9.5, 7.0, 7.0)
     assert far_outside(scaling, np.float32([[np.inf, 0, 7]])).value == pytest.approx(np.inf)
+    unknown = far_outside(scaling, np.float32([[np.nan, 50, 7], [0, 0, 7]]))  # NaN is not far
+    assert unknown == (1, 1, 50.0, -5.0, 5.0)
+    assert far_outside(scaling, np.float32([[np.nan, 0, 7]])) is None

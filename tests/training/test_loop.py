@@ -268,6 +268,22 @@ class Late:
         return np.asarray(self.value, dtype)
 
 
+def test_the_time_left_on_a_device_that_computes_before_it_returns(monkeypatch, capfd):
+    """A step takes 20 s, the first one 60, which says nothing of the others."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def late(report):
+        clock[0] += 20.0 if clock[0] else 60.0
+        return jax.block_until_ready(report)
+
+    run(start=1, late=late)
+    found = [x.split(", ")[:2] for x in capfd.readouterr().err.splitlines() if "encoder" in x]
+    assert found == [
+        ["encoder 4/10", "120 s left"], ["encoder 8/10", "40 s left"], ["encoder 10/10", "0 s left"]
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("ahead", [1, 3, 6])
 def test_the_time_left_is_that_of_the_devices_without_the_compilation(monkeypatch, capfd, ahead):
     """A step compiles for 40 s and takes the devices 20 s; the host hands out `ahead` at once."""

@@ -99,7 +99,7 @@ def test_the_loss_of_a_single_row_counts(monkeypatch, loss, expected):
                    train__positives_per_label=640, train__unconditional_per_label=0,
                    **large)  # fmt: skip
     mesh = build.make_mesh(found, devices=jax.devices()[:1])
-    monkeypatch.setattr(targets, "gpu_of", lambda _: targets.GPUS["h100"])
+    monkeypatch.setattr(targets, "gpu_of", lambda _: GPUS["h100"])
     given = {"maps": 2**20, "least": 40 * 2**20, "loss": loss * 2**30}
     plan = memory_plan(found, mesh, **given)
     assert (plan.microbatches, plan.parts_of_rows) == (expected, expected)
