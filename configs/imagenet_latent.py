@@ -12,8 +12,8 @@ without it the run trains its own first.
 
 Expect: the paper reports an FID of 1.54 for L, 1.75 for B and 8.46 for the ablation, with one
 network evaluation; nothing was measured here. No metric is known for `:one_gpu`, which has run here
-scaled down to a few steps alone; compiled for an RTX 4090, its generator takes 11.4 GiB and an
-estimated 118 hours.
+scaled down to a few steps alone; compiled for an RTX 4090, its encoder takes 14.1 GiB and an
+estimated 173 hours, and its generator 11.4 GiB and 118 hours.
 """
 
 from drifting_jax.config import FSDP_RULES, PAPER_ENCODER, base_config, check_variant
