@@ -115,7 +115,7 @@ def _small_unet(config):
     config.model.unet.attention_sides = (8,)
     config.model.unet.groups = 8
     config.model.unet.condition_width = 64
-    # Chosen by trial on small garments: sharper outlines, more variety, less grain.
+    # Chosen by trial on small garments: more variety (docs/data.md).
     config.drift.repulsion = 1.05
     config.features.raw_weight = 4.0
     # More samples, of fewer classes at a time: each has more others to move by.

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from drifting_jax.errors import UserError, first_line
 from drifting_jax.policy.networks import MODULES, kind_of
 from drifting_jax.policy.scaling import Scalings
 from drifting_jax.policy.windows import Horizons
@@ -50,15 +49,7 @@ def read_folder(folder: Path) -> Weights | None:
     Raises:
       UserError: it is another network, or damaged.
     """
-    found = own_folders.read_record(folder, _NAME)
-    if found is None:
-        return None
-    try:
-        return _weights_of(*found)
-    except UserError:
-        raise
-    except Exception as error:  # sizes that fit no network raise nearly anything
-        raise UserError(f"{found[1]} describes no policy: {first_line(error)}") from None
+    return own_folders.read_as(_NAME, folder, _weights_of)
 
 
 def _weights_of(record: dict[str, Any], description: Path, params: Path) -> Weights:

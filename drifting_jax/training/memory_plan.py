@@ -80,13 +80,9 @@ def memory_plan(
     for_each = maps * samples_of_row(config) / t.generated_per_label
     free, kept = _usable(device) - held, for_each * generated
     needed = max(_OVER_MAPS * for_each, least)  # at once, for a generated sample
-
-    def needed_at_once(count: int) -> float:
-        """Bytes of a microbatch. The maps of a single row say little of its loss, of n² pairs."""
-        of_maps = needed * generated / count
-        if t.labels_per_step > 1 or count > 1:
-            return of_maps
-        return max(of_maps, least * generated + loss)
+    whole = needed * generated  # in one microbatch
+    if t.labels_per_step == 1:  # whose maps say little of its loss, of n² pairs
+        whole = max(whole, least * generated + loss)
 
     def place(at_once: float) -> str:
         """Where the maps of all samples lie, beside so many generated samples at once."""
@@ -105,7 +101,7 @@ def memory_plan(
         elif t.keep_maps == "auto" and not _splits(config, mesh, count):
             keep_maps = "no"
         at_once = generated / count
-        room = free - needed_at_once(count)
+        room = free - (whole if count == 1 else needed * at_once)
         if count > 1 and keep_maps == "yes":
             room -= kept
         remat = "none" if not _usable(device) else _policy(activations, room / at_once)
@@ -117,7 +113,7 @@ def memory_plan(
     at_once, keep_maps = _SAMPLES_AT_ONCE, place(_SAMPLES_AT_ONCE)
     fitting = possible_microbatches(config, mesh)
     if targets.gpu_of(device) and maps:
-        if fitting[0] == 1 and needed_at_once(1) <= free:
+        if fitting[0] == 1 and whole <= free:
             return planned(1, keep_maps)  # one microbatch keeps nothing
         if t.labels_per_step == 1 and fitting[0] == 1:
             fitting = fitting[1:] or fitting  # so that its loss does not come on top

@@ -19,19 +19,18 @@ from jax.sharding import Mesh
 from drifting_jax.config import ConfigDict
 from drifting_jax.config.streams import stream_key
 from drifting_jax.data.sources import DataSpec
-from drifting_jax.distributed import class_rows, meshes
+from drifting_jax.distributed import meshes
 from drifting_jax.method.fields.table import drift_names
 from drifting_jax.models.mlp import MLP
 from drifting_jax.models.vae import VAE
-from drifting_jax.steps import dataset_queue
 from drifting_jax.steps.culprit import culprit_name
-from drifting_jax.steps.dataset_queue import DatasetQueue
 from drifting_jax.steps.encoder_step import encoder_step
-from drifting_jax.steps.generator_step import first_negatives, first_statistics, generator_step
+from drifting_jax.steps.generator_step import generator_step
 from drifting_jax.steps.state import TrainState
 from drifting_jax.steps.toy_step import toy_step
 from drifting_jax.training import activations, build, dataset, frozen, initial_states, scalars
 from drifting_jax.training.attention_kernel import generator_in_training
+from drifting_jax.training.first_carry import negatives_template, preparing, statistics_of
 from drifting_jax.training.loss_memory import loss_bytes
 from drifting_jax.training.memory_plan import MemoryPlan, memory_plan
 from drifting_jax.training.program import Carry, Program, jit_step, report_of
@@ -70,15 +69,14 @@ def generator_program(
     networks: dict[str, Any] = {"extras": extras, "vae": vae}
     of_sample = activations.feature_shapes(config, spec, variables, **networks)
     if config.drift.negatives == "stale":
-        carry = dataclasses.replace(carry, negatives=_negatives(config, mesh, of_sample))
+        carry = dataclasses.replace(carry, negatives=negatives_template(config, mesh, of_sample))
     batch = _images(config, spec, mesh, config.queue.push_per_step)
     held: tuple[PyTree, ...] = (carry, variables)
     if config.queue.kind == "dataset":  # the data set is the batch of every step
         dataset.check_fits(spec, mesh, held=meshes.bytes_per_device(held))
         batch = dataset.template(spec, mesh)
         held = (*held, batch)
-    loss = loss_bytes(config, mesh, of_sample)
-    config, plan = _planned(config, spec, held, mesh, networks, loss=loss)
+    config, plan = _planned(config, spec, held, mesh, networks, of_sample)
     feature_function, features = build.make_feature_function(config, spec, **networks), [*of_sample]
     settings = build.generator_step_config(config, plan, features)
     schedule, drifts = build.generator_schedule(config), drift_names(settings.drift)
@@ -95,7 +93,7 @@ def generator_program(
         **given,
     )
     if settings.shared_statistics == "previous":
-        measure = functools.partial(_first_statistics, given)
+        measure = functools.partial(statistics_of, given)
         shapes = jax.eval_shape(measure, carry, variables, batch)
         carry = dataclasses.replace(carry, statistics=_template(config, mesh, shapes))
     passes = 3 if plan.microbatches > 1 and settings.shares_statistics else 1
@@ -120,7 +118,7 @@ def generator_program(
         microbatches=plan.microbatches,
         keep_maps=plan.keep_maps if passes > 1 else "no",
         remat=plan.remat,
-        prepare=_preparing(carry, given, mesh),
+        prepare=preparing(carry, given, mesh),
     )
 
 
@@ -222,82 +220,26 @@ def _planned(
     held: Sequence[PyTree],
     mesh: Mesh,
     networks: Mapping[str, Any],
-    *,
-    loss: float,
+    of_sample: Mapping[str, jax.ShapeDtypeStruct],
 ) -> tuple[ConfigDict, MemoryPlan]:
     """Returns the config with the rematerialisation of a plan for the memory, and the plan.
 
     `held` are the carry, the frozen networks' variables, and what else a device holds throughout;
-    `loss` is what `loss_bytes` gives.
+    `of_sample` are the shapes of a sample's features.
     """
     carry, variables = held[:2]
-    kept = activations.kept_activations(config, spec, carry.state.params, variables, **networks)
-    maps = activations.map_bytes(config, spec, variables, **networks)
-    least = activations.least_of_pixels(config, spec, variables, **networks)
-    bytes_held = meshes.bytes_per_device(held)
     plan = memory_plan(
-        config, mesh, held=bytes_held, maps=maps, least=least, loss=loss, activations=kept
+        config,
+        mesh,
+        held=meshes.bytes_per_device(held),
+        maps=activations.map_bytes(config, spec, variables, **networks),
+        least=activations.least_of_pixels(config, spec, variables, **networks),
+        loss=loss_bytes(config, mesh, of_sample),
+        activations=activations.kept_activations(
+            config, spec, carry.state.params, variables, **networks
+        ),
     )
     return activations.with_remat(config, plan.remat), plan
-
-
-def _negatives(
-    config: ConfigDict, mesh: Mesh, of_sample: Mapping[str, jax.ShapeDtypeStruct]
-) -> PyTree:
-    """Returns the shapes of stale negatives: features of all generated samples of a step."""
-    c, g = config.train.labels_per_step, config.train.generated_per_label
-    sharding = class_rows.real_sharding(mesh, c, g)
-    return {
-        name: jax.ShapeDtypeStruct((c, g, *x.shape[1:]), x.dtype, sharding=sharding)
-        for name, x in of_sample.items()
-    }
-
-
-def _opened(given: Mapping[str, Any], carry: Carry, batch: Mapping[str, jax.Array] | None):
-    """The queue of a carry as a step draws from it, without new samples."""
-    if isinstance(carry.queue, DatasetQueue):
-        assert batch is not None  # it holds the samples
-        return dataset_queue.opened(carry.queue, batch, given["key"])
-    return carry.queue
-
-
-def _first_statistics(given: Mapping[str, Any], carry: Carry, variables: PyTree, batch: PyTree):
-    queue = _opened(given, carry, batch)
-    return first_statistics(carry.state, queue, variables, stale=carry.negatives, **given)
-
-
-def _first_negatives(given: Mapping[str, Any], carry: Carry, variables: PyTree, batch: PyTree):
-    return first_negatives(carry.state, _opened(given, carry, batch), variables, **given)
-
-
-def _preparing(
-    template: Carry, given: Mapping[str, Any], mesh: Mesh
-) -> Callable[..., Carry] | None:
-    """Returns what gives a carry its negatives and statistics before the first step, if it has any.
-
-    Args:
-      template: the carry of the steps.
-      given: what `first_negatives` and `first_statistics` take by name.
-      mesh: the devices.
-    """
-    if template.negatives is None and template.statistics is None:
-        return None
-    shardings = jax.tree.map(lambda x: x.sharding, template.negatives)
-    draw = jax.jit(functools.partial(_first_negatives, given), out_shardings=shardings)
-    measure = jax.jit(
-        functools.partial(_first_statistics, given), out_shardings=meshes.replicated(mesh)
-    )
-
-    def prepare(
-        carry: Carry, variables: PyTree, batch: Mapping[str, jax.Array] | None = None
-    ) -> Carry:
-        if template.negatives is not None:
-            carry = dataclasses.replace(carry, negatives=draw(carry, variables, batch))
-        if template.statistics is not None:
-            carry = dataclasses.replace(carry, statistics=measure(carry, variables, batch))
-        return carry
-
-    return prepare
 
 
 def _of_generator(step: Callable) -> Callable:

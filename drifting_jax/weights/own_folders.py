@@ -5,9 +5,9 @@ The second is the form for the Hugging Face Hub. Both hold the same parameters b
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from drifting_jax.errors import UserError
+from drifting_jax.errors import UserError, first_line
 from drifting_jax.files import write_bytes, write_json
 from drifting_jax.weights.files import read_tensors
 from drifting_jax.weights.mapping import Tensor, assemble
@@ -24,6 +24,7 @@ from drifting_jax.weights.safetensors import write_safetensors
 from drifting_jax.weights.shapes import param_shapes
 
 PyTree = Any
+T = TypeVar("T")
 
 _NOT_THE_NETWORK = ("parent", "name", "attention_kernel")
 _PLAIN = ("network.json", "params.npz")
@@ -44,8 +45,16 @@ def files_of(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def read_record(folder: Path, network: str) -> tuple[dict[str, Any], Path, Path] | None:
-    """The description of a network of one of our folders, and its two files; None if it is none.
+def read_as(
+    network: str, folder: Path, weights_of: Callable[[dict[str, Any], Path, Path], T]
+) -> T | None:
+    """Returns what one of our folders holds; None if it is none of ours.
+
+    Args:
+      network: what its description must name.
+      folder: a local one.
+      weights_of: (description, its file, the file of parameters) -> what the folder holds. It may
+        raise any error where they do not fit.
 
     Raises:
       UserError: it is damaged, or of another network.
@@ -58,7 +67,12 @@ def read_record(folder: Path, network: str) -> tuple[dict[str, Any], Path, Path]
         raise UserError(
             f"{files[0]} describes a network of the kind {found!r:.100}; expected {network!r}"
         )
-    return record, *files
+    try:
+        return weights_of(record, *files)
+    except UserError:
+        raise
+    except Exception as error:  # sizes that fit no network raise nearly anything
+        raise UserError(f"{files[0]} describes no {network}: {first_line(error)}") from None
 
 
 def write(folder: Path, record: Mapping[str, Any], params: PyTree, *, for_hub: bool) -> None:
