@@ -95,3 +95,55 @@ def test_a_cell_says_its_demonstrations(compare, monkeypatch):
     cell = read_json(compare.cell_path("two_ways", "regression", 0))
     expected = compare.collect_demonstrations("two_ways")
     assert cell["demonstrations"] == kept["demonstrations"] == expected and cell["rows"] == 3
+
+
+@pytest.fixture
+def digits(tmp_path):
+    results = tmp_path / "fields.json"
+    words = [f"--results={results}", "--field=crossed", "--field=w_flow", "--field=sliced"]
+    return load_script(BENCHMARKS / "fields_digits.py", *words)
+
+
+def test_a_field_is_tuned_with_one_seed_and_measured_with_others(digits, monkeypatch, capsys):
+    asked = []
+
+    def trained(config, workdir):
+        if not config.encoder.path:
+            return {}  # the run of the encoder
+        tau, seed = config.drift.temperatures[0], config.seed
+        asked.append((config.drift.field, tau, seed, config.train.num_steps))
+        best = {"mean_shift": 0.1, "w_flow": 0.05, "sliced": tau}[config.drift.field]
+        worse = {"mean_shift": 0.5, "w_flow": 0.0, "sliced": 0.51}[config.drift.field]
+        found = dict.fromkeys(digits.METRICS, 0.9)
+        found["recall"] = 0.7 if config.drift.field == "w_flow" else 0.9
+        return found | {"fd_pixels": abs(tau - best) + worse + 0.01 * seed}
+
+    monkeypatch.setattr(digits, "trained", trained)
+    digits.main([])
+    tuned = [call for call in asked if call[3] == digits.TUNING_STEPS]
+    assert len(tuned) == 10 and {seed for *_, seed, _ in tuned} == {digits.TUNING_SEED}
+    measured = [call for call in asked if call[3] == digits.STEPS]
+    chosen = {"mean_shift": 0.1, "w_flow": 0.05, "sliced": 1.0}
+    expected = [(f, tau, seed, digits.STEPS) for f, tau in chosen.items() for seed in digits.SEEDS]
+    assert measured == expected
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("|")}
+    assert rows["crossed"].endswith("|  |") and "0.520 ± 0.010" in rows["crossed"]
+    assert rows["w_flow"].endswith("| nearer, with less recall |")
+    assert rows["sliced"].endswith("| no difference seen |")
+    count = len(asked)
+    digits.main([])
+    assert len(asked) == count
+
+
+def test_fields_with_a_second_batch_generate_as_many_samples(digits):
+    tried = digits.candidates()
+    sizes = {}
+    for name in ("separate", "separate, fresh", "w_flow", "w_flow, two_fold"):
+        config = digits.config_of(tried[name][0], seed=1, steps=digits.STEPS)
+        sizes[name] = config.train.generated_per_label, config.train.positives_per_label
+        assert config.drift.affinity_floor == 0 and config.seed == 1
+    assert sizes == {
+        "separate": (32, 32), "separate, fresh": (16, 16),
+        "w_flow": (16, 16), "w_flow, two_fold": (32, 16),
+    }  # fmt: skip

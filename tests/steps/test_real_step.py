@@ -46,6 +46,7 @@ def test_any_mesh_computes_the_same(kind, expected, mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["latent"], indirect=True)
 def test_two_processes_compute_the_same(kind, expected, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -118,9 +118,11 @@ def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypat
 @pytest.mark.parametrize("variant", ["collapsed", "attraction_only"])
 def test_q_reaches_the_target_and_with_attraction_alone_never(tmp_path, variant):
     """The run that ships, compiled as users have it: from one mode to both, or not."""
-    config, workdir = f"--config=configs/toy2d.py:{variant}", f"--workdir={tmp_path / 'toy'}"
+    words = [f"--config=configs/toy2d.py:{variant}", f"--workdir={tmp_path / 'toy'}"]
+    if variant == "attraction_only":  # it is as far from the target at any step
+        words.append("--config.train.num_steps=500")
     subprocess.run(
-        [sys.executable, "main.py", config, workdir],
+        [sys.executable, "main.py", *words],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": ""},
         check=True,
