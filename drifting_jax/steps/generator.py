@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -100,9 +101,10 @@ class Generator:
         `sampling.between`.
 
         Raises:
-          UserError: the generator makes latents and nothing decodes them, or a sample is not
-            finite.
+          UserError: the labels are no classes, or not as many as the indices; the generator makes
+            latents and nothing decodes them; or a sample is not finite.
         """
+        labels, indices = self._checked(labels, indices)
         batches = self.batches(
             labels,
             indices,
@@ -112,6 +114,24 @@ class Generator:
             position=position,
         )
         return finite_images(sampling.concatenated(batches, len(labels)))
+
+    def _checked(self, labels: Any, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and indices [n] as arrays of integers. Raises UserError if they are not."""
+        found, numbers = np.asarray(labels), np.asarray(indices)
+        last = len(self.class_names) - 1
+        if not (
+            found.ndim == 1
+            and found.shape == numbers.shape
+            and found.dtype.kind in "iu"
+            and numbers.dtype.kind in "iu"
+            and not np.any((found < 0) | (found > last))
+        ):
+            raise UserError(
+                f"labels must be a list of integers from 0 to {last}, and indices one of as many "
+                f"integers; found labels {reprlib.repr(labels)} and indices "
+                f"{reprlib.repr(indices)}. The label of a class is class_names.index(NAME)"
+            )
+        return found, numbers
 
     def interpolate(
         self,
@@ -135,6 +155,7 @@ class Generator:
         """
         if count < 2:
             raise ValueError(f"a way has at least 2 images; found count {count}")
+        labels, indices = self._checked(labels, indices)
 
         def sample(indices: np.ndarray, position: float | None = None) -> np.ndarray:
             return self.sample(

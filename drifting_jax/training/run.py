@@ -104,6 +104,9 @@ def _open_writer(config: ConfigDict, workdir: Path) -> MetricWriter:
 
 def resume_message(workdir: Path) -> str:
     """Returns what a stopped run prints: its own command, without the flags of a launcher."""
+    saved = f"\nstopped and saved ({workdir}); the same"
+    if "ipykernel" in sys.modules:  # of a notebook, whose command starts its kernel
+        return f"{saved} cell goes on from there"
     added = re.compile(r"--?(coordinator|num_processes|process_id)(=.*)?")
     kept: list[str] = []
     value_follows = False  # of an added flag without "="
@@ -115,10 +118,7 @@ def resume_message(workdir: Path) -> str:
         else:
             kept.append(word)
     on = ", on every process," if jax.process_count() > 1 else ""
-    return (
-        f"\nstopped and saved ({workdir}); the same command{on} goes on from there:\n"
-        f"  {shlex.join(kept)}"
-    )
+    return f"{saved} command{on} goes on from there:\n  {shlex.join(kept)}"
 
 
 def _run_generator(config: ConfigDict, *, workdir: Path, context: RunContext) -> bool:

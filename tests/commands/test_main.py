@@ -105,6 +105,8 @@ def test_how_to_go_on_is_told_without_what_a_launcher_added(monkeypatch, tmp_pat
     words = ["python", "main.py", "--config=a.py", "--coordinator=a:1", "--num_processes", "2"]
     monkeypatch.setattr(sys, "orig_argv", [*words, "--process_id=0", "--workdir=b c"])
     assert run.resume_message(tmp_path).endswith("\n  python main.py --config=a.py '--workdir=b c'")
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert run.resume_message(tmp_path).endswith("the same cell goes on from there")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from drifting_jax.config.streams import STREAMS, root_key
 from drifting_jax.distributed import class_rows, meshes
+from drifting_jax.errors import UserError
 from drifting_jax.models import generators
 from drifting_jax.models.dit import DiT
 from drifting_jax.steps import sampling
@@ -241,6 +242,18 @@ def test_ways_between_samples():
     assert_close_to(ways[0, 1], middle[0].astype(np.float64))
     with pytest.raises(ValueError, match="at least 2 images; found count 1"):
         generator.interpolate(labels, indices, count=1, **given)
+    as_lists = generator.interpolate([4, 4, 0], [0, 1, 2], count=2, **given)
+    np.testing.assert_array_equal(as_lists, ways[:, [0, -1]])
+    for wrong, numbers in (
+        ([5], [0]),
+        ([-1], [0]),
+        (["a"], [0]),
+        ([0, 1], [0]),
+        ("a", 8),
+        ([0], [0.5]),
+    ):
+        with pytest.raises(UserError, match="labels must be a list of integers from 0 to 4, and"):
+            generator.sample(wrong, numbers, **given)
 
 
 def test_uint8_rounds_half_to_even_and_clips():
