@@ -32,6 +32,7 @@ NAVIGATION = {
         "toy": "The toy",
         "demo": "The demo",
         "data": "Your data",
+        "fashion_mnist": "Fashion-MNIST",
         "conditions": "Images of conditions",
         "control": "Control",
         "rollouts": "Rollouts",
