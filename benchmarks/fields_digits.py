@@ -12,10 +12,11 @@ second batch split the generated samples between the two, so that all generate a
 
 The main metric is the Fréchet distance on pixels at α = 1. Better than the paper's field means: all
 three paired differences have one sign, their mean exceeds twice the standard deviation of the
-paper's field, and recall is not lower by more than .02.
+paper's field, and recall is not lower by more than .02. Results of other settings are an error.
 """
 
 import contextlib
+import hashlib
 import io
 import shutil
 import tempfile
@@ -75,6 +76,13 @@ def config_of(options: DriftOptions | None, *, seed: int, steps: int):
     return config
 
 
+def settings() -> dict[str, object]:
+    """What all runs share, to tell results of other settings."""
+    shared = config_of(None, seed=0, steps=STEPS).to_json(sort_keys=True)
+    digest = hashlib.sha256(shared.encode()).hexdigest()[:16]
+    return {"tuning_steps": TUNING_STEPS, "steps": STEPS, "config": digest}
+
+
 def trained(config, workdir: Path) -> dict[str, float]:
     """Runs a config quietly; the metrics of its samples at α = 1."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -102,14 +110,15 @@ def measured(options: DriftOptions, *, seed: int, steps: int) -> dict[str, float
 def measure(name: str, results: dict) -> None:
     """Tunes a field and measures it; writes the results after each run."""
     tried = candidates()[name]
-    row = results.setdefault(name, {"tuning": {}, "seeds": {}})
+    row = results["fields"].setdefault(name, {"tuning": {}, "scale": None, "seeds": {}})
     for options in tried if len(tried) > 1 else ():
         if shown(options) not in row["tuning"]:
             found = measured(options, seed=TUNING_SEED, steps=TUNING_STEPS)
             row["tuning"][shown(options)] = found["fd_pixels"]
             write_json(_RESULTS.value, results)
     best = min(tried, key=lambda options: row["tuning"].get(shown(options), 0.0))
-    row["scale"] = shown(best)
+    if row["scale"] != shown(best):
+        row |= {"scale": shown(best), "seeds": {}}
     for seed in SEEDS:
         if str(seed) not in row["seeds"]:
             row["seeds"][str(seed)] = measured(best, seed=seed, steps=STEPS)
@@ -133,9 +142,9 @@ def verdict(row: dict, reference: dict) -> str:
     return "worse" if clear and (differences > 0).all() else "no difference seen"
 
 
-def table(results: dict) -> str:
+def table(fields: dict) -> str:
     """Mean ± standard deviation over the seeds of the fields that have all of them."""
-    complete = {n: row for n, row in results.items() if len(row["seeds"]) == len(SEEDS)}
+    complete = {n: row for n, row in fields.items() if len(row["seeds"]) == len(SEEDS)}
     head = ["field", "scale", "Fréchet distance", "precision", "recall", "accuracy"]
     head += ["nearest training digit", "against crossed"]
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---|" * (len(head) - 2)]
@@ -157,11 +166,13 @@ def main(_) -> None:
     if unknown := set(_FIELDS.value) - set(known):
         raise app.UsageError(f"--field knows {'; '.join(known)}; found {'; '.join(unknown)}")
     path = Path(_RESULTS.value)
-    results = read_json(path) if path.exists() else {}
+    results = read_json(path) if path.exists() else {"settings": settings(), "fields": {}}
+    if results["settings"] != settings():
+        raise app.UsageError(f"{path} is of other settings; give another --results")
     if not _TABLE.value:
         for name in _FIELDS.value or known:
             measure(name, results)
-    print(table(results))
+    print(table(results["fields"]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Expect a Fréchet distance on pixels of about 0.8 at α = 1, where real images h
 accuracy of about 0.99. docs/reading_a_run.md explains the metrics.
 
 `:diverse` takes as long, and its samples are nearer to real digits and cover more of them: a
-Fréchet distance of 0.63 in place of 0.80 and a recall of 0.83 in place of 0.70 (docs/recipes.md).
+Fréchet distance of 0.64 in place of 0.80 and a recall of 0.83 in place of 0.70 (docs/recipes.md).
 Samples repel each other a little more than real ones attract them, pixels count eight times in the
 loss, and the temperatures are 0.05 and 0.1.
 

@@ -4,9 +4,9 @@
     python main.py --config=configs/fashion_mnist.py
     python main.py --config=configs/fashion_mnist.py:unet
 
-A run takes under an hour on one core. Outlines are right, textures are noisy: docs/fashion_mnist.md
-has the metrics, samples and what was tried. More steps and larger networks need a GPU:
-`configs/mnist.py:fashion`.
+A run takes under an hour on one core. Most garments are known by their outlines; textures are
+noisy. docs/fashion_mnist.md has the metrics, samples and what was tried. More steps and larger
+networks need a GPU: `configs/mnist.py:fashion`.
 
 `:unet` differs in the generator alone, a U-Net whose step takes as many operations: 31.2 GFLOP
 instead of 30.8, of products. Its Fréchet distance on pixels is lower, 23.3 instead of 27.1 (real

@@ -87,8 +87,8 @@ class Generator:
     @settled_jax()
     def sample(
         self,
-        labels: np.ndarray,
-        indices: np.ndarray,
+        labels: np.ndarray | Sequence[int],
+        indices: np.ndarray | Sequence[int],
         *,
         seed: int,
         cfg_scale: float,
@@ -115,7 +115,9 @@ class Generator:
         )
         return finite_images(sampling.concatenated(batches, len(labels)))
 
-    def _checked(self, labels: Any, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _checked(
+        self, labels: np.ndarray | Sequence[int], indices: np.ndarray | Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Labels and indices [n] as arrays of integers. Raises UserError if they are not."""
         found, numbers = np.asarray(labels), np.asarray(indices)
         last = len(self.class_names) - 1
@@ -135,8 +137,8 @@ class Generator:
 
     def interpolate(
         self,
-        labels: np.ndarray,
-        indices: np.ndarray,
+        labels: np.ndarray | Sequence[int],
+        indices: np.ndarray | Sequence[int],
         *,
         count: int,
         seed: int,

@@ -105,7 +105,7 @@ def _open_writer(config: ConfigDict, workdir: Path) -> MetricWriter:
 def resume_message(workdir: Path) -> str:
     """Returns what a stopped run prints: its own command, without the flags of a launcher."""
     saved = f"\nstopped and saved ({workdir}); the same"
-    if "ipykernel" in sys.modules:  # of a notebook, whose command starts its kernel
+    if "ipykernel" in sys.modules:  # in a notebook, orig_argv is the command of its kernel
         return f"{saved} cell goes on from there"
     added = re.compile(r"--?(coordinator|num_processes|process_id)(=.*)?")
     kept: list[str] = []

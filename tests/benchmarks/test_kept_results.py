@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import app
 from own_flags import load_script
 
 import drifting_jax.policy.training
@@ -97,43 +98,55 @@ def test_a_cell_says_its_demonstrations(compare, monkeypatch):
     assert cell["demonstrations"] == kept["demonstrations"] == expected and cell["rows"] == 3
 
 
+FIELDS = ("crossed", "separate", "w_flow", "sliced", "energy")
+
+
 @pytest.fixture
 def digits(tmp_path):
-    results = tmp_path / "fields.json"
-    words = [f"--results={results}", "--field=crossed", "--field=w_flow", "--field=sliced"]
+    words = [f"--results={tmp_path / 'fields.json'}", *(f"--field={name}" for name in FIELDS)]
     return load_script(BENCHMARKS / "fields_digits.py", *words)
 
 
 def test_a_field_is_tuned_with_one_seed_and_measured_with_others(digits, monkeypatch, capsys):
     asked = []
+    # {field: its best temperature, its distance there, its recall}
+    of_fields = {
+        "crossed": (0.1, 0.5, 0.9), "separate": (0.2, 0.3, 0.9), "w_flow": (0.05, 0.0, 0.7),
+        "sliced": (1.0, 0.51, 0.9), "energy": (1.0, 0.7, 0.9),
+    }  # fmt: skip
 
     def trained(config, workdir):
         if not config.encoder.path:
             return {}  # the run of the encoder
-        tau, seed = config.drift.temperatures[0], config.seed
-        asked.append((config.drift.field, tau, seed, config.train.num_steps))
-        best = {"mean_shift": 0.1, "w_flow": 0.05, "sliced": tau}[config.drift.field]
-        worse = {"mean_shift": 0.5, "w_flow": 0.0, "sliced": 0.51}[config.drift.field]
-        found = dict.fromkeys(digits.METRICS, 0.9)
-        found["recall"] = 0.7 if config.drift.field == "w_flow" else 0.9
-        return found | {"fd_pixels": abs(tau - best) + worse + 0.01 * seed}
+        drift, seed = config.drift, config.seed
+        name = drift.combine if drift.field == "mean_shift" else drift.field
+        asked.append((name, drift.temperatures[0], seed, config.train.num_steps))
+        best, distance, recall = of_fields[name]
+        found = dict.fromkeys(digits.METRICS, 0.9) | {"recall": recall}
+        return found | {"fd_pixels": abs(drift.temperatures[0] - best) + distance + 0.01 * seed}
 
     monkeypatch.setattr(digits, "trained", trained)
     digits.main([])
     tuned = [call for call in asked if call[3] == digits.TUNING_STEPS]
-    assert len(tuned) == 10 and {seed for *_, seed, _ in tuned} == {digits.TUNING_SEED}
+    assert len(tuned) == 15 and {seed for *_, seed, _ in tuned} == {digits.TUNING_SEED}
     measured = [call for call in asked if call[3] == digits.STEPS]
-    chosen = {"mean_shift": 0.1, "w_flow": 0.05, "sliced": 1.0}
-    expected = [(f, tau, seed, digits.STEPS) for f, tau in chosen.items() for seed in digits.SEEDS]
-    assert measured == expected
+    assert measured == [
+        (name, of_fields[name][0], seed, digits.STEPS) for name in FIELDS for seed in digits.SEEDS
+    ]
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("|")}
     assert rows["crossed"].endswith("|  |") and "0.520 ± 0.010" in rows["crossed"]
-    assert rows["w_flow"].endswith("| nearer, with less recall |")
-    assert rows["sliced"].endswith("| no difference seen |")
+    verdicts = {name: rows[name].rsplit(" | ", 1)[1].strip("| ") for name in FIELDS[1:]}
+    assert verdicts == {
+        "separate": "better", "w_flow": "nearer, with less recall",
+        "sliced": "no difference seen", "energy": "worse",
+    }  # fmt: skip
     count = len(asked)
     digits.main([])
     assert len(asked) == count
+    monkeypatch.setattr(digits, "STEPS", 501)
+    with pytest.raises(app.UsageError, match="is of other settings; give another --results"):
+        digits.main([])
 
 
 def test_fields_with_a_second_batch_generate_as_many_samples(digits):

@@ -21,7 +21,7 @@ from drifting_jax.workdir.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 VAE = ROOT / "tests" / "fixtures" / "torch" / "vae"
-RECIPES = [  # one of those that SMALL would make the same
+RECIPES = [  # without those that SMALL makes equal to another, such as the sizes L
     ("imagenet64_latent", "", 64),
     ("imagenet_latent", "one_gpu", 64),
     ("imagenet_latent", "ablation", 64),

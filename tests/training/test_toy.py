@@ -117,9 +117,9 @@ def test_q_comes_to_cover_both_modes_and_leaves_its_pictures(tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["collapsed", "attraction_only"])
 def test_q_reaches_the_target_and_with_attraction_alone_never(tmp_path, variant):
-    """The run that ships, compiled as users have it: from one mode to both, or not."""
+    """From one mode to both, or not, compiled as users have it; the first is the run that ships."""
     words = [f"--config=configs/toy2d.py:{variant}", f"--workdir={tmp_path / 'toy'}"]
-    if variant == "attraction_only":  # it is as far from the target at any step
+    if variant == "attraction_only":  # as many as show that it does not move
         words.append("--config.train.num_steps=500")
     subprocess.run(
         [sys.executable, "main.py", *words],
