@@ -160,7 +160,8 @@ def test_a_recipe_runs_end_to_end(name, variant, side, for_recipe, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) for line in lines)
     generator = restore.load_run(workdir)
-    made = generator.sample(np.array([0, 1]), np.array([0, 0]), seed=0, cfg_scale=1.0)
+    last = len(generator.class_names) - 1  # 0 without labels
+    made = generator.sample([0, last], [0, 1], seed=0, cfg_scale=1.0)
     assert made.shape == (2, side, side, 3) and made.dtype == np.uint8
     sets = generated_sample_sets(generator, count=12, cfg_scales=[2.0], seeds=[0])
     table = evaluate_images(setup(tmp_path / "out"), sets, title=name, notes=[])
