@@ -172,8 +172,7 @@ def batches(
       ValueError: the source is empty, or the sizes do not fit.
       TransientError: the workers cannot share memory.
     """
-    import grain  # it imports array_record, which a sampler does not need
-
+    grain = _grain()
     _check(source, batch_size, start, num_workers, process_index, process_count)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     local = batch_size // process_count
@@ -200,6 +199,20 @@ def batches(
         chunks_per_batch=local // chunks.size,
         unreadable=unreadable or Unreadable(math.inf),
     )
+
+
+def _grain() -> Any:
+    """Grain. It imports array_record, which a sampler does not need.
+
+    With an older jaxlib the import warns that workers cannot be profiled, which nobody asked for.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        import grain
+    finally:
+        logging.set_verbosity(verbosity)
+    return grain
 
 
 @dataclasses.dataclass(frozen=True)
