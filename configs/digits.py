@@ -1,6 +1,7 @@
 """Digits: class-conditional handwritten digits of 8x8, which come with scikit-learn.
 
     python main.py --config=configs/digits.py
+    python main.py --config=configs/digits.py:quick
     python main.py --config=configs/digits.py:diverse
 
 Takes eight minutes on two CPU cores: half a minute for the encoder, the rest for the generator.
@@ -27,7 +28,7 @@ from drifting_jax.config import base_config, check_variant
 
 def get_config(variant: str = "plain"):
     """Returns the config; `drifting_jax.config.fields` lists every field."""
-    check_variant(__file__, variant, ("plain", "diverse"))
+    check_variant(__file__, variant, ("plain", "quick", "diverse"))
     config = base_config("generator")
     config.log_every = 20
 
@@ -66,4 +67,11 @@ def get_config(variant: str = "plain"):
         config.drift.temperatures = (0.05, 0.1)
         config.features.raw_weight = 8.0
         config.train.num_steps = 1100  # in the time of 1000 with three temperatures
+    if variant == "quick":
+        config.encoder.input_patch_size = 2
+        config.drift.repulsion = 1.05
+        config.drift.temperatures = (0.05, 0.1)
+        config.features.raw_weight = 16.0
+        config.optim.learning_rate = 4e-3
+        config.train.num_steps = 900
     return config
