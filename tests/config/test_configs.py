@@ -69,7 +69,7 @@ def test_every_config_resolves_and_gives_its_command(path):
 @pytest.mark.parametrize(
     ("name", "variants"),
     {
-        "digits": ("plain", "diverse"),
+        "digits": ("plain", "quick", "diverse"),
         "imagenet512_latent": ("B", "L"),
         "imagenet_latent": ("B", "L", "ablation", "one_gpu"),
         "imagenet_pixel": ("B", "L"),
