@@ -1,6 +1,6 @@
 """Measures digits without this library's code, with scikit-learn and SciPy alone.
 
-    python -m drifting_jax.sample --workdir=runs/digits --per_class=144 --out=samples.npz
+    python -m drifting_jax.sample --workdir=runs/digits_quick --per_class=144 --out=samples.npz
     python benchmarks/judge_digits.py samples.npz [more.npz ...]
 
 A line for each file has the label accuracy by an SVM that saw all real digits; the Fréchet distance

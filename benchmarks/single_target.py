@@ -172,7 +172,7 @@ def print_table(rules, seeds):
         cells = [", ".join(str(row["seed"]) for row in rows)]
         for name in ("both", "near", "distance"):
             values = [row[name] for row in rows]
-            cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}")
+            cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")
         learned = [f"{row['temperature']:.3f}" for row in rows if row["temperature"] is not None]
         print("| " + " | ".join([rule, *cells, ", ".join(learned) or "–"]) + " |")
 

@@ -1,4 +1,4 @@
-"""A page that shows a trained run: `python -m drifting_jax.demo --workdir=runs/digits`.
+"""A page that shows a trained run: `python -m drifting_jax.demo --workdir=runs/digits_quick`.
 
 Or published weights, with nothing trained: `--weights=FOLDER`. Needs the extra `demo`.
 

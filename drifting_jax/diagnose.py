@@ -1,7 +1,7 @@
 """Which encoder, which temperature? Answers before training.
 
     python -m drifting_jax.diagnose --config=configs/digits.py
-    python -m drifting_jax.diagnose --config=configs/digits.py --encoder=runs/digits
+    python -m drifting_jax.diagnose --config=configs/digits.py:quick --encoder=runs/digits_quick
 
 Needs the data of the config, and takes an encoder from --encoder or config.encoder.path. Real
 images of all classes stand in for generated samples. For each feature and temperature the command

@@ -1,10 +1,10 @@
-"""Measures a run, weights or images: `python -m drifting_jax.evaluate --workdir=runs/digits`.
+"""Measures a run, weights or images: `python -m drifting_jax.evaluate --workdir=runs/digits_quick`.
 
     … reference --images=/data/imagenet --image_size=256 --out=ref.npz
     … --workdir=runs/imagenet_latent --reference=ref.npz --cfg_scales=1,1.5,2 --seeds=0,1,2
     … --weights=FOLDER --vae=hf://… --reference=ref.npz
     … --images=samples.npz --reference=ref.npz
-    … --workdir=runs/digits --sweep --seeds=0,1,2
+    … --workdir=runs/digits_quick --sweep --seeds=0,1,2
     … --workdir=runs/images_small --nearest
     … --workdir=runs/cifar10 --protocol=train_split
 

@@ -1,6 +1,6 @@
 """Writes a sampler that needs no drifting_jax: `python -m drifting_jax.export --workdir=… --out=…`.
 
-    python -m drifting_jax.export --workdir=runs/digits --out=sampler
+    python -m drifting_jax.export --workdir=runs/digits_quick --out=sampler
     python sampler/sample.py --classes=3,7 --per_class=8 --out=samples.png
 
 Or of weights without a run: `--weights=FOLDER`. The folder samples with JAX alone, on a CPU, a GPU

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,7 @@ def run(name: str, checkout: Path, parameters: str, *, timeout: int) -> nbformat
         notebook,
         kernel_name="short",
         timeout=timeout,
+        startup_timeout=timeout,  # other processes may come first
         resources={"metadata": {"path": str(checkout / "notebooks")}},
     )
     client.execute()
@@ -90,6 +92,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="Folder for the notebooks with their outputs.")
     parser.add_argument("--full", action="store_true", help="With the parameters as they stand.")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and remove the folder below
     with tempfile.TemporaryDirectory() as folder:
         python = make_kernel(Path(folder))
         # A copy, so that what the notebooks write and install does not come into the checkout.

@@ -9,6 +9,7 @@ differs in any bit from an undisturbed one, if a run did not go on, or if not al
 import argparse
 import itertools
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -44,6 +45,7 @@ def main() -> int:
     parser.add_argument("--processes", default="1,2", help="numbers of processes, each its own run")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the runs
     layouts = [int(number) for number in given.processes.split(",")]
     done, wrong = 0, []
     with tempfile.TemporaryDirectory() as folder:

@@ -202,9 +202,9 @@ def batches(
 
 
 def _grain() -> Any:
-    """Grain. It imports array_record, which a sampler does not need.
+    """Grain, which is imported late: its array_record is nothing that a sampler needs.
 
-    With an older jaxlib the import warns that workers cannot be profiled, which nobody asked for.
+    With a jaxlib before 0.11 the import warns that workers cannot be profiled. Nobody asked for it.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

@@ -59,6 +59,8 @@ def test_raw_pixels_of_digits(tmp_path):
     ("words", "message"),
     [
         (["--temperatures=0.1,x"], "--temperatures must be numbers above 0"),
+        (["--temperatures=0"], "--temperatures must be numbers above 0"),
+        (["more"], "expected flags alone; found 'more'"),
         (
             ["--config.drift.field=energy", "--config.drift.combine=crossed"],
             "config.drift.field=energy has no kernel",

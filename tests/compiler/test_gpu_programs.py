@@ -129,7 +129,10 @@ ABLATIONS = [(c, n) for c in ("crossed", "separate") for n in ("both", "targets"
 
 @pytest.mark.parametrize(
     ("name", "combine", "normalize"),
-    [*(("h100", *each) for each in ABLATIONS), *((name, *ABLATIONS[0]) for name in NAMES[1:])],
+    [
+        *(("h100", *each) for each in ABLATIONS),
+        *((name, combine, "both") for name in NAMES[1:] for combine in ("crossed", "separate")),
+    ],
 )
 def test_the_loss_of_the_paper_and_its_ablations(name, combine, normalize):
     options = DriftOptions(combine=combine, normalize=normalize)

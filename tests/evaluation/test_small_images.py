@@ -112,4 +112,6 @@ def test_mistakes_are_named(real):
 def test_samples_without_labels_have_no_accuracy(real, classifier):
     samples = real["test"][0], np.zeros(len(real["test"][0]), int)
     found = measured(*samples, **real, classifier=classifier, labelled=False)
-    assert "accuracy" not in found and found["fd_classifier"].value == pytest.approx(0, abs=1e-6)
+    assert "accuracy" not in found
+    # Roots of eigenvalues near zero leave 1e-9, on some CPUs more.
+    assert found["fd_classifier"].value == pytest.approx(0, abs=1e-6)
