@@ -1,6 +1,6 @@
-"""Samples of a trained run: `python -m drifting_jax.sample --workdir=runs/digits_quick --out=a.npz`.
+"""Samples of a run: `python -m drifting_jax.sample --workdir=runs/digits_quick --out=out.npz`.
 
-Or of published weights, with nothing trained: `--weights=FOLDER --classes=207,360 --out=a.png`.
+Or of published weights, with nothing trained: `--weights=FOLDER --classes=207,360 --out=out.png`.
 
 Writes an `.npz` in the format that evaluation suites read (`arr_0` [n, h, w, c] uint8, `arr_1` [n]
 labels, class-major), or a `.png` grid with the classes one after another.
