@@ -18,7 +18,7 @@ _PICTURES = {
     },
     "digits": {
         "Training": "![Samples over training](images/digits_over_training.png)\n\n"
-        "*Samples of the same noise after 100, 200, 500 and 1000 steps.*",
+        "*Samples of the same noise after 100, 200, 500 and 900 steps.*",
         "Reading the run": "![Drift and diversity](images/digits_drift.png)\n\n"
         "*The drift and the diversity of a run, as [Reading a run](reading_a_run.md) explains.*",
         "Sampling, with guidance": "![Generated digits](images/digits.png)\n\n"
