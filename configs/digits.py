@@ -5,8 +5,9 @@
     python main.py --config=configs/digits.py:diverse
 
 The default takes eight minutes on two CPU cores, more on slow shared ones: half a minute for the
-encoder, the rest for the generator. Expect a Fréchet distance on pixels of about 0.8 at α = 1, where
-real images have 0.35, and an accuracy of about 0.99. docs/reading_a_run.md explains the metrics.
+encoder, the rest for the generator. Expect a Fréchet distance on pixels of about 0.8 at α = 1,
+where real images have 0.35, and an accuracy of about 0.99. docs/reading_a_run.md explains the
+metrics.
 
 `:quick` takes half the time, for a Fréchet distance of 0.75 and a recall of 0.81. It has the
 settings of `:diverse` with more weight on the pixels, an encoder on patches of 2x2, and a higher
