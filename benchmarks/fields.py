@@ -14,7 +14,8 @@ again.
 
 The main metric is the sliced Wasserstein distance over that of real points to real points. Better
 than the paper's field means: all three paired differences have one sign, and their mean exceeds
-twice the standard deviation of the paper's field.
+twice the standard deviation of the paper's field. Seeds 4 to 6 then measure fields that are better
+once more: "confirmed" means that the same holds of these seeds alone.
 """
 
 import functools
@@ -53,7 +54,7 @@ STEPS, SAMPLES, POINTS, NOISE, EMA = 600, 128, 20000, 16, 0.98
 WIDTHS = (64, 64)
 LEARNING_RATE = 2e-3
 MEASURED = 4096  # points of an evaluation
-TUNED, FRESH = (0,), (1, 2, 3)  # seeds
+TUNED, FRESH, CONFIRMING = (0,), (1, 2, 3), (4, 5, 6)  # seeds
 
 STARTS = {"collapsed": (-1.5, 0.0), "between": (0.0, 0.0), "far": (5.0, 5.0)}
 PROBLEMS = [
@@ -64,6 +65,7 @@ PROBLEMS = [
     ("eight_gaussians", "collapsed"),
 ]
 SPIRAL = [("spiral_64d", "between")]
+DECIDING = [problem for problem in PROBLEMS if problem[1] != "collapsed"]
 
 
 def draw_target(name: str, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -184,12 +186,11 @@ def measure(name: str, tried: list[DriftOptions], problems) -> dict:
         "scale": shown(tried[best]),
         "tuning": {shown(o): round(s, 4) for o, s in zip(tried, scores, strict=True)},
         "seconds": round(seconds, 1),
-        "distance": {},
+        "distance": distances(samples, problems),
         "variation": {},
     }
     for i, (target, start) in enumerate(problems):
         key = f"{target} {start}"
-        row["distance"][key] = [round(distance(target, s), 3) for s in samples[i]]
         if (of_modes := [variation(target, s) for s in samples[i]])[0] is not None:
             row["variation"][key] = [round(v, 4) for v in of_modes]
     if problems is not SPIRAL:
@@ -199,36 +200,64 @@ def measure(name: str, tried: list[DriftOptions], problems) -> dict:
     return row
 
 
-def table(results: dict) -> str:
-    """Mean ± sd over the seeds of distances, as geometric means over groups of problems."""
-    groups = {f"{target}, {start}": [f"{target} {start}"] for target, start in PROBLEMS + SPIRAL}
-    started = [f"{target} {start}" for target, start in PROBLEMS if start != "collapsed"]
+def distances(samples: np.ndarray, problems) -> dict[str, list[float]]:
+    """{problem: distance of each seed} of samples [problem, seed, n, d]."""
+    return {
+        f"{target} {start}": [round(distance(target, s), 3) for s in samples[i]]
+        for i, (target, start) in enumerate(problems)
+    }
 
-    def by_seed(row, keys):
-        known = np.asarray([row["distance"][key] for key in keys], float)
+
+def verdict(row: dict, reference: dict) -> str:
+    """What the rule says of distances {problem: of each seed} against those of the paper's field.
+
+    Distances are geometric means over the problems that decide.
+    """
+
+    def by_seed(of: dict) -> np.ndarray:
+        known = [of[f"{target} {start}"] for target, start in DECIDING]
         return np.exp(np.mean(np.log(known), axis=0))
 
+    differences = by_seed(row) - by_seed(reference)
+    clear = abs(differences.mean()) > 2 * by_seed(reference).std(ddof=1)
+    if clear and (differences < 0).all():
+        return "better"
+    return "worse" if clear and (differences > 0).all() else "no difference seen"
+
+
+def confirm(results: dict, path: Path) -> None:
+    """Measures the paper's field and those that are better with further seeds; writes each."""
+    reference = results["crossed"]
+    for name, tried in candidates().items():
+        row = results[name]
+        is_better = row is reference or verdict(row["distance"], reference["distance"]) == "better"
+        if not is_better or "confirmation" in row:
+            continue
+        options = next(one for one in tried if shown(one) == row["scale"])
+        samples, _ = runs(options, DECIDING, CONFIRMING)
+        row["confirmation"] = distances(samples, DECIDING)
+        print(name, row["confirmation"], flush=True)
+        jax.clear_caches()
+        path.write_text(json.dumps(results) + "\n")
+
+
+def table(results: dict) -> str:
+    """Mean ± sd over the seeds of the distances of each problem, and the verdicts."""
+    problems = PROBLEMS + SPIRAL
     lines = [
-        "| field | scale | " + " | ".join(groups) + " | masses of modes | against crossed |",
-        "|---|---|" + "---|" * (len(groups) + 2),
+        f"| field | scale | {' | '.join(map(', '.join, problems))} | masses of modes | "
+        "against crossed |",
+        "|---|---|" + "---|" * (len(problems) + 2),
     ]
-    reference = by_seed(results["crossed"], started)
+    reference = results["crossed"]
     for name, row in results.items():
-        cells = []
-        for keys in groups.values():
-            values = by_seed(row, keys)
-            cells.append(mean_and_deviation(values))
+        cells = [mean_and_deviation(np.asarray(row["distance"][" ".join(p)])) for p in problems]
         modes_ = [v for key, v in row["variation"].items() if not key.endswith("collapsed")]
-        differences = by_seed(row, started) - reference
-        verdict = "no difference seen"
-        clear = abs(differences.mean()) > 2 * reference.std(ddof=1)
-        if name == "crossed":
-            verdict = ""
-        elif clear and (differences < 0).all():
-            verdict = "better"
-        elif clear and (differences > 0).all():
-            verdict = "worse"
-        cells = [name, row["scale"], *cells, f"{np.mean(modes_):.3f}", verdict]
+        found = "" if row is reference else verdict(row["distance"], reference["distance"])
+        if found == "better" and "confirmation" in row:
+            again = verdict(row["confirmation"], reference["confirmation"])
+            found += ", confirmed" if again == "better" else f"; with further seeds {again}"
+        cells = [name, row["scale"], *cells, f"{np.mean(modes_):.3f}", found]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -279,6 +308,7 @@ def main(_) -> None:
             results[name] = found
             jax.clear_caches()  # hundreds of programs would exhaust the memory maps of a process
             path.write_text(json.dumps(results) + "\n")
+        confirm(results, path)
     if _PICTURE.value:
         picture(results, _PICTURE.value)
     print(table(results))

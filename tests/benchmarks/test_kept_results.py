@@ -160,3 +160,45 @@ def test_fields_with_a_second_batch_generate_as_many_samples(digits):
         "separate": (32, 32), "separate, fresh": (16, 16),
         "w_flow": (16, 16), "w_flow, two_fold": (32, 16),
     }  # fmt: skip
+
+
+def test_a_field_that_is_better_is_measured_again_with_further_seeds(tmp_path, monkeypatch, capsys):
+    """Of two that are better one stays so; the others are not measured again."""
+    path = tmp_path / "toys.json"
+    monkeypatch.syspath_prepend(BENCHMARKS)  # where the script's own modules lie
+    script = load_script(BENCHMARKS / "fields.py", f"--results={path}")
+
+    def of_seeds(distance, problems):
+        return {" ".join(p): [distance - 0.01, distance, distance + 0.01] for p in problems}
+
+    first = {"crossed": 3.0, "separate": 2.8, "bias_corrected": 2.8, "mmd": 3.3, "sharp": 3.01}
+    again = iter([3.0, 2.9, 3.0])  # of the first three, in their order
+    known = {name: tried for name, tried in script.candidates().items() if name in first}
+    rows = {
+        name: {
+            "scale": script.shown(known[name][0]),
+            "distance": of_seeds(first[name], script.PROBLEMS + script.SPIRAL),
+            "variation": {"eight_gaussians between": [0.1, 0.1, 0.1]},
+        }
+        for name in known
+    }
+    write_json(path, rows)
+    asked = []
+
+    def runs(options, problems, seeds):
+        asked.append((options, seeds))
+        return of_seeds(next(again), problems), 1.0
+
+    monkeypatch.setattr(script, "candidates", lambda: known)
+    monkeypatch.setattr(script, "runs", runs)
+    monkeypatch.setattr(script, "distances", lambda samples, problems: samples)
+    script.main([])
+    script.main([])
+    better = ("crossed", "separate", "bias_corrected")
+    assert asked == [(known[name][0], (4, 5, 6)) for name in better]
+    assert [name for name, row in read_json(path).items() if "confirmation" in row] == [*better]
+    verdicts = [line.split(" | ")[-1] for line in capsys.readouterr().out.splitlines()[-5:]]
+    assert verdicts == [
+        " |", "better, confirmed |", "better; with further seeds no difference seen |",
+        "no difference seen |", "worse |",
+    ]  # fmt: skip
