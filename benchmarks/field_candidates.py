@@ -1,5 +1,7 @@
 """The drifting fields that the benchmarks compare, with five values of each one's scale."""
 
+import numpy as np
+
 from drifting_jax.method.fields.options import DriftOptions
 
 TAUS = (0.02, 0.05, 0.1, 0.2, 0.5)
@@ -45,6 +47,17 @@ def candidates():
         for stride in (0.1, 0.25, 0.5, 1.0, 2.0)
     ]
     return found
+
+
+def verdict(values: np.ndarray, reference: np.ndarray) -> str:
+    """What the rule says of the distances of a field against the paper's, of the same seeds."""
+    differences = values - reference
+    if abs(differences.mean()) > 2 * reference.std(ddof=1):
+        if (differences < 0).all():
+            return "better"
+        if (differences > 0).all():
+            return "worse"
+    return "no difference seen"
 
 
 def shown(options: DriftOptions) -> str:

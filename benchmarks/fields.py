@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from field_candidates import candidates, shown
+from field_candidates import candidates, shown, verdict
 
 from drifting_jax.config.streams import root_key
 from drifting_jax.data.points import modes, sample_target
@@ -208,30 +208,19 @@ def distances(samples: np.ndarray, problems) -> dict[str, list[float]]:
     }
 
 
-def verdict(row: dict, reference: dict) -> str:
-    """What the rule says of distances {problem: of each seed} against those of the paper's field.
-
-    Distances are geometric means over the problems that decide.
-    """
-
-    def by_seed(of: dict) -> np.ndarray:
-        known = [of[f"{target} {start}"] for target, start in DECIDING]
-        return np.exp(np.mean(np.log(known), axis=0))
-
-    differences = by_seed(row) - by_seed(reference)
-    clear = abs(differences.mean()) > 2 * by_seed(reference).std(ddof=1)
-    if clear and (differences < 0).all():
-        return "better"
-    return "worse" if clear and (differences > 0).all() else "no difference seen"
+def deciding(of_problems: dict[str, list[float]]) -> np.ndarray:
+    """[seeds] geometric means of the distances over the problems that decide."""
+    known = [of_problems[" ".join(problem)] for problem in DECIDING]
+    return np.exp(np.mean(np.log(known), axis=0))
 
 
 def confirm(results: dict, path: Path) -> None:
     """Measures the paper's field and those that are better with further seeds; writes each."""
-    reference = results["crossed"]
+    reference = deciding(results["crossed"]["distance"])
     for name, tried in candidates().items():
         row = results[name]
-        is_better = row is reference or verdict(row["distance"], reference["distance"]) == "better"
-        if not is_better or "confirmation" in row:
+        is_better = verdict(deciding(row["distance"]), reference) == "better"
+        if "confirmation" in row or not (is_better or name == "crossed"):
             continue
         options = next(one for one in tried if shown(one) == row["scale"])
         samples, _ = runs(options, DECIDING, CONFIRMING)
@@ -250,12 +239,16 @@ def table(results: dict) -> str:
         "|---|---|" + "---|" * (len(problems) + 2),
     ]
     reference = results["crossed"]
+
+    def compared(row: dict, of: str) -> str:
+        return verdict(deciding(row[of]), deciding(reference[of]))
+
     for name, row in results.items():
         cells = [mean_and_deviation(np.asarray(row["distance"][" ".join(p)])) for p in problems]
         modes_ = [v for key, v in row["variation"].items() if not key.endswith("collapsed")]
-        found = "" if row is reference else verdict(row["distance"], reference["distance"])
+        found = "" if row is reference else compared(row, "distance")
         if found == "better" and "confirmation" in row:
-            again = verdict(row["confirmation"], reference["confirmation"])
+            again = compared(row, "confirmation")
             found += ", confirmed" if again == "better" else f"; with further seeds {again}"
         cells = [name, row["scale"], *cells, f"{np.mean(modes_):.3f}", found]
         lines.append(f"| {' | '.join(cells)} |")

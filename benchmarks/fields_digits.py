@@ -25,7 +25,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags, logging
-from field_candidates import candidates, shown
+from field_candidates import candidates, shown, verdict
 
 from drifting_jax.config import resolve
 from drifting_jax.config.config_files import file_beside
@@ -125,21 +125,17 @@ def measure(name: str, results: dict) -> None:
             write_json(_RESULTS.value, results)
 
 
-def verdict(row: dict, reference: dict) -> str:
-    """What the rule says of a field against the paper's."""
+def against(row: dict, reference: dict) -> str:
+    """What the rule, with recall, says of a field against the paper's."""
 
     def values(of, name):
         return np.asarray([of["seeds"][str(seed)][name] for seed in SEEDS])
 
     if row is reference:
         return ""
-    distances = values(reference, "fd_pixels")
-    differences = values(row, "fd_pixels") - distances
-    clear = abs(differences.mean()) > 2 * distances.std(ddof=1)
+    found = verdict(values(row, "fd_pixels"), values(reference, "fd_pixels"))
     kept = values(row, "recall").mean() >= values(reference, "recall").mean() - 0.02
-    if clear and (differences < 0).all():
-        return "better" if kept else "nearer, with less recall"
-    return "worse" if clear and (differences > 0).all() else "no difference seen"
+    return found if found != "better" or kept else "nearer, with less recall"
 
 
 def table(fields: dict) -> str:
@@ -153,7 +149,7 @@ def table(fields: dict) -> str:
         for metric in METRICS:
             values = np.asarray([row["seeds"][str(seed)][metric] for seed in SEEDS])
             cells.append(f"{values.mean():.3f} ± {values.std(ddof=1):.3f}")
-        cells.append(verdict(row, complete["crossed"]) if "crossed" in complete else "")
+        cells.append(against(row, complete["crossed"]) if "crossed" in complete else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

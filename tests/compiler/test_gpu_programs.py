@@ -130,8 +130,7 @@ ABLATIONS = [(c, n) for c in ("crossed", "separate") for n in ("both", "targets"
     ("name", "combine", "normalize"),
     [
         *(("h100", *each) for each in ABLATIONS),
-        ("a100", "crossed", "both"),  # the other two have it in their steps of digits
-        *((name, "separate", "both") for name in NAMES[1:]),
+        *((name, combine, "both") for name in NAMES[1:] for combine in ("crossed", "separate")),
     ],
 )
 def test_the_loss_of_the_paper_and_its_ablations(name, combine, normalize):
