@@ -36,18 +36,22 @@ from drifting_jax.policy.windows import WindowSource
 from drifting_jax.steps.scaling import scaling_of
 from drifting_jax.surroundings import settled_jax
 
+_ENERGY = {"drift.field": "fair_energy"}
+_MEAN_SHIFT = {"drift.field": "mean_shift", "drift.temperatures": (0.02, 0.05, 0.2)}
 RULES = {
-    "fair_energy": {},
-    "fair_energy, rows": {"single_target.statistics": "row"},
-    "fair_energy, neighbours": {"single_target.neighbours": 15},
+    "mmd": {},
+    "mmd, neighbours": {"single_target.neighbours": 15},
+    "fair_energy": _ENERGY,
+    "fair_energy, rows": _ENERGY | {"single_target.statistics": "row"},
+    "fair_energy, neighbours": _ENERGY | {"single_target.neighbours": 15},
     "learned_temperature": {
         "drift.field": "mean_shift",
         "drift.temperatures": (10.0,),
         "single_target.learned_temperature": True,
         "single_target.statistics": "row",
     },
-    "mean_shift": {"drift.field": "mean_shift"},
-    "mean_shift, neighbours": {"drift.field": "mean_shift", "single_target.neighbours": 15},
+    "mean_shift": _MEAN_SHIFT,
+    "mean_shift, neighbours": _MEAN_SHIFT | {"single_target.neighbours": 15},
 }
 RULES["learned_temperature, neighbours"] = RULES["learned_temperature"] | {
     "single_target.neighbours": 15

@@ -7,10 +7,10 @@
     python benchmarks/control/compare.py --picture=docs/images/two_ways.png
 
 All methods have the same demonstrations, horizons, network, optimizer, schedule, average and number
-of steps. The rows of a baseline's step are as many as make its products cost what those of the
-drifting step cost. A seed is that of the training and of the rollouts; the demonstrations are the
-same for all. Each cell (task, method, seed) is a file of its own, and is not computed again unless
-the demonstrations have changed.
+of steps. The rows of a baseline's step are as many as make its products cost what those of a
+drifting step by the energy score cost. A seed is that of the training and of the rollouts; the
+demonstrations are the same for all. Each cell (task, method, seed) is a file of its own, and is not
+computed again unless the demonstrations have changed.
 """
 
 import os
@@ -40,7 +40,7 @@ from drifting_jax.training import build
 from drifting_jax.training.run import run
 
 _TASKS = flags.DEFINE_list("tasks", [], "Of TASKS; empty: all.")
-_METHODS = flags.DEFINE_list("methods", [], "Of METHODS; empty: all.")
+_METHODS = flags.DEFINE_list("methods", [], "Of METHODS and DRIFTING; empty: METHODS.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of training and rollouts.")
 _EPISODES = flags.DEFINE_integer("episodes", 50, "Rollouts of a cell.")
 _STEPS = flags.DEFINE_integer("steps", 2000, "Training steps.")
@@ -67,9 +67,32 @@ TASKS = {"two_ways": Task(200, 64, conditions=32, generated=16)} | {
     f"metaworld:{name}-v3": Task(50, 200, conditions=64, generated=8)
     for name in ("reach", "door-open", "push", "pick-place", "assembly")
 }
-METHODS = ("drifting", "regression", "diffusion_100", "flow_10", "flow_1")
+# Of the drifting policies: what differs from the defaults of configs/policy.py.
+_MEAN_SHIFT = {"drift.field": "mean_shift", "drift.temperatures": (0.02, 0.05, 0.2)}
+DRIFTING = {
+    "drifting": {},
+    "fair_energy": {"drift.field": "fair_energy"},
+    # Measured where --methods names them:
+    "mmd_own": {"drift.negatives": "own"},
+    "mmd_five": {"drift.temperatures": (0.02, 0.06, 0.2, 0.6, 2.0)},
+    "mmd_near": {"drift.temperatures": (0.02, 0.05, 0.2, 1.0)},
+    "energy": {"drift.field": "energy"},
+    "mean_shift": _MEAN_SHIFT,
+    "mean_shift_far": _MEAN_SHIFT | {"drift.temperatures": (0.02, 0.05, 0.2, 1.0)},
+    "mean_shift_separate": _MEAN_SHIFT | {"drift.combine": "separate"},
+    "mean_shift_neighbours": _MEAN_SHIFT | {"single_target.neighbours": 15},
+    "learned_temperature": {
+        "drift.field": "mean_shift",
+        "drift.temperatures": (10.0,),
+        "single_target.learned_temperature": True,
+        "single_target.statistics": "row",
+    },
+}
+CHEAPEST = "fair_energy"  # its step is what a baseline's costs; the others take 0.3% more
+METHODS = ("drifting", "fair_energy", "regression", "diffusion_100", "flow_10", "flow_1")
 NAMES = {
     "drifting": "drifting, 1 evaluation",
+    "fair_energy": "drifting by the fair energy score",
     "regression": "regression",
     "diffusion_100": "diffusion, 100 steps",
     "flow_10": "flow matching, 10 steps",
@@ -77,9 +100,10 @@ NAMES = {
 }
 
 
-def policy_config(task: str, seed: int) -> Any:
+def policy_config(task: str, seed: int, method: str = "drifting") -> Any:
     """The config of a task: a network that a CPU trains in minutes."""
     config = base_config("policy")
+    config.update_from_flattened_dict(DRIFTING.get(method, {}))
     config.seed = seed
     config.data.path = str(demonstrations_path(task))
     config.model.width = config.condition.width = WIDTH
@@ -129,11 +153,11 @@ def trained(
     task: str, method: str, seed: int, fingerprint: str, cache: dict
 ) -> tuple[Any, dict[str, Any]]:
     """The policy of a cell, and what is known of its training."""
-    config = policy_config(task, seed)
-    flops = step_flops(config)
+    config = policy_config(task, seed, method)
+    flops = step_flops(config if method in DRIFTING else policy_config(task, seed, CHEAPEST))
     began = time.perf_counter()
-    if method == "drifting":
-        name = f"{task.replace(':', '_')}-seed{seed}-{fingerprint}"
+    if method in DRIFTING:
+        name = f"{task.replace(':', '_')}-{method}-seed{seed}-{fingerprint}"
         workdir = Path(_SCRATCH.value) / "runs" / name
         if run(config, workdir=workdir):
             sys.exit(75)
@@ -186,7 +210,7 @@ def measure_times() -> None:
     state = policy_program(config, data.sizes, mesh).init()
     drifting = policy_of(config, data.scalings, state, step=0, ema_decay=0.99, batch_size=1)
     params = baselines.initial(config)
-    for method in METHODS:
+    for method in ("drifting", *baselines.BASELINES):
         policy = drifting
         if method != "drifting":
             policy = baselines.make_baseline(config, method, params, batch_size=1)
@@ -211,11 +235,12 @@ def _milliseconds(policy: Any) -> float:
 
 def print_table() -> None:
     """Success in percent, mean ± standard deviation over seeds, a row a task."""
-    print("| task | " + " | ".join(NAMES[m] for m in METHODS) + " |")
-    print("|---" * (1 + len(METHODS)) + "|")
+    methods = _METHODS.value or METHODS
+    print("| task | " + " | ".join(NAMES.get(m, m) for m in methods) + " |")
+    print("|---" * (1 + len(methods)) + "|")
     for task in TASKS:
         cells = []
-        for method in METHODS:
+        for method in methods:
             paths = sorted(
                 cell_path(task, method, 0).parent.glob(
                     cell_path(task, method, 0).name.replace("seed0", "seed*")
@@ -226,9 +251,10 @@ def print_table() -> None:
         if any(cells):
             print(f"| {task.removeprefix('metaworld:')} | " + " | ".join(cells) + " |")
     times = Path(_RESULTS.value) / "times.json"
-    if times.exists():
+    if times.exists() and not _METHODS.value:
         found = read_json(times)["milliseconds"]
-        print("| ms a chunk | " + " | ".join(f"{found[m]:.2f}" for m in METHODS) + " |")
+        spent = [found["drifting" if m in DRIFTING else m] for m in METHODS]
+        print("| ms a chunk | " + " | ".join(f"{ms:.2f}" for ms in spent) + " |")
 
 
 def _cell(rates: list[float]) -> str:

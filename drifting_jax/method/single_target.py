@@ -1,8 +1,9 @@
 """Conditions that come with a single target each: an observation with its action, for example.
 
 A row of a step is one condition with g generated samples and its target. Softmaxes over many
-positives lose their meaning there. Three rules help:
+positives lose their meaning there. Four rules help:
 
+* kernels of several sizes together, the field "mmd" (`fields/energy.py`);
 * the almost-fair energy score, which is the field "fair_energy" (`fields/energy.py`);
 * the scale S and the norm of the drift of each row by itself, with a learned temperature;
 * further positives: targets of neighbouring conditions, weighed by a kernel on the conditions.

@@ -103,8 +103,10 @@ def test_the_folder_has_the_weights_the_metrics_and_a_card(hub, workdir):
     assert "It sees 2 observations of 3 numbers" in card and "| `model.width` | 16 |" in card
     assert f"| training demonstrations | {measured['training']['energy_score']:.4f} |" in card
     assert "| mine.py_Mine | 50 | 62.5% |" in card and "/home" not in card
+    assert "| `drift.field` | mmd |" in card
+    assert "| `drift.temperatures` | (0.05, 0.2, 1.0, 3.0) |" in card
     # Neither the field nor the network reads these.
-    assert "drift.temperatures" not in card and "model.num_heads" not in card
+    assert "drift.combine" not in card and "model.num_heads" not in card
 
 
 def test_it_acts_as_the_run_does_and_can_be_written_again(hub, workdir, tmp_path):
