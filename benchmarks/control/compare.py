@@ -10,7 +10,7 @@ All methods have the same demonstrations, horizons, network, optimizer, schedule
 of steps. The rows of a baseline's step are as many as make its products cost what those of a
 drifting step by the energy score cost. A seed is that of the training and of the rollouts; the
 demonstrations are the same for all. Each cell (task, method, seed) is a file of its own, and is not
-computed again unless the demonstrations have changed.
+computed again unless the demonstrations or the rule of a drifting policy have changed.
 """
 
 import os
@@ -32,6 +32,7 @@ from drifting_jax.control.environments.table import open_environment
 from drifting_jax.control.measurement import Settings, measure, read_seed
 from drifting_jax.control.pictures import paths_picture
 from drifting_jax.files import read_json, write_bytes, write_json
+from drifting_jax.method.fields.table import negatives_of, temperatures_of
 from drifting_jax.policy.demonstrations import read_demonstrations
 from drifting_jax.policy.policy import load_policy, policy_of
 from drifting_jax.policy.program import policy_program
@@ -88,7 +89,7 @@ DRIFTING = {
         "single_target.statistics": "row",
     },
 }
-CHEAPEST = "fair_energy"  # its step is what a baseline's costs; the others take 0.3% more
+CHEAPEST = "fair_energy"  # its step is what a baseline's costs; the others take up to 0.9% more
 METHODS = ("drifting", "fair_energy", "regression", "diffusion_100", "flow_10", "flow_1")
 NAMES = {
     "drifting": "drifting, 1 evaluation",
@@ -133,14 +134,23 @@ def collect_demonstrations(task: str) -> str:
     return read_demonstrations(str(demonstrations_path(task))).fingerprint
 
 
-def is_kept(path: Path, fingerprint: str) -> bool:
-    """Whether a cell is there, of these demonstrations; one that names none stays."""
-    if not path.exists():
-        return False
-    of_cell = read_json(path).get("demonstrations")
-    if of_cell is None:
-        print(f"{path} does not say what its demonstrations were; delete it to measure it again")
-    return of_cell in (None, fingerprint)
+def is_kept(path: Path, identity: dict[str, Any]) -> bool:
+    """Whether a cell is there, of these demonstrations and this rule."""
+    return path.exists() and identity.items() <= read_json(path).items()
+
+
+def rule_of(method: str) -> dict[str, Any]:
+    """What decides how a drifting policy learns; nothing of a baseline."""
+    if method not in DRIFTING:
+        return {}
+    config = policy_config("two_ways", 0, method)  # of any task
+    options = build.drift_options(config)
+    found = {name: getattr(options, name) for name in ("field", "combine")}
+    found["negatives"] = negatives_of(options)
+    found["temperatures"] = list(temperatures_of(options))
+    for name in ("statistics", "learned_temperature", "neighbours"):
+        found[name] = config.single_target[name]
+    return {"rule": found}
 
 
 def step_flops(config: Any) -> float:
@@ -150,14 +160,14 @@ def step_flops(config: Any) -> float:
 
 
 def trained(
-    task: str, method: str, seed: int, fingerprint: str, cache: dict
+    task: str, method: str, seed: int, identity: dict, cache: dict
 ) -> tuple[Any, dict[str, Any]]:
     """The policy of a cell, and what is known of its training."""
     config = policy_config(task, seed, method)
     flops = step_flops(config if method in DRIFTING else policy_config(task, seed, CHEAPEST))
     began = time.perf_counter()
     if method in DRIFTING:
-        name = f"{task.replace(':', '_')}-{method}-seed{seed}-{fingerprint}"
+        name = f"{task.replace(':', '_')}-{method}-seed{seed}-{identity['demonstrations']}"
         workdir = Path(_SCRATCH.value) / "runs" / name
         if run(config, workdir=workdir):
             sys.exit(75)
@@ -171,13 +181,13 @@ def trained(
     return policy, record | {"training_seconds": time.perf_counter() - began}
 
 
-def measure_cell(task: str, method: str, seed: int, fingerprint: str, cache: dict) -> None:
-    """Trains, rolls out, and writes a cell."""
-    policy, record = trained(task, method, seed, fingerprint, cache)
+def measure_cell(task: str, method: str, seed: int, identity: dict, cache: dict) -> None:
+    """Trains, rolls out, and writes a cell with its demonstrations and its rule."""
+    policy, record = trained(task, method, seed, identity, cache)
     of_policy = {"method": method, "training_seed": seed, "steps": _STEPS.value}
     settings = Settings(
         environment=task,
-        policy=of_policy | {"demonstrations": fingerprint},
+        policy=of_policy | identity,
         episodes=_EPISODES.value,
         max_steps=TASKS[task].max_steps,
         draw_every=0,
@@ -189,8 +199,7 @@ def measure_cell(task: str, method: str, seed: int, fingerprint: str, cache: dic
     summary = found[1]
     kept = ("success", "endings", "steps_of_a_success", "episodes", "max_steps")
     cell = {"task": task, "method": method, "seed": seed, "training_steps": _STEPS.value}
-    cell["demonstrations"] = fingerprint
-    cell |= {name: summary[name] for name in kept} | record
+    cell |= identity | {name: summary[name] for name in kept} | record
     write_json(
         cell_path(task, method, seed), cell | {"rollout_seconds": time.perf_counter() - began}
     )
@@ -241,12 +250,8 @@ def print_table() -> None:
     for task in TASKS:
         cells = []
         for method in methods:
-            paths = sorted(
-                cell_path(task, method, 0).parent.glob(
-                    cell_path(task, method, 0).name.replace("seed0", "seed*")
-                )
-            )
-            rates = [100 * read_json(path)["success"] for path in paths]
+            paths = [cell_path(task, method, seed) for seed in _SEEDS.value]
+            rates = [100 * read_json(path)["success"] for path in paths if path.exists()]
             cells.append(_cell(rates))
         if any(cells):
             print(f"| {task.removeprefix('metaworld:')} | " + " | ".join(cells) + " |")
@@ -261,7 +266,7 @@ def _cell(rates: list[float]) -> str:
     if not rates:
         return ""
     if len(rates) == 1:
-        return f"{rates[0]:.0f} (one seed)"
+        return f"{rates[0]:.1f} (one seed)"
     return f"{np.mean(rates):.1f} ± {np.std(rates, ddof=1):.1f}" + (
         "" if len(rates) == 3 else f" ({len(rates)} seeds)"
     )
@@ -298,8 +303,9 @@ def main(_: list[str]) -> None:
             fingerprint = collect_demonstrations(task)
             for method in _METHODS.value or METHODS:
                 path = cell_path(task, method, seed)
-                if not is_kept(path, fingerprint):
-                    measure_cell(task, method, seed, fingerprint, cache)
+                identity = {"demonstrations": fingerprint} | rule_of(method)
+                if not is_kept(path, identity):
+                    measure_cell(task, method, seed, identity, cache)
                     print(path.read_text(), flush=True)
 
 

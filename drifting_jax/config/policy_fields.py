@@ -71,8 +71,7 @@ _CONDITION = section(
     depth=Field(2, "layers"),
 )
 
-# Every Gaussian kernel by itself is a proper score. The small ones give precise actions, and the
-# large ones reach samples that are far from their target (docs/rollouts.md).
+# The largest kernel reaches samples that are far from their target (docs/rollouts.md).
 _DRIFT = DRIFT.with_defaults(field="mmd", temperatures=(0.05, 0.2, 1.0, 3.0))
 
 _OPTIM = OPTIM.with_defaults(learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)

@@ -56,12 +56,12 @@ def compare(tmp_path, monkeypatch):
     return script
 
 
-def test_a_cell_of_other_demonstrations_is_measured_again(compare, monkeypatch, capsys):
+def test_a_cell_of_other_demonstrations_or_another_rule_is_measured_again(compare, monkeypatch):
     asked = []
 
-    def measure(task, method, seed, fingerprint, cache):
-        asked.append(fingerprint)
-        write_json(compare.cell_path(task, method, seed), {"demonstrations": fingerprint})
+    def measure(task, method, seed, identity, cache):
+        asked.append(identity["demonstrations"])
+        write_json(compare.cell_path(task, method, seed), identity)
 
     monkeypatch.setattr(compare, "measure_cell", measure)
     compare.main([])
@@ -72,11 +72,17 @@ def test_a_cell_of_other_demonstrations_is_measured_again(compare, monkeypatch, 
         np.savez(path, **{**arrays, "actions": arrays["actions"] + 1})
     compare.main([])
     assert len(asked) == 2 and asked[0] != asked[1]
-    capsys.readouterr()
-    cell = compare.cell_path("two_ways", "regression", 0)
-    write_json(cell, {"success": 0.5})  # as they were before they named their demonstrations
+    monkeypatch.setattr(compare.flags.FLAGS["methods"], "value", ["drifting", "fair_energy"])
     compare.main([])
-    assert len(asked) == 2 and f"{cell} does not say" in capsys.readouterr().out
+    compare.main([])
+    assert len(asked) == 4
+    monkeypatch.setitem(compare.DRIFTING, "drifting", {"drift.temperatures": (0.5,)})
+    compare.main([])
+    assert len(asked) == 5
+    cell = compare.cell_path("two_ways", "fair_energy", 0)
+    write_json(cell, {"success": 0.5})  # says neither
+    compare.main([])
+    assert len(asked) == 6
 
 
 def test_a_cell_says_its_demonstrations(compare, monkeypatch):

@@ -62,7 +62,8 @@ def fair_energy(
 def mmd(sets: ScaledSets, temperature: float | jax.Array, options: DriftOptions) -> jax.Array:
     """Weights [g, n] of V = (mean k·(y - x) - mean k·(z - x))/τ², Gaussian kernel.
 
-    V is minus g/2 times the gradient of the squared maximum mean discrepancy. Guidance is linear.
+    Where a sample stays among its negatives ("kept"), V is minus g/2 times the gradient of the
+    squared maximum mean discrepancy. Guidance is linear.
     """
     del options
     kernel = jnp.exp(-0.5 * jnp.square(sets.distance / temperature)) / jnp.square(temperature)
